@@ -1,0 +1,80 @@
+"""CLIP (Radford et al. 2021), native to the Hugging Face stack.
+
+Importing the package registers its classes with transformers' Auto classes, so that `AutoModel`,
+`AutoModelForZeroShotImageClassification`, `AutoProcessor` and the stock pipeline take its models by folder or name.
+All else is imported on first use.
+"""
+
+from importlib import import_module
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HFCLIPConfig": "configuration_hf_clip",
+    "HFCLIPTextConfig": "configuration_hf_clip",
+    "HFCLIPVisionConfig": "configuration_hf_clip",
+    "list_architectures": "configuration_hf_clip",
+    "HFCLIPModel": "modeling_hf_clip",
+    "HFCLIPTextModel": "modeling_hf_clip",
+    "HFCLIPVisionModel": "modeling_hf_clip",
+    "HFCLIPTextModelWithProjection": "modeling_hf_clip",
+    "HFCLIPVisionModelWithProjection": "modeling_hf_clip",
+    "HFCLIPForImageClassification": "modeling_hf_clip",
+    "HFCLIPImageProcessor": "image_processing_hf_clip",
+    "HFCLIPTokenizer": "tokenization_hf_clip",
+    "HFCLIPProcessor": "processing_hf_clip",
+    "ZeroShotClassifier": "zero_shot_hf_clip",
+    "contrastive_loss": "loss_hf_clip",
+    "decode_image": "images_hf_clip",
+    "ImageDecodeError": "images_hf_clip",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_clip' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+def _register() -> None:
+    from . import configuration_hf_clip as configuration
+    from . import modeling_hf_clip as modeling
+    from .image_processing_hf_clip import HFCLIPImageProcessor
+    from .processing_hf_clip import HFCLIPProcessor
+    from .tokenization_hf_clip import HFCLIPTokenizer
+
+    for config_class in (
+        configuration.HFCLIPConfig,
+        configuration.HFCLIPTextConfig,
+        configuration.HFCLIPVisionConfig,
+    ):
+        AutoConfig.register(config_class.model_type, config_class)
+    dual = configuration.HFCLIPConfig
+    AutoModel.register(dual, modeling.HFCLIPModel)
+    AutoModel.register(configuration.HFCLIPTextConfig, modeling.HFCLIPTextModel)
+    AutoModelForZeroShotImageClassification.register(dual, modeling.HFCLIPModel)
+    AutoModelForImageClassification.register(dual, modeling.HFCLIPForImageClassification)
+    AutoImageProcessor.register(dual, HFCLIPImageProcessor)
+    AutoTokenizer.register(dual, HFCLIPTokenizer)
+    AutoProcessor.register(dual, HFCLIPProcessor)
+
+
+_register()

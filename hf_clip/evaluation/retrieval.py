@@ -1,0 +1,362 @@
+"""Retrieval: which text belongs to a picture, and which picture to a text."""
+
+# Shapes: N pictures, M texts, P pairs that belong together, D width of the shared space, I and J a tile's
+# sides.
+
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from hf_clip.evaluation.features import embed_images, embed_texts
+from hf_clip.sources import Source, iterate_samples
+
+CUTOFFS = (1, 5, 10)
+
+# Cosines closer than this are one: equal vectors differ by rounding with their place in a matrix product.
+TIE_TOLERANCE = 1e-6
+
+
+@dataclass
+class Ranks:
+    """Where the true candidates stand, for the queries of one direction.
+
+    Attributes:
+        ranks_N: rank of the best placed true candidate of each query, from 1; 0 where a query has none.
+        margins_N: its cosine minus that of the best false candidate; positive where the true one comes first.
+        positives_N: number of true candidates of each query.
+    """
+
+    ranks_N: torch.Tensor
+    margins_N: torch.Tensor
+    positives_N: torch.Tensor
+
+    def metrics(self, candidate_count: int) -> dict[str, float | int]:
+        """Recalls, median rank, and the counts that they rest on, over the queries with a true candidate."""
+        has_positive = self.positives_N > 0
+        ranks = self.ranks_N[has_positive].numpy()
+        if not len(ranks):
+            raise ValueError("no query has a true candidate: `positives` is empty.")
+        return {
+            **{f"recall_at_{k}": float((ranks <= k).mean()) for k in CUTOFFS},
+            "median_rank": float(np.median(ranks)),
+            "chance_at_1": float(self.positives_N[has_positive].double().mean()) / candidate_count,
+            "queries": len(ranks),
+            "candidates": candidate_count,
+        }
+
+
+def retrieval_metrics(
+    image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]]
+) -> dict[str, dict]:
+    """Recall at 1, 5 and 10 and the median rank by cosine, from pictures to texts and from texts to pictures.
+
+    A query counts as found at k if any of its true candidates is among the first k. Ties are resolved against
+    the model: a false candidate with the cosine of the true one (within 1e-6) is placed before it, so a model
+    that gives one vector to everything scores 0 and not 1. True candidates of one query never stand in each
+    other's way.
+
+    Args:
+        image_vectors_ND: (N, D) tensor or array; it need not be normalised.
+        text_vectors_MD: (M, D) likewise.
+        positives: for each picture the index of its text, or the indices of its texts.
+
+    Returns:
+        `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10`,
+        `median_rank`, `chance_at_1` (what a random order scores), `queries` and `candidates`. Queries without
+        a true candidate are left out; all candidates stay.
+
+    Raises:
+        ValueError: if shapes or indices do not fit, nothing belongs together, or a vector holds NaN or
+            infinity.
+    """
+    image_ranks, text_ranks = rank_positives(image_vectors_ND, text_vectors_MD, positives)
+    return {
+        "image_to_text": image_ranks.metrics(len(text_ranks.ranks_N)),
+        "text_to_image": text_ranks.metrics(len(image_ranks.ranks_N)),
+    }
+
+
+def rank_positives(
+    image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]], *, tile_size: int = 2048
+) -> tuple[Ranks, Ranks]:
+    """Ranks of the pictures' texts and of the texts' pictures, as `retrieval_metrics` counts them.
+
+    Both directions come from one sweep over tiles of `tile_size` x `tile_size` cosines; the whole N x M is
+    never held.
+    """
+    image_ND = _unit_vectors("image_vectors_ND", image_vectors_ND)
+    text_MD = _unit_vectors("text_vectors_MD", text_vectors_MD)
+    if image_ND.shape[1] != text_MD.shape[1]:
+        raise ValueError(
+            f"pictures have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model."
+        )
+    images_P, texts_P = _pairs(positives, len(image_ND), len(text_MD))
+    cosines_P = torch.cat(
+        [
+            (image_ND[i] * text_MD[t]).sum(-1)
+            for i, t in zip(images_P.split(65536), texts_P.split(65536), strict=True)
+        ]
+    )
+    sides = _Side(len(image_ND), images_P, cosines_P), _Side(len(text_MD), texts_P, cosines_P)
+    for row in range(0, len(image_ND), tile_size):
+        rows = slice(row, row + tile_size)
+        # Pairs are sorted by picture.
+        start, end = torch.searchsorted(images_P, torch.tensor([row, row + tile_size])).tolist()
+        row_images_P, row_texts_P = images_P[start:end] - row, texts_P[start:end]
+        for column in range(0, len(text_MD), tile_size):
+            columns = slice(column, column + tile_size)
+            cosines_IJ = image_ND[rows] @ text_MD[columns].T
+            inside = (row_texts_P >= column) & (row_texts_P < column + tile_size)
+            cosines_IJ[row_images_P[inside], row_texts_P[inside] - column] = -torch.inf
+            sides[0].see_negatives(rows, cosines_IJ)
+            sides[1].see_negatives(columns, cosines_IJ.T)
+    return sides[0].ranks(), sides[1].ranks()
+
+
+class _Side:
+    """What one direction knows while the tiles go by."""
+
+    def __init__(self, query_count: int, queries_P: torch.Tensor, cosines_P: torch.Tensor):
+        self.positives_N = torch.bincount(queries_P, minlength=query_count)
+        worst_N = cosines_P.new_full((query_count,), -torch.inf)
+        self.best_positive_N = worst_N.scatter_reduce(0, queries_P, cosines_P, "amax")
+        self.best_negative_N = worst_N.clone()
+        self.negatives_ahead_N = torch.zeros(query_count, dtype=torch.long)
+
+    def see_negatives(self, queries: slice, cosines_IJ: torch.Tensor) -> None:
+        """Count the tile's candidates before the best true one; true candidates hold minus infinity."""
+        is_ahead_IJ = cosines_IJ >= self.best_positive_N[queries, None] - TIE_TOLERANCE
+        self.negatives_ahead_N[queries] += is_ahead_IJ.sum(1)
+        self.best_negative_N[queries] = torch.maximum(self.best_negative_N[queries], cosines_IJ.amax(1))
+
+    def ranks(self) -> Ranks:
+        ranks_N = torch.where(self.positives_N > 0, self.negatives_ahead_N + 1, 0)
+        return Ranks(ranks_N, self.best_positive_N - self.best_negative_N, self.positives_N)
+
+
+def _unit_vectors(name: str, vectors) -> torch.Tensor:
+    vectors = torch.as_tensor(vectors).detach().cpu()
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise ValueError(
+            f"{name} has the shape {tuple(vectors.shape)}: pass one row for each item, at least one."
+        )
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    # A comparison with NaN is false: a model that diverged would seem to have nothing before its true
+    # candidates.
+    is_broken = ~torch.isfinite(vectors).all(dim=1)
+    if is_broken.any():
+        raise ValueError(
+            f"{name} holds NaN or infinity in {int(is_broken.sum())} of {len(vectors)} rows: the model has "
+            "diverged or overflows in its dtype. Evaluate an earlier checkpoint, or in float32."
+        )
+    return F.normalize(vectors, dim=-1)
+
+
+def _pairs(positives: Sequence[int | Iterable[int]], image_count: int, text_count: int):
+    """Pictures and texts that belong together, each pair once, sorted by picture: two long tensors (P,)."""
+    if len(positives) != image_count:
+        raise ValueError(
+            f"positives has {len(positives)} entries for {image_count} pictures: pass one for each."
+        )
+    pairs = [
+        (image, int(text))
+        for image, texts in enumerate(positives)
+        for text in (set(map(int, texts)) if np.iterable(texts) else {texts})
+    ]
+    if not pairs:
+        raise ValueError("no picture has a text that belongs to it: `positives` is empty.")
+    images_P, texts_P = torch.tensor(pairs).T.contiguous()
+    if texts_P.min() < 0 or texts_P.max() >= text_count:
+        wrong = pairs[int(((texts_P < 0) | (texts_P >= text_count)).nonzero()[0])]
+        raise ValueError(
+            f"positives[{wrong[0]}] is text {wrong[1]}, but texts go from 0 to {text_count - 1}."
+        )
+    return images_P, texts_P
+
+
+@dataclass
+class RetrievalResult:
+    """What a retrieval evaluation found.
+
+    Attributes:
+        title: what was evaluated.
+        metrics: as `retrieval_metrics` gives them.
+        skipped: how many pictures were left out, by reason.
+        seconds: time that the evaluation took, decoding included.
+        names: the M candidates.
+        targets: for each of the N pictures the index of its name.
+        rows: for each of the N pictures its position in the data that was given, skipped ones counted.
+        ranks: `Ranks` of the pictures' names.
+        image_vectors_ND, text_vectors_MD: float32 unit vectors on the CPU.
+    """
+
+    title: str
+    metrics: dict[str, dict]
+    skipped: Counter[str]
+    seconds: float
+    names: list[str] = field(repr=False)
+    targets: list[int] = field(repr=False)
+    rows: list[int] = field(repr=False)
+    ranks: Ranks = field(repr=False)
+    image_vectors_ND: torch.Tensor = field(repr=False)
+    text_vectors_MD: torch.Tensor = field(repr=False)
+
+    def to_dict(self) -> dict:
+        """Numbers and counts, ready for JSON."""
+        return {
+            "protocol": "retrieval",
+            "title": self.title,
+            **self.metrics,
+            "skipped": dict(self.skipped),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def table(self) -> str:
+        """The numbers as plain text for a terminal."""
+        lines = [
+            self.title,
+            f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'median':>8}{'queries':>9}{'candidates':>12}",
+        ]
+        for direction, label in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+            found = self.metrics[direction]
+            recalls = "".join(f"{found[f'recall_at_{k}']:7.3f}" for k in CUTOFFS)
+            counts = f"{found['median_rank']:8g}{found['queries']:9d}{found['candidates']:12d}"
+            lines.append(f"{label:14}{recalls}{counts}")
+        lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
+        if self.skipped:
+            lines.append(
+                "left out: "
+                + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            )
+        return "\n".join(lines)
+
+    def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:
+        """The `count` pictures whose names came first by the widest margin, and those placed last, by index.
+
+        With fewer than 2 x `count` pictures both lists are shorter, so that no picture is in both.
+        """
+        ranks, margins = self.ranks.ranks_N.tolist(), self.ranks.margins_N.tolist()
+        order = sorted(range(len(ranks)), key=lambda index: (ranks[index], -margins[index]))
+        count = min(count, len(order) // 2)
+        return order[:count], order[::-1][:count]
+
+    def top_names(self, index: int, count: int) -> list[tuple[int, float]]:
+        """The `count` best candidates of picture `index`, best first: (index of the name, cosine)."""
+        cosines_M = self.text_vectors_MD @ self.image_vectors_ND[index]
+        scores, names = cosines_M.topk(min(count, len(self.names)))
+        return list(zip(names.tolist(), scores.tolist(), strict=True))
+
+
+def evaluate_pairs(
+    model,
+    processor,
+    pairs: Iterable[tuple[object, Hashable | None, str | None]],
+    *,
+    title: str = "retrieval",
+    batch_size: int = 64,
+    text_batch_size: int = 256,
+    total: int | None = None,
+) -> RetrievalResult:
+    """Retrieval between pictures and names, one name for each concept as a candidate.
+
+    Candidates are the names of the concepts whose pictures could be read: a concept's name is that of its
+    first picture. Concepts with the same name (compared without case and spacing) share one candidate, since
+    no model could tell them apart.
+
+    Args:
+        pairs: (picture, concept, name) of each picture. A picture is of any kind that `decode_image` reads;
+            with pictures decoded beforehand (PIL, or the uint8 arrays of the image processor's
+            `resize_and_crop`) the same list can be evaluated again and again. A concept of None means that
+            the name is the concept.
+        title: what the result is called.
+        batch_size, text_batch_size: pictures and texts encoded at once.
+        total: number of pairs, for the progress bar.
+
+    Raises:
+        ValueError: if no picture with a name could be read.
+    """
+    started = time.perf_counter()
+    named, unnamed = [], Counter()
+
+    def pictures() -> Iterator:
+        for row, (picture, concept, name) in enumerate(pairs):
+            if name and name.strip():
+                named.append((row, concept, name.strip()))
+                yield picture
+            else:
+                unnamed["no_caption"] += 1
+
+    features = embed_images(model, processor, pictures(), batch_size=batch_size, total=total)
+    rows, concepts, given_names = zip(*(named[position] for position in features.kept), strict=True)
+    names, targets = _merge_names(concepts, given_names)
+    text_vectors_MD = embed_texts(model, processor, names, batch_size=text_batch_size)
+    image_ranks, text_ranks = rank_positives(features.vectors_ND, text_vectors_MD, targets)
+    return RetrievalResult(
+        title=title,
+        metrics={
+            "image_to_text": image_ranks.metrics(len(names)),
+            "text_to_image": text_ranks.metrics(len(rows)),
+        },
+        skipped=features.skipped + unnamed,
+        seconds=time.perf_counter() - started,
+        names=names,
+        targets=targets,
+        rows=list(rows),
+        ranks=image_ranks,
+        image_vectors_ND=features.vectors_ND,
+        text_vectors_MD=text_vectors_MD,
+    )
+
+
+def _merge_names(
+    concepts: Sequence[Hashable | None], given_names: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """Candidates without duplicates, and for each picture the index of its candidate."""
+    name_of_concept: dict[Hashable, str] = {}
+    index_of_name: dict[str, int] = {}
+    names, targets = [], []
+    for concept, given in zip(concepts, given_names, strict=True):
+        name = given if concept is None else name_of_concept.setdefault(concept, given)
+        key = " ".join(name.split()).casefold()
+        if key not in index_of_name:
+            index_of_name[key] = len(names)
+            names.append(name)
+        targets.append(index_of_name[key])
+    return names, targets
+
+
+def source_pairs(source: Source) -> Iterator[tuple[object, Hashable | None, str | None]]:
+    """(picture, concept, name) of each row, for `evaluate_pairs`; the first caption is the name."""
+    for sample in iterate_samples(source.require_captions()):
+        yield sample.image, sample.concept, sample.captions[0] if sample.captions else None
+
+
+def evaluate_retrieval(
+    model,
+    processor,
+    source: Source,
+    *,
+    title: str | None = None,
+    batch_size: int = 64,
+    text_batch_size: int = 256,
+) -> RetrievalResult:
+    """Retrieval over a source, as `evaluate_pairs` has it; pictures are decoded as they come and not kept.
+
+    The first caption of the first caption column is a picture's name, the concept column tells which pictures
+    show the same. Raises ValueError if no picture with a name could be read, and SourceError if there are no
+    captions.
+    """
+    return evaluate_pairs(
+        model,
+        processor,
+        source_pairs(source),
+        title=title or f"retrieval on {source.name}",
+        batch_size=batch_size,
+        text_batch_size=text_batch_size,
+        total=source.num_rows,
+    )

@@ -1,0 +1,148 @@
+"""An image tower of plain 3 x 3 convolutions, for small pictures and small budgets.
+
+Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T = H * W positions as tokens.
+
+There is no batch norm: statistics of a batch would make several ranks differ from one, and cached gradients from
+plain ones. Each residual block normalises every position over its channels instead (layer norm).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hf_clip import HFCLIPVisionConfig
+
+
+class HFCLIPConvNetNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position: (B, C, H, W) to the same. A view, where channels lie last."""
+
+    def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
+        map_BHWC = map_BCHW.permute(0, 2, 3, 1)
+        return F.layer_norm(map_BHWC, self.normalized_shape, self.weight, self.bias, self.eps).permute(
+            0, 3, 1, 2
+        )
+
+
+class HFCLIPConvNetStem(nn.Module):
+    """Pixels to the first stage's channels at a quarter of the sides, in two strided convolutions."""
+
+    def __init__(self, config: HFCLIPVisionConfig):
+        super().__init__()
+        width = config.stage_widths[0]
+        self.conv1 = nn.Conv2d(config.num_channels, width // 2, kernel_size=4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width // 2, width, kernel_size=3, stride=2, padding=1)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.conv2(self.activation(self.conv1(pixel_values)))
+
+
+class HFCLIPConvNetBlock(GradientCheckpointingLayer):
+    """Two 3 x 3 convolutions on a normalised copy, added to what came in."""
+
+    def __init__(self, config: HFCLIPVisionConfig, width: int):
+        super().__init__()
+        self.norm = HFCLIPConvNetNorm(width, eps=config.layer_norm_eps)
+        self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
+        return map_BCHW + self.conv2(self.activation(self.conv1(self.norm(map_BCHW))))
+
+
+class HFCLIPConvNetDownsample(nn.Module):
+    """Halves the sides between two stages."""
+
+    def __init__(self, config: HFCLIPVisionConfig, width: int, next_width: int):
+        super().__init__()
+        self.norm = HFCLIPConvNetNorm(width, eps=config.layer_norm_eps)
+        self.conv = nn.Conv2d(width, next_width, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.norm(map_BCHW))
+
+
+class HFCLIPConvNetModel(PreTrainedModel):
+    """The convolutional image tower: `pixel_values` (B, channels, rows, columns) to one vector a picture.
+
+    `last_hidden_state` is (B, T, hidden_size), the last map's positions in reading order (there is no class token);
+    `pooler_output` is (B, hidden_size), their mean, normalised. `hidden_states` are the maps after each block,
+    (B, C, H, W). Any size of picture fits that is a multiple of the stride; `interpolate_pos_encoding` is taken for
+    the other towers' sake, as there are no positions to interpolate. Raises ValueError for sizes that do not fit.
+    """
+
+    config: HFCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # There is no attention to choose; saying so lets a dual encoder choose for its text tower.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["HFCLIPConvNetBlock", "HFCLIPConvNetStem", "HFCLIPConvNetDownsample"]
+    _can_record_outputs = {"hidden_states": HFCLIPConvNetBlock}
+
+    has_class_token = False
+
+    def __init__(self, config: HFCLIPVisionConfig):
+        super().__init__(config)
+        self.stem = HFCLIPConvNetStem(config)
+        layers = []
+        for stage, (width, depth) in enumerate(zip(config.stage_widths, config.stage_depths, strict=True)):
+            if stage > 0:
+                layers.append(HFCLIPConvNetDownsample(config, config.stage_widths[stage - 1], width))
+            layers.extend(HFCLIPConvNetBlock(config, width) for _ in range(depth))
+        self.layers = nn.ModuleList(layers)
+        self.norm = HFCLIPConvNetNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.stride = 4 * 2 ** (len(config.stage_widths) - 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stem.conv1
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d) and module.weight is not None:
+            fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            init.trunc_normal_(module.weight, std=(2 / fan_in) ** 0.5 * self.config.initializer_factor)
+            init.zeros_(module.bias)
+        elif isinstance(module, HFCLIPConvNetBlock) and module.conv2.weight is not None:
+            # Children are initialised before their parent. Each block adds to one stream: scaled so, the variance
+            # after all blocks is of the order of that before them.
+            fan_in = module.conv2.in_channels * 9
+            std = (2 / fan_in / (2 * sum(self.config.stage_depths))) ** 0.5
+            init.trunc_normal_(module.conv2.weight, std=std * self.config.initializer_factor)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        height, width = pixel_values.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"Pictures of {height} x {width} do not fit the convnet's stride of {self.stride}: "
+                f"make both sides multiples of {self.stride}."
+            )
+        map_BCHW = self.stem(pixel_values.to(self.stem.conv1.weight.dtype))
+        for layer in self.layers:
+            map_BCHW = layer(map_BCHW)
+        map_BCHW = self.norm(map_BCHW)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=map_BCHW.flatten(2).transpose(1, 2),
+            pooler_output=self.post_layernorm(map_BCHW.mean(dim=(2, 3))),
+        )

@@ -1,0 +1,131 @@
+"""Which columns hold the pictures, the captions, the labels and the concepts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from .errors import SourceError, column_error, how_to_set
+
+# Within a role, the first group with a name among the columns wins; two names of one group are ambiguous.
+# `txt` is first because tars often repeat it as a field of their `json`.
+COLUMN_NAMES = {
+    "image_column": (
+        ("image",),
+        ("jpg", "jpeg", "png", "webp", "img", "picture", "photo"),
+        ("file_name", "filename", "image_path", "image_file", "filepath", "file", "path"),
+    ),
+    "caption_columns": (
+        ("txt",),
+        ("caption", "captions"),
+        ("text", "texts"),
+        ("title", "titles", "sentence", "sentences", "description", "alt_text"),
+    ),
+    "label_column": (("label", "labels"), ("class", "cls", "fine_label", "class_name", "category")),
+    "concept_column": (("concept",), ("concept_id",)),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for, as given to `open_source`."""
+
+    split: str | None
+    image_column: str | None
+    caption_columns: tuple[str, ...] | None
+    label_column: str | None
+    concept_column: str | None
+    where: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read, by what they hold."""
+
+    image: str
+    captions: tuple[str, ...]
+    label: str | None
+    concept: str | None
+    where: tuple[str, ...]
+
+    @property
+    def read(self) -> list[str]:
+        named = (self.image, *self.captions, self.label, self.concept, *self.where)
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+
+def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Columns:
+    """The columns to read. `kinds` maps each column to "image", "bytes", "text", "label" or "other"."""
+    image = _choose_image_column(name, kinds, request.image_column)
+    rest = [column for column in kinds if column != image and kinds[column] != "image"]
+    captions = request.caption_columns
+    if captions is None:
+        found = _find_column(
+            name, "caption_columns", [c for c in rest if kinds[c] in ("text", "other")], kinds
+        )
+        captions = () if found is None else (found,)
+    label = request.label_column or _find_column(name, "label_column", rest, kinds)
+    if label is None and [kinds[column] for column in rest].count("label") == 1:
+        label = next(column for column in rest if kinds[column] == "label")
+    concept = request.concept_column or _find_column(name, "concept_column", rest, kinds)
+    asked = {"caption_columns": captions, "label_column": (label,), "concept_column": (concept,)}
+    for option, columns in {**asked, "where": request.where}.items():
+        for column in columns:
+            if column is not None and column not in kinds:
+                raise column_error(name, option, kinds, column)
+    if not captions and label is None:
+        raise column_error(name, "caption_columns", kinds)
+    return Columns(image, captions, label, concept, tuple(request.where))
+
+
+def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None) -> str:
+    if wanted is not None:
+        if wanted not in kinds:
+            raise column_error(name, "image_column", kinds, wanted)
+        if kinds[wanted] not in ("image", "bytes", "text"):
+            raise SourceError(
+                f"column {wanted!r} of {name!r} holds neither pictures nor bytes nor paths. Columns: "
+                f"{', '.join(kinds)}. {how_to_set('image_column')}."
+            )
+        return wanted
+    images = [column for column, kind in kinds.items() if kind == "image"]
+    if len(images) == 1:
+        return images[0]
+    candidates = images or [column for column, kind in kinds.items() if kind in ("bytes", "text")]
+    found = _find_column(name, "image_column", candidates, kinds)
+    if found is None:
+        raise column_error(name, "image_column", kinds)
+    return found
+
+
+def _find_column(name: str, option: str, candidates: Sequence[str], kinds: Mapping[str, str]) -> str | None:
+    for group in COLUMN_NAMES[option]:
+        found = [column for column in candidates if column.lower() in group]
+        if len(found) > 1:
+            raise SourceError(
+                f"{name!r} has several columns that could be the {option.replace('_', ' ')}: "
+                f"{', '.join(found)} (of {', '.join(kinds)}). {how_to_set(option)}."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def kind_of_feature(feature: Any) -> str:
+    if isinstance(feature, datasets.Image):
+        return "image"
+    if isinstance(feature, datasets.ClassLabel):
+        return "label"
+    if isinstance(feature, dict):
+        return "image" if "bytes" in feature and set(feature) <= {"bytes", "path"} else "other"
+    kind = getattr(feature, "dtype", "other")
+    return {"binary": "bytes", "large_binary": "bytes", "string": "text", "large_string": "text"}.get(
+        kind, "other"
+    )
+
+
+def kind_of_values(values: Sequence[Any]) -> str:
+    if any(isinstance(value, dict) and "bytes" in value for value in values):
+        return "image"
+    return "text" if any(isinstance(value, str) for value in values) else "other"

@@ -1,0 +1,204 @@
+"""Which files are meant, what format they have, which belong to the split asked for."""
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import SourceError, how_to_set, some
+
+PICTURE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+)
+FORMAT_OF_SUFFIX = {
+    ".parquet": "parquet",
+    ".csv": "table",
+    ".tsv": "table",
+    ".jsonl": "table",
+    ".ndjson": "table",
+    ".json": "table",
+    ".tar": "tar",
+    **dict.fromkeys(PICTURE_SUFFIXES, "pictures"),
+}
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SPLIT_OF_WORD = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# `train`, `train-00000-of-00002`, `train_3`, but not `train_station`.
+SPLIT_IN_FILE_NAME = re.compile(
+    rf"({'|'.join(SPLIT_OF_WORD)})([-_.]?\d+)?([-_.]of[-_.]\d+)?(-[0-9a-f]{{16}})?", re.I
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+
+
+def is_hub_id(data: str) -> bool:
+    """Whether `data`, of which no such file exists, reads as an id on the Hub rather than as a path."""
+    path = Path(data)
+    if path.exists() or not HUB_ID.fullmatch(data) or path.suffix.lower() in FORMAT_OF_SUFFIX:
+        return False
+    return "/" not in data or not path.parent.exists()
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def list_files(data: str | Path | Sequence[str | Path]) -> tuple[list[Path], Path | None]:
+    """The sorted files of `data`, and the folder if `data` is one."""
+    items = [data] if isinstance(data, str | Path) else list(data)
+    if not items:
+        raise SourceError("data is an empty list. Name a file, a folder or the id of a data set.")
+    paths = []
+    for item in items:
+        path = Path(item).expanduser()
+        if path.exists():
+            paths.append(path)
+            continue
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not matches:
+            raise _missing(str(item), path)
+        paths.extend(matches)
+    if len(paths) == 1 and paths[0].is_dir():
+        return _walk(paths[0]), paths[0]
+    files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+    return list(dict.fromkeys(files)), None
+
+
+def _missing(item: str, path: Path) -> SourceError:
+    if glob.has_magic(item):
+        return SourceError(f"{item!r} matches no file in {str(Path.cwd())!r}. Check the pattern.")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        return SourceError(
+            f"no such file or folder: {item!r} ({str(parent)!r} does not exist either). Check the path."
+        )
+    names = sorted(entry.name for entry in parent.iterdir())
+    close = difflib.get_close_matches(path.name, names, n=1)
+    there = f"did you mean {close[0]!r}?" if close else f"{str(parent)!r} holds {some(names)}."
+    return SourceError(f"no such file or folder: {item!r}; {there} An id on the Hub is 'owner/name'.")
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files under `folder`, sorted by path; hidden ones and those in hidden folders are left out."""
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
+    """The one format that a folder holds, and its files. Pictures belong to a table beside them."""
+    by_format: dict[str, list[Path]] = {}
+    for file in files:
+        # A folder's .json files are rarely data (configurations, class indices); one that is must be named.
+        if file.suffix.lower() != ".json" and (found := FORMAT_OF_SUFFIX.get(file.suffix.lower())):
+            by_format.setdefault(found, []).append(file)
+    metadata = [file for file in files if file.name in METADATA_NAMES]
+    if "pictures" in by_format and metadata:
+        return "table", metadata
+    if len(by_format) == 2 and "pictures" in by_format and "table" in by_format:
+        del by_format["pictures"]
+    if not by_format:
+        names = [str(file.relative_to(folder)) for file in files]
+        found = f"holds only {some(names)}" if names else "is empty"
+        raise SourceError(
+            f"folder {str(folder)!r} {found}: no pictures and no data. Known are {_known_suffixes()}."
+        )
+    if len(by_format) > 1:
+        found = "; ".join(
+            f"{kind}: {some([file.name for file in group])}" for kind, group in by_format.items()
+        )
+        raise SourceError(
+            f"folder {str(folder)!r} holds several kinds of data ({found}). "
+            f"Name the files to open, such as {str(folder / f'*{files[0].suffix}')!r}."
+        )
+    return next(iter(by_format.items()))
+
+
+def only_format(files: list[Path], name: str) -> str:
+    formats = {file: FORMAT_OF_SUFFIX.get(file.suffix.lower()) for file in files}
+    unknown = [str(file) for file, kind in formats.items() if kind is None]
+    if unknown or not formats:
+        raise SourceError(f"{some(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
+    if len(set(formats.values())) > 1:
+        raise SourceError(
+            f"{name!r} mixes formats ({', '.join(sorted(set(formats.values())))}). Give files of one."
+        )
+    return next(iter(formats.values()))
+
+
+def _known_suffixes() -> str:
+    return (
+        ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "pictures") + " and pictures"
+    )
+
+
+def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:
+    by_split: dict[str | None, list[Path]] = {}
+    for file, found in zip(files, _splits_of_files(files, root, kind), strict=True):
+        by_split.setdefault(found, []).append(file)
+    if root is None and split is None:
+        return files
+    without = by_split.pop(None, [])
+    if not by_split:
+        by_split, without = {"train": without}, []
+    if split is None and without:
+        raise SourceError(
+            f"{name!r} has the splits {', '.join(by_split)}, and files of no split: "
+            f"{some([file.name for file in without])}. {how_to_set('split')}, or name the files to open."
+        )
+    return by_split[choose_split(list(by_split), split, name)]
+
+
+def _splits_of_files(files: list[Path], root: Path | None, kind: str) -> list[str | None]:
+    """The split of each file by its folder or name. Class folders are splits only if all of them are."""
+    if kind == "pictures":
+        tops = [file.relative_to(root).parts[0].lower() if root else "" for file in files]
+        return (
+            [SPLIT_OF_WORD[top] for top in tops] if set(tops) <= set(SPLIT_OF_WORD) else [None] * len(files)
+        )
+    splits = []
+    for file in files:
+        folders = [part.lower() for part in (file.relative_to(root).parts[:-1] if root else ())]
+        in_name = SPLIT_IN_FILE_NAME.fullmatch(file.stem)
+        words = [part for part in folders if part in SPLIT_OF_WORD] + (
+            [in_name[1].lower()] if in_name else []
+        )
+        splits.append(SPLIT_OF_WORD[words[0]] if words else None)
+    return splits
+
+
+def choose_split(splits: Sequence[str], split: str | None, name: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    for candidate in (split, SPLIT_OF_WORD.get(str(split).lower())):
+        if candidate in splits:
+            return candidate
+    if split is None:
+        raise SourceError(f"{name!r} has the splits {', '.join(splits)}. {how_to_set('split')}.")
+    raise SourceError(
+        f"{name!r} has no split {split!r}; there is {', '.join(splits)}. {how_to_set('split')}; "
+        f"if the split is a column, --set data.where.COLUMN={split}."
+    )

@@ -1,0 +1,59 @@
+"""What every test stands on: a home of its own, no network but the loopback, one thread, fixed seeds.
+
+The environment is set here, at import, as the libraries read it when they are first imported.
+"""
+
+import atexit
+import os
+import random
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+HOME = tempfile.mkdtemp(prefix="hf-clip-tests-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+
+for name in list(os.environ):
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "XDG_")) and name != "HF_CLIP_SOAK":
+        del os.environ[name]
+os.environ.update(
+    HOME=HOME,
+    HF_HOME=os.path.join(HOME, "huggingface"),
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+    # Bit-equality of two runs holds for one thread count only.
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+)
+
+
+def _refuse_the_network(event: str, args: tuple) -> None:
+    """An audit hook: sees every connection and look-up of this process, whatever library makes it."""
+    if event == "socket.connect" and isinstance(args[1], tuple):
+        host = args[1][0]
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host and host not in ("localhost", "::1") and not host.startswith("127."):
+        raise PermissionError(f"A test reached for {host}: tests connect to this machine's loopback only.")
+
+
+sys.addaudithook(_refuse_the_network)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    random.seed(0)
+    # Only where a test file imported them: the tests of the tree's shape run without.
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

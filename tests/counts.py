@@ -1,0 +1,8 @@
+"""How many examples a test draws: few in `make test`, many in `make soak`, which sets HF_CLIP_SOAK=1."""
+
+import os
+
+
+def soak_count(quick: int, full: int) -> int:
+    """`full` under `make soak`, `quick` otherwise."""
+    return full if os.environ.get("HF_CLIP_SOAK") == "1" else quick

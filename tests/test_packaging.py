@@ -1,0 +1,112 @@
+"""What a user installs: the wheel holds all rooms under one name, with their data, and nothing else."""
+
+import configparser
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import hf_clip
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {"train", "demo", "dev"}
+NOT_BUILT_FROM = shutil.ignore_patterns(
+    ".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet"
+)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The wheel's content, built offline from a copy of the tree: a build leaves its traces in the source."""
+    folder = tmp_path_factory.mktemp("packaging")
+    shutil.copytree(ROOT, folder / "tree", ignore=NOT_BUILT_FROM)
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(folder / "tree")]
+    build = subprocess.run(command, capture_output=True, text=True)
+    assert build.returncode == 0, build.stdout + build.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def metadata(unpacked):
+    (found,) = unpacked.glob("*.dist-info")
+    return Parser().parsestr((found / "METADATA").read_text(encoding="utf-8"))
+
+
+def files_under(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_the_package_and_nothing_beside_it(unpacked):
+    beside = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
+    assert beside == {"hf_clip"}
+
+
+def test_every_module_and_data_file_is_in_the_wheel(unpacked):
+    in_tree = files_under(ROOT / "hf_clip") | {f"training/{name}" for name in files_under(ROOT / "training")}
+    # The script that made the vocabulary is for the tree, where the package that it reads is at hand.
+    assert files_under(unpacked / "hf_clip") == in_tree - {"vocabulary/make_vocabulary.py"}
+
+
+def test_metadata(metadata):
+    assert (metadata["Name"], metadata["Version"]) == ("hf-clip", hf_clip.__version__)
+    assert set(metadata.get_all("Provides-Extra")) == EXTRAS
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
+    plain = {Requirement(line).name for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert {"torch", "transformers"} <= plain
+    assert not {"datasets", "accelerate", "torchvision", "timm"} & plain
+
+
+def test_the_command_runs_from_the_installed_files_alone(unpacked, tmp_path):
+    (found,) = unpacked.glob("*.dist-info")
+    entries = configparser.ConfigParser()
+    entries.read(found / "entry_points.txt")
+    module, _, function = entries["console_scripts"]["hf-clip"].partition(":")
+    script = f"""
+import sys
+sys.path.insert(0, {str(unpacked)!r})
+import {module}, hf_clip.training
+for imported in (sys.modules[{module!r}], hf_clip.training):
+    assert imported.__file__.startswith({str(unpacked)!r}), imported.__file__
+sys.argv = ["hf-clip", "--help"]
+sys.exit({module}.{function}())
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "train" in run.stdout
+
+
+def test_constraints_pin_all_that_the_extras_bring():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(re.fullmatch(r"([\w.-]+)==[\w.]+", line)[1]) for line in lines}
+    waiting, seen = [("hf-clip", extra) for extra in EXTRAS], set()
+    while waiting:
+        name, extra = asked = waiting.pop()
+        if asked in seen:
+            continue
+        seen.add(asked)
+        assert name in pinned | {"hf-clip"}, (
+            f"{name} is in no line of constraints.txt: add the version tested."
+        )
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+            # Pinned by its parent already: what a GPU build of torch brings.
+            if applies and "==" not in str(requirement.specifier):
+                child = canonicalize_name(requirement.name)
+                waiting += [(child, wanted) for wanted in ("", *requirement.extras)]

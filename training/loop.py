@@ -1,0 +1,262 @@
+"""The training loop: what happens, in the order in which it happens.
+
+Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colours, T tokens.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hf_clip.modeling_hf_clip import HFCLIPModel
+from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.sources import open_source
+
+from .augmentation import DRAWS_PER_PICTURE, augment, uniforms
+from .build import build_model, build_processor
+from .checkpoint import load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
+from .config import TrainConfig
+from .device import arrange_for_speed, choose_precision
+from .finish import evaluate, finish, open_evaluations
+from .folder import claim_folder, require_space
+from .optimizer import clamp_logit_scale, learning_rate, make_optimizer
+from .report import Report
+from .signals import StopRequest
+from .stream import Batch, PairStream, Position, read_ahead
+
+
+class TrainingStopped(Exception):
+    """A signal ended the run after it saved; `--resume` goes on from there."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a resumed one needs besides weights and optimizer."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    train_seconds: float = 0.0
+
+
+def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) -> dict:
+    """Trains a dual encoder and leaves a complete model folder.
+
+    Args:
+        config: from `load_recipe`.
+        output_dir: where the model, its card, `metrics.jsonl`, `recipe.yaml`, `results.json` and `checkpoints/` go.
+        resume: go on with the run that is there, from its newest whole checkpoint; the steps that follow are those
+            that an uninterrupted run would have made.
+
+    Returns:
+        What `results.json` holds: measured numbers by evaluation, steps, seconds.
+
+    Raises:
+        FolderError: the folder holds another run, or there is nothing to resume. SourceError, DataError: the data
+        cannot be read or is too small. CheckpointError: the disk is full. TrainingDiverged: the loss is not finite.
+        TrainingStopped: a signal came; a checkpoint was saved.
+    """
+    accelerator = Accelerator(mixed_precision=choose_precision(config.mixed_precision, _device()))
+    folder = claim_folder(Path(output_dir), config, resume, accelerator)
+    report_warning = accelerator.print
+    checkpoint = newest_checkpoint(folder / "checkpoints", report_warning) if resume else None
+
+    source = open_source(
+        config.data.train,
+        split=config.data.split,
+        image_column=config.data.image_column,
+        caption_columns=config.data.caption_columns,
+        concept_column=config.data.concept_column,
+        where=config.data.where,
+    )
+    evaluations = open_evaluations(config)
+    if checkpoint is None:
+        processor = build_processor(config.model, source)
+        model = build_model(config.model, processor, config.seed)
+    else:
+        processor = HFCLIPProcessor.from_pretrained(checkpoint)
+        model = HFCLIPModel.from_pretrained(checkpoint)
+    require_space(folder, model, config.keep_checkpoints)
+    arrange_for_speed(model, accelerator.device)
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
+    progress = Progress() if checkpoint is None else _restore(load_state(checkpoint), optimizer, accelerator)
+
+    stream = PairStream(
+        source,
+        config.data,
+        processor.image_processor,
+        config.batch_size,
+        config.seed,
+        config.augmentation.no_flip_words,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    run = Run(config, folder, accelerator, model, optimizer, processor, progress)
+    run.report = Report(folder, progress.step, config.steps, accelerator.is_main_process)
+    try:
+        loop(run, stream, evaluations)
+        run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
+        return finish(run, evaluations, stream.bad_pairs)
+    finally:
+        run.report.close()
+
+
+def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
+    """Steps until the last, with what is due in between."""
+    config, progress = run.config, run.progress
+    batches = stream.batches(progress.position)
+    if run.accelerator.device.type != "cpu":
+        # On a CPU the next batch would only compete with the step for the cores.
+        batches = read_ahead(batches)
+    with StopRequest() as stop:
+        since, seconds_since = progress.step, 0.0
+        while progress.step < config.steps:
+            started = time.perf_counter()
+            batch = next(batches)
+            loss, gradient_norm = run.update(batch)
+            is_due = (progress.step + 1) % config.log_every == 0 or progress.step + 1 == config.steps
+            # Reading the loss waits for the accelerator, so that the time up to here counts what was computed.
+            numbers = run.read_numbers(loss, gradient_norm) if is_due else {}
+            progress.step, progress.position = progress.step + 1, batch.position
+            seconds_since += time.perf_counter() - started
+            progress.train_seconds += time.perf_counter() - started
+            run.report.step()
+            if is_due:
+                steps = progress.step - since
+                numbers["pairs_per_second"] = steps * config.batch_size / seconds_since
+                numbers["epoch"] = progress.position.epoch
+                numbers["train_seconds"] = progress.train_seconds
+                seconds_left = seconds_since / steps * (config.steps - progress.step)
+                run.report.log(progress.step, numbers, seconds_left)
+                since, seconds_since = progress.step, 0.0
+            if progress.step % config.eval_every == 0 and progress.step < config.steps:
+                evaluate(run, evaluations, during_training=True)
+            signal = run.agree_to_stop(stop.signal)
+            if progress.step % config.save_every == 0 or progress.step == config.steps or signal:
+                run.save()
+            if signal and progress.step < config.steps:
+                raise TrainingStopped(
+                    f"{signal}: saved at step {progress.step}. Go on with --resume --output-dir {run.folder}"
+                )
+
+
+@dataclass
+class Run:
+    """The objects that the steps of a run share."""
+
+    config: TrainConfig
+    folder: Path
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    processor: HFCLIPProcessor
+    progress: Progress
+    report: Report | None = None
+
+    @property
+    def bare_model(self) -> HFCLIPModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    def update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizer. Returns the global batch's loss and the norm of its gradient."""
+        self.model.train()
+        rate = learning_rate(self.progress.step, self.config.steps, self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        output = self.model(**self.inputs(batch), return_loss=True)
+        self.accelerator.backward(output.loss)
+        gradient_norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.config.optimizer.max_gradient_norm
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        clamp_logit_scale(self.bare_model.logit_scale, self.config.optimizer.max_logit_scale)
+        return output.loss.detach(), gradient_norm
+
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the model takes: augmented and normalised pictures, tokens, and the ids of their concepts."""
+        device, config = self.accelerator.device, self.config
+        draws = uniforms(config.seed, batch.epochs_B, batch.sample_ids_B, DRAWS_PER_PICTURE)
+        pictures_BCHW = augment(
+            batch.pictures_BHWC.to(device),
+            torch.from_numpy(draws).to(device),
+            batch.may_flip_B.to(device),
+            config.augmentation,
+        )
+        mean, std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (config.model.image_mean, config.model.image_std)
+        )
+        pixel_values = ((pictures_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
+        input_ids = self.processor(text=batch.captions, return_tensors="pt")["input_ids"]
+        return {
+            "input_ids": input_ids.to(device),
+            "pixel_values": pixel_values,
+            "concept_ids": batch.concept_ids_B.to(device),
+        }
+
+    def read_numbers(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> dict[str, float]:
+        """Loss, gradient norm, rate and scale. Raises TrainingDiverged where the loss is not finite."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"The loss is {value} at step {self.progress.step + 1}: lower optimizer.learning_rate "
+                f"(now {self.config.optimizer.learning_rate}) or raise optimizer.warmup_steps "
+                f"(now {self.config.optimizer.warmup_steps}), or set mixed_precision=no."
+            )
+        return {
+            "loss": value,
+            "gradient_norm": float(gradient_norm),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "logit_scale": self.bare_model.logit_scale.exp().item(),
+        }
+
+    def agree_to_stop(self, signal: str | None) -> str | None:
+        """The signal that any rank has had: all must stop at one step, or the others wait for ever."""
+        if self.accelerator.num_processes == 1:
+            return signal
+        flag = torch.tensor(float(signal is not None), device=self.accelerator.device)
+        return (signal or "a signal to another process") if self.accelerator.reduce(flag).item() else None
+
+    def save(self) -> None:
+        """A checkpoint of this step; older ones than the newest `keep_checkpoints` go."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        place, progress = self.folder / "checkpoints" / f"checkpoint-{self.progress.step}", self.progress
+
+        def write(folder: Path) -> None:
+            self.bare_model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+            position = progress.position
+            save_state(
+                folder,
+                {
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": progress.step,
+                    "position": [position.epoch, position.block, position.offset],
+                    "train_seconds": progress.train_seconds,
+                    "random_state": torch.get_rng_state(),
+                },
+            )
+
+        write_folder(place, write)
+        remove_old_checkpoints(self.folder / "checkpoints", self.config.keep_checkpoints)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+
+
+def _restore(state: dict, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Progress:
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random_state"])
+    progress = Progress(state["step"], Position(*state["position"]), state["train_seconds"])
+    accelerator.print(f"Going on from step {progress.step}.")
+    return progress

@@ -1,0 +1,28 @@
+"""A signal asks a run to stop: it finishes its step and saves. A second interrupt stops it at once."""
+
+import signal
+import threading
+
+
+class StopRequest:
+    """Within `with StopRequest() as stop:`, `stop.signal` is None until SIGINT or SIGTERM comes, then its name."""
+
+    def __init__(self):
+        self.signal: str | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {}
+        # Python takes signals in its main thread only; a run inside another thread is stopped by its caller.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
