@@ -30,8 +30,8 @@ format: setup ## format the code and mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 
 check: setup ## formatting, lint, and the sizes of files and functions
-	@$(PY) -m ruff format --check .
-	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --output-format concise .
+	@$(PY) -m ruff check --output-format concise .
 	@$(PY) tools/check_sizes.py
 
 test: check ## check, then every test, on two cores in under ten minutes
@@ -43,8 +43,10 @@ soak: check ## the same tests with far larger counts
 demo: setup ## train on the embedded pictures (five minutes) and show the model; a finished RUN is shown again
 	@if [ -f $(RUN)/results.json ]; then \
 		echo "$(RUN) holds a finished run, shown here again. Train anew: make demo RUN=runs/another"; \
+	elif [ -f $(RUN)/recipe.yaml ]; then \
+		$(VENV)/bin/hf-clip train --output-dir $(RUN) --resume; \
 	else \
-		$(VENV)/bin/hf-clip train --recipe emoji --output-dir $(RUN) $$([ ! -d $(RUN) ] || echo --resume); \
+		$(VENV)/bin/hf-clip train --recipe emoji --output-dir $(RUN); \
 	fi
 	@$(PY) examples/emoji/show.py $(RUN)
 

@@ -31,6 +31,20 @@ LICENCES = (
     "cc-by-sa-4.0",
 )
 
+TASKS = {"retrieval": "image-text-retrieval", "zero-shot": "zero-shot-image-classification"}
+DIRECTIONS = ("image_to_text", "text_to_image")
+RETRIEVAL_METRICS = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "median_rank": "median rank",
+}
+ZERO_SHOT_METRICS = {
+    "top_1": ("accuracy", "top-1 accuracy"),
+    "top_5": ("top_5_accuracy", "top-5 accuracy"),
+    "mean_per_class": ("mean_per_class_accuracy", "mean per-class accuracy"),
+}
+
 
 @dataclass
 class CardFacts:
@@ -80,9 +94,7 @@ def write_model_card(folder: str | Path, facts: CardFacts) -> Path:
     folder = Path(folder)
     for file, _ in facts.plots:
         if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"plot {file!r} is not in {str(folder)!r}: draw it there first, or leave it out."
-            )
+            raise FileNotFoundError(f"plot {file!r} is not in {str(folder)!r}: draw it there first, or leave it out.")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no config.json: save the model there before its card.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -113,9 +125,7 @@ def check_model_card(text: str) -> ModelCard:
         ("library_name", "transformers"),
     ):
         if data.get(key) != expected:
-            raise ValueError(
-                f"{key} is {data.get(key)!r} in the card's front matter: it must be {expected!r}."
-            )
+            raise ValueError(f"{key} is {data.get(key)!r} in the card's front matter: it must be {expected!r}.")
     licence = data.get("license")
     if licence is not None and licence not in (*LICENCES, "other"):
         raise ValueError(
@@ -123,9 +133,7 @@ def check_model_card(text: str) -> ModelCard:
         )
     for language in data.get("language") or []:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", language):
-            raise ValueError(
-                f"language {language!r} is no ISO 639 code: write 'en' for English, for instance."
-            )
+            raise ValueError(f"language {language!r} is no ISO 639 code: write 'en' for English, for instance.")
     for dataset in data.get("datasets") or []:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset, re.ASCII):
             raise ValueError(
@@ -174,9 +182,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "hf_clip", "image-text-retrieval"],
-        datasets=list(
-            dict.fromkeys(item.get("dataset") or _slug(item["name"]) for item in facts.training_data)
-        )
+        datasets=list(dict.fromkeys(item.get("dataset") or _slug(item["name"]) for item in facts.training_data))
         or None,
         model_name=_one_line(facts.model_name),
         eval_results=_eval_results(facts.results) or None,
@@ -187,64 +193,42 @@ def _eval_results(results: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
     titles = [result["title"] for result in results]
     # The Hub merges results whose task and data set agree; the title's slug keeps them apart.
     if len({_slug(title) for title in titles}) < len(titles):
-        raise ValueError(
-            f"two results bear one title among {titles}: give each evaluation a title of its own."
-        )
+        raise ValueError(f"two results bear one title among {titles}: give each evaluation a title of its own.")
     found = []
     for result in results:
+        if result["protocol"] not in TASKS:
+            raise ValueError(f"protocol {result['protocol']!r} is not known: use one of {', '.join(TASKS)}.")
         title = _one_line(result["title"])
-        for task, metric, name, value, counts in _measured(result):
-            found.append(
-                EvalResult(
-                    task_type=task,
-                    dataset_type=result.get("dataset") or _slug(title),
-                    dataset_name=title,
-                    dataset_config=_slug(title),
-                    metric_type=metric,
-                    metric_name=name,
-                    metric_value=round(value, 4),
-                    metric_args=counts,
-                )
+        found += [
+            EvalResult(
+                task_type=TASKS[result["protocol"]],
+                dataset_type=result.get("dataset") or _slug(title),
+                dataset_name=title,
+                dataset_config=_slug(title),
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(float(value), 4),
+                metric_args=counts,
             )
+            for metric, name, value, counts in _numbers(result)
+            if _is_measured(value)
+        ]
     return found
 
 
-def _measured(result: Mapping[str, Any]) -> Iterable[tuple[str, str, str, float, dict[str, int]]]:
-    """(task, metric, its name, value, the counts it rests on) of every measured number of a result."""
-    if result["protocol"] == "retrieval":
-        task, groups = (
-            "image-text-retrieval",
-            [
-                (
-                    result[direction],
-                    f"{direction}_",
-                    f"{direction.replace('_', ' ')} ",
-                    ("queries", "candidates"),
-                )
-                for direction in ("image_to_text", "text_to_image")
-                if direction in result
-            ],
-        )
-        names = {
-            "recall_at_1": "R@1",
-            "recall_at_5": "R@5",
-            "recall_at_10": "R@10",
-            "median_rank": "median rank",
-        }
-    elif result["protocol"] == "zero-shot":
-        task, groups = "zero-shot-image-classification", [(result, "", "", ("pictures", "classes"))]
-        names = {
-            "top_1": "top-1 accuracy",
-            "top_5": "top-5 accuracy",
-            "mean_per_class": "mean per-class accuracy",
-        }
-    else:
-        raise ValueError(f"protocol {result['protocol']!r} is not known: 'retrieval' or 'zero-shot'.")
-    for numbers, metric_prefix, name_prefix, counted in groups:
-        counts = {key: numbers[key] for key in counted}
-        for key, name in names.items():
-            if _is_measured(numbers.get(key)):
-                yield task, metric_prefix + key, name_prefix + name, float(numbers[key]), counts
+def _numbers(result: Mapping[str, Any]) -> Iterable[tuple[str, str, float | None, dict[str, int]]]:
+    """(metric, its name, value, the counts it rests on) of every number in a result."""
+    if result["protocol"] == "zero-shot":
+        counts = {key: result[key] for key in ("pictures", "classes")}
+        for key, (metric, name) in ZERO_SHOT_METRICS.items():
+            yield metric, name, result.get(key), counts
+        return
+    for direction in DIRECTIONS:
+        if direction in result:
+            numbers = result[direction]
+            counts = {key: numbers[key] for key in ("queries", "candidates")}
+            for key, name in RETRIEVAL_METRICS.items():
+                yield f"{direction}_{key}", f"{direction.replace('_', ' ')} {name}", numbers.get(key), counts
 
 
 def _is_measured(value) -> bool:
@@ -253,7 +237,6 @@ def _is_measured(value) -> bool:
 
 def _body(facts: CardFacts, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The template's variables, escaped for where they stand."""
-    pictures = [item.get("pictures") for item in facts.training_data]
     return {
         "title": _escape(facts.model_name),
         "projection_dim": config["projection_dim"],
@@ -269,7 +252,6 @@ def _body(facts: CardFacts, folder: Path, config: Mapping[str, Any]) -> dict[str
         "training": _settings_table(facts.training),
         "recipe": _settings_table(facts.recipe) or "The recipe was not recorded.",
         "languages": _escape(", ".join(facts.languages)),
-        "pictures_seen": f" ({sum(pictures):,} pictures)" if pictures and all(pictures) else "",
         "max_tokens": config["text_config"].get("max_position_embeddings", 77),
         "image_size": config["vision_config"].get("image_size", 224),
     }
@@ -288,7 +270,7 @@ def _result_tables(results: Sequence[Mapping[str, Any]]) -> str:
         )
         for result in results
         if result["protocol"] == "retrieval"
-        for direction in ("image_to_text", "text_to_image")
+        for direction in DIRECTIONS
         if direction in result
     ]
     zero_shot = [
@@ -302,17 +284,7 @@ def _result_tables(results: Sequence[Mapping[str, Any]]) -> str:
         for result in results
         if result["protocol"] == "zero-shot"
     ]
-    ranks = (
-        "retrieval",
-        "from, to",
-        "R@1",
-        "R@5",
-        "R@10",
-        "median rank",
-        "queries",
-        "candidates",
-        "chance R@1",
-    )
+    ranks = ("retrieval", "from, to", *RETRIEVAL_METRICS.values(), "queries", "candidates", "chance R@1")
     classes = ("zero-shot", "top-1", "top-5", "mean per class", "chance", "pictures", "classes", "templates")
     tables = [_table(header, rows) for header, rows in ((ranks, retrieval), (classes, zero_shot)) if rows]
     left_out = [
@@ -385,9 +357,7 @@ def _weights(folder: Path) -> tuple[dict[str, int], float | None]:
     counts, logit_scale = {"vision": 0, "text": 0, "other": 0}, None
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise FileNotFoundError(
-            f"{str(folder)!r} has no model.safetensors: save the model there before its card."
-        )
+        raise FileNotFoundError(f"{str(folder)!r} has no model.safetensors: save the model there before its card.")
     for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():
@@ -411,7 +381,8 @@ def _escape(value: Any) -> str:
     """One line of Markdown that reads as `value`, whatever it holds: no markup, no HTML, no end of a cell."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return re.sub(r"([\\`*_\[\]<>|~$&#!])", r"\\\1", _one_line(value))
+    # Underscores within words mark nothing.
+    return re.sub(r"([\\`*\[\]<>|~$&#!]|\b_|_\b|(?<=_)_)", r"\\\1", _one_line(value))
 
 
 def _slug(name: str) -> str:

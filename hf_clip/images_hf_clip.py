@@ -55,9 +55,7 @@ class ImageDecodeError(ValueError):
         self.reason = reason
 
 
-def decode_image(
-    source, *, max_pixels: int = MAX_PIXELS, is_channels_first: bool | None = None
-) -> Image.Image:
+def decode_image(source, *, max_pixels: int = MAX_PIXELS, is_channels_first: bool | None = None) -> Image.Image:
     """Decode `source` to a PIL picture of mode RGB, as described at the top of this module.
 
     Args:

@@ -25,9 +25,7 @@ class HFCLIPConvNetNorm(nn.LayerNorm):
 
     def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
         map_BHWC = map_BCHW.permute(0, 2, 3, 1)
-        return F.layer_norm(map_BHWC, self.normalized_shape, self.weight, self.bias, self.eps).permute(
-            0, 3, 1, 2
-        )
+        return F.layer_norm(map_BHWC, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 class HFCLIPConvNetStem(nn.Module):
@@ -52,6 +50,8 @@ class HFCLIPConvNetBlock(GradientCheckpointingLayer):
         self.norm = HFCLIPConvNetNorm(width, eps=config.layer_norm_eps)
         self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        # Every block adds to one stream: scaled so, all blocks together add about what it began with.
+        self.conv2.initial_gain = (2 * sum(config.stage_depths)) ** -0.5
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
@@ -118,14 +118,9 @@ class HFCLIPConvNetModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d) and module.weight is not None:
             fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-            init.trunc_normal_(module.weight, std=(2 / fan_in) ** 0.5 * self.config.initializer_factor)
+            gain = getattr(module, "initial_gain", 1.0) * self.config.initializer_factor
+            init.trunc_normal_(module.weight, std=gain * (2 / fan_in) ** 0.5)
             init.zeros_(module.bias)
-        elif isinstance(module, HFCLIPConvNetBlock) and module.conv2.weight is not None:
-            # Children are initialised before their parent. Each block adds to one stream: scaled so, the variance
-            # after all blocks is of the order of that before them.
-            fan_in = module.conv2.in_channels * 9
-            std = (2 / fan_in / (2 * sum(self.config.stage_depths))) ** 0.5
-            init.trunc_normal_(module.conv2.weight, std=std * self.config.initializer_factor)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

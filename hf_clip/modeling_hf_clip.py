@@ -8,6 +8,7 @@ load here, and ours there.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,26 @@ def _require(condition: torch.Tensor, message: str) -> None:
         raise ValueError(message)
 
 
+def _starting_at(std: float, layer: nn.Module) -> nn.Module:
+    """The layer, with the width of its initial weights noted on it.
+
+    Noted on the layer, not drawn by its parent: transformers passes modules of models outside its tree to
+    `_init_weights` only where they hold parameters of their own.
+    """
+    layer.initial_std = std
+    return layer
+
+
+def _unit(vectors_BD: torch.Tensor) -> torch.Tensor:
+    """Unit vectors, in float32 at least."""
+    return F.normalize(vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32)), dim=-1)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast within. The meta device, which only counts shapes, knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 class HFCLIPVisionEmbeddings(nn.Module):
     """Patches as tokens after a class token, with learned positions."""
 
@@ -94,11 +115,11 @@ class HFCLIPVisionEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
-        )
-        self.num_positions = (config.image_size // config.patch_size) ** 2 + 1
-        self.position_embedding = nn.Embedding(self.num_positions, config.hidden_size)
+        width, patch = config.hidden_size, config.patch_size
+        patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
+        self.patch_embedding = _starting_at(config.initializer_range, patch_embedding)
+        self.num_positions = (config.image_size // patch) ** 2 + 1
+        self.position_embedding = _starting_at(width**-0.5, nn.Embedding(self.num_positions, width))
         self.position_ids = nn.Buffer(torch.arange(self.num_positions)[None], persistent=False)
 
     def _interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
@@ -107,9 +128,7 @@ class HFCLIPVisionEmbeddings(nn.Module):
         side = self.config.image_size // self.config.patch_size
         grid_1WHV = grid_MW.T.reshape(1, -1, side, side)
         # Half precision has no bicubic kernel on every device.
-        resized_1WHV = F.interpolate(
-            grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False
-        )
+        resized_1WHV = F.interpolate(grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False)
         resized_MW = resized_1WHV.flatten(2)[0].T.to(grid_MW.dtype)
         return torch.cat([class_1W, resized_MW])[None]
 
@@ -122,13 +141,9 @@ class HFCLIPVisionEmbeddings(nn.Module):
                 "processor does), or pass interpolate_pos_encoding=True."
             )
         if height < patch or width < patch:
-            raise ValueError(
-                f"Pictures of {height} x {width} pixels are smaller than one patch of {patch} x {patch}."
-            )
+            raise ValueError(f"Pictures of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
         patches_BMW = (
-            self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-            .flatten(2)
-            .transpose(1, 2)
+            self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         )
         class_B1W = self.class_embedding.expand(len(pixel_values), 1, -1).to(patches_BMW.dtype)
         tokens_BTW = torch.cat([class_B1W, patches_BMW], dim=1)
@@ -142,8 +157,9 @@ class HFCLIPTextEmbeddings(nn.Module):
 
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        width = config.hidden_size
+        self.token_embedding = _starting_at(0.02, nn.Embedding(config.vocab_size, width))
+        self.position_embedding = _starting_at(0.01, nn.Embedding(config.max_position_embeddings, width))
         self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings)[None], persistent=False)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -187,10 +203,13 @@ class HFCLIPAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         # The text tower passes is_causal=True with each call.
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        width = config.hidden_size
+        self.q_proj = _starting_at(width**-0.5, nn.Linear(width, width))
+        self.k_proj = _starting_at(width**-0.5, nn.Linear(width, width))
+        self.v_proj = _starting_at(width**-0.5, nn.Linear(width, width))
+        # Two layers add to the residual stream in each of the blocks: together they add about what it began with.
+        std = (2 * width * config.num_hidden_layers) ** -0.5
+        self.out_proj = _starting_at(std, nn.Linear(width, width))
 
     def forward(
         self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -217,8 +236,9 @@ class HFCLIPMLP(nn.Module):
         super().__init__()
         self.config = config
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.fc1 = _starting_at((2 * width) ** -0.5, nn.Linear(width, config.intermediate_size))
+        self.fc2 = _starting_at((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
 
     def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(tokens_BTW)))
@@ -234,9 +254,7 @@ class HFCLIPEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = HFCLIPMLP(config)
 
-    def forward(
-        self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> torch.Tensor:
+    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         attended_BTW, _ = self.self_attn(self.layer_norm1(tokens_BTW), attention_mask, **kwargs)
         tokens_BTW = tokens_BTW + attended_BTW
         return tokens_BTW + self.mlp(self.layer_norm2(tokens_BTW))
@@ -247,9 +265,7 @@ class HFCLIPEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(HFCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(
-        self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> torch.Tensor:
+    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         for layer in self.layers:
             tokens_BTW = layer(tokens_BTW, attention_mask, **kwargs)
         return tokens_BTW
@@ -273,36 +289,16 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         factor = self.config.initializer_factor
+        # Quantized layers have no weight to draw.
+        if (std := getattr(module, "initial_std", None)) is not None and module.weight is not None:
+            init.normal_(module.weight, std=std * factor)
         if isinstance(module, HFCLIPTextEmbeddings):
-            _normal(module.token_embedding, 0.02 * factor)
-            _normal(module.position_embedding, 0.01 * factor)
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1])[None])
         elif isinstance(module, HFCLIPVisionEmbeddings):
             init.normal_(module.class_embedding, std=module.config.hidden_size**-0.5 * factor)
-            _normal(module.patch_embedding, module.config.initializer_range * factor)
-            _normal(module.position_embedding, module.config.hidden_size**-0.5 * factor)
             init.copy_(module.position_ids, torch.arange(module.num_positions)[None])
-        elif isinstance(module, HFCLIPAttention):
-            width, depth = module.config.hidden_size, module.config.num_hidden_layers
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                _normal(projection, width**-0.5 * factor)
-            _normal(module.out_proj, width**-0.5 * (2 * depth) ** -0.5 * factor)
-        elif isinstance(module, HFCLIPMLP):
-            width, depth = module.config.hidden_size, module.config.num_hidden_layers
-            _normal(module.fc1, (2 * width) ** -0.5 * factor)
-            _normal(module.fc2, width**-0.5 * (2 * depth) ** -0.5 * factor)
-        for name in ("text_projection", "visual_projection", "classifier"):
-            projection = getattr(module, name, None)
-            if isinstance(projection, nn.Linear):
-                _normal(projection, projection.in_features**-0.5 * factor)
-        if isinstance(module, HFCLIPModel):
+        elif isinstance(module, HFCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
-
-def _normal(module: nn.Module, std: float) -> None:
-    # Quantized layers have no weight to draw.
-    if getattr(module, "weight", None) is not None:
-        init.normal_(module.weight, std=std)
 
 
 class HFCLIPTextModel(HFCLIPPreTrainedModel):
@@ -416,6 +412,10 @@ def _image_tower(config: HFCLIPVisionConfig) -> PreTrainedModel:
     return IMAGE_TOWERS[config.tower]._from_config(config)
 
 
+def _projection(width: int, dimensions: int) -> nn.Linear:
+    return _starting_at(width**-0.5, nn.Linear(width, dimensions, bias=False))
+
+
 class HFCLIPModel(HFCLIPPreTrainedModel):
     """The dual encoder (Radford et al. 2021, section 2.3): pictures and texts as vectors of one space."""
 
@@ -423,10 +423,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         super().__init__(config)
         self.text_model = HFCLIPTextModel._from_config(config.text_config)
         self.vision_model = _image_tower(config.vision_config)
-        self.visual_projection = nn.Linear(
-            config.vision_config.hidden_size, config.projection_dim, bias=False
-        )
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
 
@@ -459,14 +457,14 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     ) -> torch.Tensor:
         """One vector a text, (B, D); unit vectors unless `normalize=False`. Raises what `HFCLIPTextModel` raises."""
         vectors_BD = self.get_text_features(input_ids, attention_mask).pooler_output
-        return F.normalize(vectors_BD, dim=-1) if normalize else vectors_BD
+        return _unit(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
 
     def encode_image(
         self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False
     ) -> torch.Tensor:
         """One vector a picture, (B, D); unit vectors unless `normalize=False`. Raises what the image tower raises."""
         vectors_BD = self.get_image_features(pixel_values, interpolate_pos_encoding).pooler_output
-        return F.normalize(vectors_BD, dim=-1) if normalize else vectors_BD
+        return _unit(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
 
     @can_return_tuple
     def forward(
@@ -487,22 +485,20 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         """
         vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         text_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_BD = F.normalize(vision_output.pooler_output, dim=-1)
-        text_BD = F.normalize(text_output.pooler_output, dim=-1)
+        # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
+        image_BD, text_BD = _unit(vision_output.pooler_output), _unit(text_output.pooler_output)
         # The towers may lie on different devices (device_map).
-        scale = self.logit_scale.exp().to(text_BD.device)
-        logits_per_text = scale * text_BD @ image_BD.to(text_BD.device).T
-        loss = (
-            contrastive_loss(image_BD.to(text_BD.device), text_BD, scale, concept_ids)
-            if return_loss
-            else None
-        )
+        image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
+        with _full_precision(text_BD.device):
+            logits_per_text = scale * text_BD @ image_BD.T
+        loss = contrastive_loss(image_BD, text_BD, scale, concept_ids) if return_loss else None
+        dtype = text_output.pooler_output.dtype
         return HFCLIPOutput(
             loss=loss,
-            logits_per_image=logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_BD,
-            image_embeds=image_BD,
+            logits_per_image=logits_per_text.T.to(dtype),
+            logits_per_text=logits_per_text.to(dtype),
+            text_embeds=text_BD.to(dtype),
+            image_embeds=image_BD.to(dtype),
             text_model_output=text_output,
             vision_model_output=vision_output,
         )
@@ -519,7 +515,7 @@ class HFCLIPTextModelWithProjection(HFCLIPPreTrainedModel):
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__(config)
         self.text_model = HFCLIPTextModel._from_config(config)
-        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = _projection(config.hidden_size, config.projection_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -557,7 +553,7 @@ class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__(config)
         self.vision_model = _image_tower(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = _projection(config.hidden_size, config.projection_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -595,7 +591,8 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = _image_tower(config.vision_config)
-        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        width = config.vision_config.hidden_size
+        self.classifier = _starting_at(width**-0.5, nn.Linear(width, config.num_labels))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

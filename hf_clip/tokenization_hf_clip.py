@@ -73,9 +73,7 @@ def read_openai_merges() -> list[tuple[str, str]]:
     """
     path = Path(__file__).parent / "vocabulary" / "openai_merges.txt.gz"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"OpenAI's vocabulary is not at {path}. Use from_pretrained, or install hf_clip."
-        )
+        raise FileNotFoundError(f"OpenAI's vocabulary is not at {path}. Use from_pretrained, or install hf_clip.")
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")
     return [tuple(line.split(" ")) for line in lines]
 
@@ -177,13 +175,13 @@ class HFCLIPTokenizer(CLIPTokenizer):
         """
         symbols = byte_symbols()
         symbols += [symbol + "</w>" for symbol in symbols]
-        merge_count = vocab_size - len(symbols) - 2
-        if merge_count < 0:
+        if vocab_size < len(symbols) + 2:
             raise ValueError(f"vocab_size={vocab_size} is too small: bytes and special tokens alone are 514.")
         trainer = trainers.BpeTrainer(
-            vocab_size=len(symbols) + merge_count,
+            vocab_size=vocab_size - 2,
             min_frequency=min_frequency,
-            # Given beforehand, the symbols have the same ids in every run, by which the trainer breaks ties.
+            # Given beforehand, all symbols count towards vocab_size, and have the same ids in every run: by ids
+            # the trainer breaks ties.
             special_tokens=symbols,
             end_of_word_suffix="</w>",
             show_progress=False,
@@ -191,7 +189,7 @@ class HFCLIPTokenizer(CLIPTokenizer):
         backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         backend.pre_tokenizer = _word_splitter()
         backend.train_from_iterator((clean_text(text) for text in texts), trainer)
-        merges = _merges_of(backend)[:merge_count]
+        merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
         return cls(build_vocabulary(merges), merges, model_max_length=model_max_length, **kwargs)
 
     def train_new_from_iterator(
@@ -262,10 +260,6 @@ class HFCLIPTokenizer(CLIPTokenizer):
             return super()._save_pretrained(*args, **kwargs)
         finally:
             self._tokenizer.normalizer = None
-
-
-def _merges_of(backend: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def _clean_all(item, name: str):

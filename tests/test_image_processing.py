@@ -45,9 +45,7 @@ def torchvision_pixels(picture: Image.Image, edge: int, crop: int) -> torch.Tens
     return torch.from_numpy(values[top : top + crop, left : left + crop].copy())
 
 
-def openai_transform(
-    picture: Image.Image, edge: int, crop: int, mean=OPENAI_MEAN, std=OPENAI_STD
-) -> torch.Tensor:
+def openai_transform(picture: Image.Image, edge: int, crop: int, mean=OPENAI_MEAN, std=OPENAI_STD) -> torch.Tensor:
     values = torchvision_pixels(picture, edge, crop).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     return values.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
 
@@ -150,12 +148,8 @@ def test_batches_of_any_nesting_and_kind():
     array = np.asarray(noise(20, 18))
     stack = torch.from_numpy(np.stack([array, array])).permute(0, 3, 1, 2)
     for images in ([noise(20, 18), array], [[array], (array,)], np.stack([array, array]), stack):
-        assert torch.equal(
-            processor(images=images, return_tensors="pt")["pixel_values"], one.expand(2, 3, 16, 16)
-        )
-    first = processor(
-        images=array.transpose(2, 0, 1), input_data_format="channels_first", return_tensors="pt"
-    )
+        assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], one.expand(2, 3, 16, 16))
+    first = processor(images=array.transpose(2, 0, 1), input_data_format="channels_first", return_tensors="pt")
     assert torch.equal(first["pixel_values"], one)
 
 

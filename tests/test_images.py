@@ -209,15 +209,11 @@ def test_reasons(tmp_path: Path):
     assert reason_of(tmp_path) == reason_of("/dev/zero") == "unreadable"
     assert reason_of("https://example.org/cat.png") == "url"
     assert reason_of(b"<svg></svg>") == reason_of(b"%!PS-Adobe-3.0 EPSF-3.0") == "unknown_format"
+    assert reason_of(encode(noise(), "PCX")) == reason_of(encode(noise(), "ICO")) == "unknown_format"
     assert reason_of(content[: len(content) // 2]) == "truncated"
     assert reason_of(encode(noise(width=64, height=64), "JPEG")[:900]) == "truncated"
     assert reason_of(Image.new("LAB", (2, 2))) == "unsupported_mode"
-    assert (
-        reason_of(np.zeros((5, 5, 5)))
-        == reason_of(np.zeros((2, 3, 4, 3)))
-        == reason_of(np.zeros(3))
-        == "bad_shape"
-    )
+    assert reason_of(np.zeros((5, 5, 5))) == reason_of(np.zeros((2, 3, 4, 3))) == reason_of(np.zeros(3)) == "bad_shape"
     assert reason_of(np.full((2, 2), -0.1)) == reason_of(np.full((2, 2), 255.0)) == "out_of_range"
     assert reason_of(np.full((2, 2), np.nan)) == reason_of(np.full((2, 2), 256)) == "out_of_range"
     assert reason_of(Image.fromarray(np.full((2, 2), -1, np.int32))) == "out_of_range"

@@ -18,9 +18,7 @@ import hf_clip
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"train", "demo", "dev"}
-NOT_BUILT_FROM = shutil.ignore_patterns(
-    ".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet"
-)
+NOT_BUILT_FROM = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +99,7 @@ def test_constraints_pin_all_that_the_extras_bring():
         if asked in seen:
             continue
         seen.add(asked)
-        assert name in pinned | {"hf-clip"}, (
-            f"{name} is in no line of constraints.txt: add the version tested."
-        )
+        assert name in pinned | {"hf-clip"}, f"{name} is in no line of constraints.txt: add the version tested."
         for requirement in map(Requirement, importlib.metadata.requires(name) or []):
             applies = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
             # Pinned by its parent already: what a GPU build of torch brings.

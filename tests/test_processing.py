@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPTokenizer
+from transformers import AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, pipeline
 
 import hf_clip  # noqa: F401  registers the processor with AutoProcessor
 from hf_clip.configuration_hf_clip import HFCLIPConfig
@@ -66,6 +66,31 @@ def test_the_mask_and_other_lengths_on_request(processor):
     assert processor(text="a", padding="max_length", return_tensors="pt")["input_ids"].shape == (1, 20)
     assert processor(text=TEXTS[3], max_length=6, return_tensors="pt")["input_ids"].shape == (1, 6)
     assert processor(images=picture(), do_normalize=False, return_tensors="pt")["pixel_values"].min() >= 0
+
+
+def test_the_stock_pipeline_takes_labels_of_any_length(processor):
+    """It calls the two halves alone, asks for no truncation, and passes the attention mask on."""
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = tower | {
+        "vocab_size": len(processor.tokenizer),
+        "max_position_embeddings": 20,
+        "eos_token_id": processor.tokenizer.eos_token_id,
+    }
+    vision = tower | {"image_size": 16, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    classify = pipeline(
+        "zero-shot-image-classification",
+        model=model,
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+    )
+    image = Image.open(io.BytesIO(picture())).convert("RGB")
+    results = classify(image, candidate_labels=TEXTS, hypothesis_template="{}")
+    inputs = processor(text=TEXTS, images=image, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image.softmax(-1)[0]
+    scores = {result["label"]: result["score"] for result in results}
+    assert [scores[label] for label in TEXTS] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_text_without_an_end_token_is_an_error(processor):

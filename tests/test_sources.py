@@ -56,9 +56,7 @@ def quoted(text: str) -> str:
 def parquet(path: Path, texts=CAPTIONS, row_group_size=2, **columns) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": picture(i), "path": f"{i}.png"} for i in range(len(texts))]
-    table = pa.table(
-        {"image": pa.array(images, IMAGE_TYPE), "caption": pa.array(texts, pa.string()), **columns}
-    )
+    table = pa.table({"image": pa.array(images, IMAGE_TYPE), "caption": pa.array(texts, pa.string()), **columns})
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
 
@@ -217,6 +215,7 @@ def test_lists_and_patterns_of_files(tmp_path):
     read = list(iterate_samples(source))
     assert [s.captions for s in read] == [["two"], ["three"], ["one"]]
     assert source.num_rows == 3
+    assert source.dataset.num_shards == 2
     assert "a[1].parquet row 1" in read[1].key and "b.parquet row 0" in read[2].key
 
 
@@ -231,17 +230,16 @@ def test_a_picture_inside_a_file_is_never_taken_from_the_working_folder(tmp_path
 
 
 def test_large_shards_are_read_in_parts(tmp_path, monkeypatch):
-    path = parquet(tmp_path / "x.parquet", [str(i) for i in range(20)], row_group_size=20)
+    path = parquet(tmp_path / "x.parquet", [str(i) for i in range(20)], row_group_size=10)
     monkeypatch.setattr("hf_clip.sources.opening.PARQUET_BATCH_ROWS", 3)
     lengths = []
     cast = Parquet._cast_table
-    monkeypatch.setattr(
-        Parquet, "_cast_table", lambda self, table: lengths.append(len(table)) or cast(self, table)
-    )
+    monkeypatch.setattr(Parquet, "_cast_table", lambda self, table: lengths.append(len(table)) or cast(self, table))
     source = open_source(path)
     assert sum(lengths) <= 6
     assert [s.captions for s in iterate_samples(source)] == [[str(i)] for i in range(20)]
     assert max(lengths) == 3
+    assert source.dataset.num_shards == 2, "a shard is a row group"
 
 
 def test_class_folders(tmp_path):
@@ -281,9 +279,7 @@ def test_labels_concepts_and_where(tmp_path):
     assert [s.label for s in samples(tmp_path / "x.parquet", where={"label": ["cat"]})] == ["cat", "cat"]
     message = error_of(tmp_path / "x.parquet", where={"split": "dev"})
     assert "split=dev" in message and "split: test, train" in message
-    assert "Columns: image, caption, concept, label, split" in error_of(
-        tmp_path / "x.parquet", where={"x": 1}
-    )
+    assert "Columns: image, caption, concept, label, split" in error_of(tmp_path / "x.parquet", where={"x": 1})
 
 
 def test_where_in_a_table(tmp_path):
@@ -307,11 +303,7 @@ def test_several_caption_columns(tmp_path):
 def test_ambiguous_columns_name_the_choices_and_the_option(tmp_path):
     path = parquet(tmp_path / "x.parquet", ["a"], captions=["b"])
     message = error_of(path)
-    assert (
-        "caption, captions" in message
-        and "data.caption_columns" in message
-        and "--caption-columns" in message
-    )
+    assert "caption, captions" in message and "data.caption_columns" in message and "--caption-columns" in message
     assert samples(path, caption_columns="captions")[0].captions == ["b"]
     table = write(tmp_path / "x.csv", "file_name,path,text\na.png,b.png,t\n")
     assert "file_name, path" in error_of(table) and "--image-column" in error_of(table)
@@ -396,9 +388,7 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 def test_a_file_that_ends_too_early_is_named(tmp_path):
-    whole = tar(
-        tmp_path / "x.tar", {f"{i}.{s}": picture(i) for i in range(9) for s in ("png", "txt")}
-    ).read_bytes()
+    whole = tar(tmp_path / "x.tar", {f"{i}.{s}": picture(i) for i in range(9) for s in ("png", "txt")}).read_bytes()
     text = error_of(write(tmp_path / "cut.tar", whole[:5000]))
     assert "cut.tar" in text and "cannot be read to its end" in text
     content = bytearray(parquet(tmp_path / "x.parquet", [str(i) for i in range(600)]).read_bytes())
@@ -587,20 +577,14 @@ def test_any_caption_field_gives_clean_captions(field):
 
 
 @settings(max_examples=soak_count(100, 2000), deadline=None, derandomize=True)
-@given(
-    st.lists(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1), min_size=1
-    )
-)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1), min_size=1))
 def test_any_caption_survives_csv_and_json(tmp_path_factory, texts):
     import csv
 
     folder = tmp_path_factory.mktemp("any")
     pictures(folder, 1)
     with open(folder / "x.csv", "w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows(
-            [["image", "caption"], *(["0.png", t] for t in texts)]
-        )
+        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([["image", "caption"], *(["0.png", t] for t in texts)])
     rows = [{"image": "0.png", "caption": text} for text in texts]
     write(folder / "x.jsonl", "\n".join(map(json.dumps, rows)))
     for name in ("x.csv", "x.jsonl"):

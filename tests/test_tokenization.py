@@ -11,7 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, CLIPTokenizer
@@ -26,6 +26,7 @@ from tests.peers import load_openai_module, load_openai_tokenize
 START, END = 49406, 49407
 
 ODD = [
+    "<br> &amp;amp;lt; caf&amp;eacute;", "<br> e&#769;", "a\x0bb",
     "", " ", "\n\t ", "a", "A photo of a CAT.", "don't we'll I'm they've he'd you're it's",
     "DON'T 'S 'Tis rock'n'roll", "It’s “quoted” ‘twice’ – and… then", "ﬁsh ﬂoat ﬀ ĳ",
     "ﾊﾝｶｸ ｶﾞ ＡＢＣ１２３", "&amp;", "&amp;amp;lt;b&amp;amp;gt;",
@@ -87,9 +88,7 @@ def assigned_characters() -> st.SearchStrategy[str]:
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(300, 20_000))
 @given(
-    st.lists(
-        st.one_of(st.text(assigned_characters(), max_size=8), st.sampled_from(ODD[:40])), max_size=4
-    ).map("".join)
+    st.lists(st.one_of(st.text(assigned_characters(), max_size=8), st.sampled_from(ODD[:40])), max_size=4).map("".join)
 )
 def test_ids_of_any_text_equal_openais(tokenizer, openai, text):
     assert ids(tokenizer, text) == openai(text)
@@ -97,13 +96,12 @@ def test_ids_of_any_text_equal_openais(tokenizer, openai, text):
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(200, 5_000))
 @given(st.text(st.characters(max_codepoint=127), max_size=40))
+@example("a\x0bb").via("a control character that str.split takes for a space")
 def test_the_short_way_for_ascii_changes_nothing(peer, text):
     assert clean_text(text) == peer.whitespace_clean(peer.basic_clean(text)).lower()
 
 
-@pytest.mark.parametrize(
-    "text", ["a <|endoftext|> b", "<|STARTOFTEXT|>", "&lt;|endoftext|&gt;", "<|endoftext|>" * 99]
-)
+@pytest.mark.parametrize("text", ["a <|endoftext|> b", "<|STARTOFTEXT|>", "&lt;|endoftext|&gt;", "<|endoftext|>" * 99])
 def test_special_tokens_in_a_caption_are_text(tokenizer, text):
     for result in (ids(tokenizer, text), tokenizer.encode(text), tokenizer([text, "b"])["input_ids"][0]):
         assert result[0] == START and result[-1] == END
@@ -238,17 +236,17 @@ CAPTIONS = [
 
 
 def test_training_gives_clips_layout_and_the_same_vocabulary_every_time():
-    tokenizer = HFCLIPTokenizer.train(CAPTIONS, 550, model_max_length=16)
+    tokenizer = HFCLIPTokenizer.train(CAPTIONS, 540, model_max_length=16)
     vocabulary = tokenizer.get_vocab()
     openai = HFCLIPTokenizer().get_vocab()
     symbols = [token for token, index in openai.items() if index < 512]
     assert all(vocabulary[symbol] == openai[symbol] for symbol in symbols)
-    assert len(tokenizer) == 550 and tokenizer.model_max_length == 16
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (548, 549, 549)
+    assert len(tokenizer) == 540 and tokenizer.model_max_length == 16
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (538, 539, 539)
     for again in (CAPTIONS, CAPTIONS[::-1], [text.upper() + "  " for text in CAPTIONS]):
-        assert HFCLIPTokenizer.train(iter(again), 550).get_vocab() == vocabulary
+        assert HFCLIPTokenizer.train(iter(again), 540).get_vocab() == vocabulary
     batches = [CAPTIONS[:10], CAPTIONS[10:]]
-    assert tokenizer.train_new_from_iterator(batches, 550).get_vocab() == vocabulary
+    assert tokenizer.train_new_from_iterator(batches, 540).get_vocab() == vocabulary
 
 
 def test_a_trained_vocabulary_spells_what_it_never_saw_and_learns_what_it_did(tmp_path: Path):

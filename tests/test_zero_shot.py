@@ -31,9 +31,7 @@ def test_class_vectors_are_normalised_means_of_normalised_vectors():
 
 def test_scores_by_hand():
     model = lookup()
-    [first, second] = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES).predict(
-        [grey(0), grey(1)]
-    )
+    [first, second] = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES).predict([grey(0), grey(1)])
     # Cosines of (1, 1) are 1 and -1; of (-1, 0.5) they are -/+ 0.5 / sqrt(1.25 * 2).
     assert [row["label"] for row in first] == ["cat", "dog"]
     assert first[0]["score"] == pytest.approx(1 / (1 + np.exp(-20)), abs=1e-6)
@@ -62,9 +60,7 @@ def test_scores_equal_the_models_own_logits():
     with torch.no_grad():
         output = model(**processor(text=labels, images=pictures, return_tensors="pt"))
     expected = output.logits_per_image.softmax(-1)
-    for row, scores in zip(
-        ZeroShotClassifier(model, processor, labels).predict(pictures), expected, strict=True
-    ):
+    for row, scores in zip(ZeroShotClassifier(model, processor, labels).predict(pictures), expected, strict=True):
         assert {entry["label"]: entry["score"] for entry in row} == pytest.approx(
             dict(zip(labels, scores.tolist(), strict=True)), abs=1e-6
         )

@@ -47,9 +47,7 @@ def unpack_debian_package(package: str, cache: Path) -> tuple[Path, str]:
     if not list(cache.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", "-q", package], cwd=cache, check=True)
     deb = max(cache.glob(f"{package}_*.deb"))
-    asked = subprocess.run(
-        ["dpkg-deb", "-f", str(deb), "Version"], check=True, capture_output=True, text=True
-    )
+    asked = subprocess.run(["dpkg-deb", "-f", str(deb), "Version"], check=True, capture_output=True, text=True)
     root = cache / "unpacked" / package
     root.mkdir(parents=True, exist_ok=True)
     subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], check=True)
@@ -92,9 +90,7 @@ def first_of_each_class(folder: Path, version: str) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "fashion")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".package-cache"), help="where the package is kept"
-    )
+    parser.add_argument("--cache", type=Path, default=Path(".package-cache"), help="where the package is kept")
     args = parser.parse_args()
 
     root, version = unpack_debian_package(PACKAGE, args.cache)

@@ -86,8 +86,7 @@ def embed_images(
     if not vectors:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(features.skipped.items()))
         raise ValueError(
-            f"no picture could be read ({reasons or 'the data set is empty'}): "
-            "check the image column and the files."
+            f"no picture could be read ({reasons or 'the data set is empty'}): check the image column and the files."
         )
     features.vectors_ND = torch.cat(vectors)
     return features

@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -64,9 +65,7 @@ def plot_training(metrics: str | Path, output: str | Path) -> Path:
     """
     losses, recalls = _read_curves(Path(metrics))
     if not losses:
-        raise ValueError(
-            f"{str(metrics)!r} has no line with 'step' and 'loss': log at least one training step."
-        )
+        raise ValueError(f"{str(metrics)!r} has no line with 'step' and 'loss': log at least one training step.")
     with _style():
         figure = _figure(WIDTH_INCHES, 3.9)
         axes = figure.add_subplot()
@@ -90,9 +89,7 @@ def _plot_recalls(axes, recalls: dict[str, dict[int, float]]) -> None:
         (GREEN, RED, "#8250df", "#9a6700") * len(recalls), recalls.items(), strict=False
     ):
         steps, values = zip(*sorted(curve.items()), strict=True)
-        axes.plot(
-            steps, values, color=colour, marker="o", markersize=4, linewidth=1.5, label=_drawable(label)
-        )
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.5, label=_drawable(label))
         axes.annotate(
             f"{values[-1]:.2f}",
             (steps[-1], values[-1]),
@@ -135,9 +132,7 @@ def _curve_label(key: str) -> str:
 def _flatten(record: Mapping, prefix: str = "") -> dict:
     flat = {}
     for key, value in record.items():
-        flat.update(
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        )
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
 
 
@@ -171,7 +166,7 @@ def plot_similarity(pictures: Sequence, captions: Sequence[str], cosines_NM, out
     columns, rows = cosines.shape
     with _style():
         # 2.3 inches are for the captions; cells are square; one more row is for the pictures.
-        cell = (WIDTH_INCHES - 2.4) / columns
+        cell = min((WIDTH_INCHES - 2.4) / columns, 1)
         figure = _figure(WIDTH_INCHES, cell * (rows + 1.15) + 0.35)
         axes = figure.add_subplot()
         # A scale wider than the data keeps the palest cell apart from the page, and the darkest from black.
@@ -260,9 +255,7 @@ def _draw_card(axes, result: RetrievalResult, index: int, picture, height: float
     axes.set_ylim(height, 0)
     target, rank = result.targets[index], int(result.ranks.ranks_N[index])
     left, right = 0.12 + edge + 0.1, width - 0.1
-    title = axes.text(
-        left, 0.14, _drawable(result.names[target]), va="center", fontsize=8.5, fontweight="bold"
-    )
+    title = axes.text(left, 0.14, _drawable(result.names[target]), va="center", fontsize=8.5, fontweight="bold")
     _shorten(title, right - left)
     place = f"rank {rank:,} of {len(result.names):,}"
     axes.text(left, 0.14 + line * 0.9, place, va="center", fontsize=7.5, color=FAINT)
@@ -308,10 +301,13 @@ def _shorten(text, max_inches: float) -> None:
     """Cut what a text artist says until it is at most `max_inches` wide."""
     renderer = text.figure.canvas.get_renderer()
     whole = text.get_text()
-    kept = len(whole)
-    while kept > 1 and text.get_window_extent(renderer).width > max_inches * DOTS_PER_INCH:
-        kept -= 1
-        text.set_text(whole[:kept].rstrip() + "…")
+
+    def is_too_wide(kept: int) -> bool:
+        text.set_text(whole if kept == len(whole) else whole[:kept].rstrip() + "…")
+        return text.get_window_extent(renderer).width > max_inches * DOTS_PER_INCH
+
+    if is_too_wide(len(whole)):
+        is_too_wide(bisect_left(range(len(whole)), True, key=is_too_wide) - 1)
 
 
 @cache

@@ -50,9 +50,7 @@ class Ranks:
         }
 
 
-def retrieval_metrics(
-    image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]]
-) -> dict[str, dict]:
+def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
     """Recall at 1, 5 and 10 and the median rank by cosine, from pictures to texts and from texts to pictures.
 
     A query counts as found at k if any of its true candidates is among the first k. Ties are resolved against
@@ -92,15 +90,10 @@ def rank_positives(
     image_ND = _unit_vectors("image_vectors_ND", image_vectors_ND)
     text_MD = _unit_vectors("text_vectors_MD", text_vectors_MD)
     if image_ND.shape[1] != text_MD.shape[1]:
-        raise ValueError(
-            f"pictures have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model."
-        )
+        raise ValueError(f"pictures have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model.")
     images_P, texts_P = _pairs(positives, len(image_ND), len(text_MD))
     cosines_P = torch.cat(
-        [
-            (image_ND[i] * text_MD[t]).sum(-1)
-            for i, t in zip(images_P.split(65536), texts_P.split(65536), strict=True)
-        ]
+        [(image_ND[i] * text_MD[t]).sum(-1) for i, t in zip(images_P.split(65536), texts_P.split(65536), strict=True)]
     )
     sides = _Side(len(image_ND), images_P, cosines_P), _Side(len(text_MD), texts_P, cosines_P)
     for row in range(0, len(image_ND), tile_size):
@@ -131,7 +124,8 @@ class _Side:
     def see_negatives(self, queries: slice, cosines_IJ: torch.Tensor) -> None:
         """Count the tile's candidates before the best true one; true candidates hold minus infinity."""
         is_ahead_IJ = cosines_IJ >= self.best_positive_N[queries, None] - TIE_TOLERANCE
-        self.negatives_ahead_N[queries] += is_ahead_IJ.sum(1)
+        # A sum of booleans takes ten times as long as one of floats, which are exact for these counts.
+        self.negatives_ahead_N[queries] += is_ahead_IJ.to(cosines_IJ.dtype).sum(1).long()
         self.best_negative_N[queries] = torch.maximum(self.best_negative_N[queries], cosines_IJ.amax(1))
 
     def ranks(self) -> Ranks:
@@ -142,9 +136,7 @@ class _Side:
 def _unit_vectors(name: str, vectors) -> torch.Tensor:
     vectors = torch.as_tensor(vectors).detach().cpu()
     if vectors.ndim != 2 or 0 in vectors.shape:
-        raise ValueError(
-            f"{name} has the shape {tuple(vectors.shape)}: pass one row for each item, at least one."
-        )
+        raise ValueError(f"{name} has the shape {tuple(vectors.shape)}: pass one row for each item, at least one.")
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     # A comparison with NaN is false: a model that diverged would seem to have nothing before its true
     # candidates.
@@ -160,9 +152,7 @@ def _unit_vectors(name: str, vectors) -> torch.Tensor:
 def _pairs(positives: Sequence[int | Iterable[int]], image_count: int, text_count: int):
     """Pictures and texts that belong together, each pair once, sorted by picture: two long tensors (P,)."""
     if len(positives) != image_count:
-        raise ValueError(
-            f"positives has {len(positives)} entries for {image_count} pictures: pass one for each."
-        )
+        raise ValueError(f"positives has {len(positives)} entries for {image_count} pictures: pass one for each.")
     pairs = [
         (image, int(text))
         for image, texts in enumerate(positives)
@@ -173,9 +163,7 @@ def _pairs(positives: Sequence[int | Iterable[int]], image_count: int, text_coun
     images_P, texts_P = torch.tensor(pairs).T.contiguous()
     if texts_P.min() < 0 or texts_P.max() >= text_count:
         wrong = pairs[int(((texts_P < 0) | (texts_P >= text_count)).nonzero()[0])]
-        raise ValueError(
-            f"positives[{wrong[0]}] is text {wrong[1]}, but texts go from 0 to {text_count - 1}."
-        )
+        raise ValueError(f"positives[{wrong[0]}] is text {wrong[1]}, but texts go from 0 to {text_count - 1}.")
     return images_P, texts_P
 
 
@@ -230,8 +218,7 @@ class RetrievalResult:
         lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
         if self.skipped:
             lines.append(
-                "left out: "
-                + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+                "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
             )
         return "\n".join(lines)
 
@@ -313,9 +300,7 @@ def evaluate_pairs(
     )
 
 
-def _merge_names(
-    concepts: Sequence[Hashable | None], given_names: Sequence[str]
-) -> tuple[list[str], list[int]]:
+def _merge_names(concepts: Sequence[Hashable | None], given_names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Candidates without duplicates, and for each picture the index of its candidate."""
     name_of_concept: dict[Hashable, str] = {}
     index_of_name: dict[str, int] = {}

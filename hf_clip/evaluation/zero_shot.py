@@ -77,8 +77,7 @@ class ZeroShotResult:
         ]
         if self.skipped:
             lines.append(
-                "left out: "
-                + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+                "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
             )
         return "\n".join(lines)
 
@@ -159,13 +158,9 @@ class _Classes:
     def check(self, label: str, place: str) -> None:
         """Raise ValueError unless `label` can be one of the classes; `place` says where it stands."""
         if self.names and label not in self.number_of:
-            raise ValueError(
-                f"{place}: {label!r} is none of the {len(self.names)} classes. Give label_names for all."
-            )
+            raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give label_names for all.")
         if not self.names and label.lstrip("-").isdigit():
-            raise ValueError(
-                f"{place}: label {label!r} has no name. Give label_names in the order of the numbers."
-            )
+            raise ValueError(f"{place}: label {label!r} has no name. Give label_names in the order of the numbers.")
 
     def resolve(self, labels: list[str]) -> tuple[list[str], list[int]]:
         """The names of the classes, and the number of each label."""

@@ -61,9 +61,7 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
     rest = [column for column in kinds if column != image and kinds[column] != "image"]
     captions = request.caption_columns
     if captions is None:
-        found = _find_column(
-            name, "caption_columns", [c for c in rest if kinds[c] in ("text", "other")], kinds
-        )
+        found = _find_column(name, "caption_columns", [c for c in rest if kinds[c] in ("text", "other")], kinds)
         captions = () if found is None else (found,)
     label = request.label_column or _find_column(name, "label_column", rest, kinds)
     if label is None and [kinds[column] for column in rest].count("label") == 1:
@@ -120,9 +118,7 @@ def kind_of_feature(feature: Any) -> str:
     if isinstance(feature, dict):
         return "image" if "bytes" in feature and set(feature) <= {"bytes", "path"} else "other"
     kind = getattr(feature, "dtype", "other")
-    return {"binary": "bytes", "large_binary": "bytes", "string": "text", "large_string": "text"}.get(
-        kind, "other"
-    )
+    return {"binary": "bytes", "large_binary": "bytes", "string": "text", "large_string": "text"}.get(kind, "other")
 
 
 def kind_of_values(values: Sequence[Any]) -> str:

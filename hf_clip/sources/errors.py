@@ -7,9 +7,7 @@ class SourceError(ValueError):
     """The data cannot be opened or read. The message says what was given, what is there, and the mend."""
 
 
-def column_error(
-    name: str, option: str, columns: Sequence[str] | Mapping, wanted: str | None = None
-) -> SourceError:
+def column_error(name: str, option: str, columns: Sequence[str] | Mapping, wanted: str | None = None) -> SourceError:
     role = option.removesuffix("s").removesuffix("_column")
     if wanted is None:
         problem = f"{name!r} has no column that looks like {'an' if role[0] in 'aeiou' else 'a'} {role}"
@@ -18,9 +16,7 @@ def column_error(
     return SourceError(f"{problem}. Columns: {', '.join(columns) or 'none'}. {how_to_set(option)}.")
 
 
-def differs(
-    file: str, columns: Sequence[str] | Mapping, other: str, other_columns: Sequence[str]
-) -> SourceError:
+def differs(file: str, columns: Sequence[str] | Mapping, other: str, other_columns: Sequence[str]) -> SourceError:
     return SourceError(
         f"the files differ in their columns: {file!r} has {', '.join(columns)}, {other!r} has "
         f"{', '.join(other_columns)}. Name the files that belong together."

@@ -44,9 +44,7 @@ SPLIT_OF_WORD = {
     "testing": "test",
 }
 # `train`, `train-00000-of-00002`, `train_3`, but not `train_station`.
-SPLIT_IN_FILE_NAME = re.compile(
-    rf"({'|'.join(SPLIT_OF_WORD)})([-_.]?\d+)?([-_.]of[-_.]\d+)?(-[0-9a-f]{{16}})?", re.I
-)
+SPLIT_IN_FILE_NAME = re.compile(rf"({'|'.join(SPLIT_OF_WORD)})([-_.]?\d+)?([-_.]of[-_.]\d+)?(-[0-9a-f]{{16}})?", re.I)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 
 
@@ -123,13 +121,9 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
     if not by_format:
         names = [str(file.relative_to(folder)) for file in files]
         found = f"holds only {some(names)}" if names else "is empty"
-        raise SourceError(
-            f"folder {str(folder)!r} {found}: no pictures and no data. Known are {_known_suffixes()}."
-        )
+        raise SourceError(f"folder {str(folder)!r} {found}: no pictures and no data. Known are {_known_suffixes()}.")
     if len(by_format) > 1:
-        found = "; ".join(
-            f"{kind}: {some([file.name for file in group])}" for kind, group in by_format.items()
-        )
+        found = "; ".join(f"{kind}: {some([file.name for file in group])}" for kind, group in by_format.items())
         raise SourceError(
             f"folder {str(folder)!r} holds several kinds of data ({found}). "
             f"Name the files to open, such as {str(folder / f'*{files[0].suffix}')!r}."
@@ -143,16 +137,12 @@ def only_format(files: list[Path], name: str) -> str:
     if unknown or not formats:
         raise SourceError(f"{some(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
     if len(set(formats.values())) > 1:
-        raise SourceError(
-            f"{name!r} mixes formats ({', '.join(sorted(set(formats.values())))}). Give files of one."
-        )
+        raise SourceError(f"{name!r} mixes formats ({', '.join(sorted(set(formats.values())))}). Give files of one.")
     return next(iter(formats.values()))
 
 
 def _known_suffixes() -> str:
-    return (
-        ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "pictures") + " and pictures"
-    )
+    return ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "pictures") + " and pictures"
 
 
 def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:
@@ -176,16 +166,12 @@ def _splits_of_files(files: list[Path], root: Path | None, kind: str) -> list[st
     """The split of each file by its folder or name. Class folders are splits only if all of them are."""
     if kind == "pictures":
         tops = [file.relative_to(root).parts[0].lower() if root else "" for file in files]
-        return (
-            [SPLIT_OF_WORD[top] for top in tops] if set(tops) <= set(SPLIT_OF_WORD) else [None] * len(files)
-        )
+        return [SPLIT_OF_WORD[top] for top in tops] if set(tops) <= set(SPLIT_OF_WORD) else [None] * len(files)
     splits = []
     for file in files:
         folders = [part.lower() for part in (file.relative_to(root).parts[:-1] if root else ())]
         in_name = SPLIT_IN_FILE_NAME.fullmatch(file.stem)
-        words = [part for part in folders if part in SPLIT_OF_WORD] + (
-            [in_name[1].lower()] if in_name else []
-        )
+        words = [part for part in folders if part in SPLIT_OF_WORD] + ([in_name[1].lower()] if in_name else [])
         splits.append(SPLIT_OF_WORD[words[0]] if words else None)
     return splits
 

@@ -116,9 +116,7 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
                 schema, features = found, datasets.Features.from_arrow_schema(parquet.schema_arrow)
         if set(found.names) != set(schema.names):
             raise differs(str(files[0]), schema.names, str(file), found.names)
-    columns = choose_columns(
-        name, {column: kind_of_feature(features[column]) for column in features}, request
-    )
+    columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) == "text":
         return _open_rows(files, name, request)
     dataset = datasets.load_dataset(
@@ -129,14 +127,12 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
         streaming=True,
         columns=columns.read,
         batch_size=PARQUET_BATCH_ROWS,
-        # By default pyarrow fetches a file's row groups all at once: its whole size in memory.
-        fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(
-            pre_buffer=False, use_buffered_stream=True
-        ),
+        # By default pyarrow fetches all row groups of a file at once, and holds them.
+        fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True),
     )
-    return _finish(
-        dataset, name, columns, request, all_columns=features, num_rows=total, file_starts=tuple(starts)
-    )
+    # One shard a row group, so that no more than one is in memory, and lanes and workers share a single file.
+    dataset = dataset.reshard()
+    return _finish(dataset, name, columns, request, all_columns=features, num_rows=total, file_starts=tuple(starts))
 
 
 def _open_saved_to_disk(folder: Path, request: Request) -> Source:
@@ -176,14 +172,10 @@ def _open_hub(data: str, request: Request) -> Source:
         ) from error
 
 
-def _open_typed(
-    dataset: datasets.IterableDataset, name: str, request: Request, num_rows: int | None
-) -> Source:
+def _open_typed(dataset: datasets.IterableDataset, name: str, request: Request, num_rows: int | None) -> Source:
     """Open a stream whose features are known and whose pictures are inside."""
     features = dataset.features
-    columns = choose_columns(
-        name, {column: kind_of_feature(features[column]) for column in features}, request
-    )
+    columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) == "text":
         raise SourceError(
             f"column {columns.image!r} of {name!r} holds text, not pictures. Columns: {', '.join(features)}. "
@@ -205,9 +197,7 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
     for file in files[1:]:
         if file.suffix.lower() in (".csv", ".tsv") and set(found := csv_header(file)) != set(head):
             raise differs(str(files[0]), head, str(file), found)
-    columns = choose_columns(
-        name, {column: kind_of_values(values) for column, values in head.items()}, request
-    )
+    columns = choose_columns(name, {column: kind_of_values(values) for column, values in head.items()}, request)
     if files[0].suffix.lower() != ".tar":
         check_paths(files[0], [locate(row.get(columns.image), files[0]) for row in rows])
     features = datasets.Features(
@@ -299,9 +289,7 @@ def _no_rows(dataset: datasets.IterableDataset, name: str, request: Request) -> 
     return SourceError(f"no row of {name!r} has {asked}. Values there, among others: {'; '.join(there)}.")
 
 
-def _has_values(
-    row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], names: Mapping[str, Any]
-) -> bool:
+def _has_values(row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], names: Mapping[str, Any]) -> bool:
     for column, accepted in where.items():
         value = row[column]
         texts = {as_text(item) for item in (value if isinstance(value, list) else [value])}

@@ -47,9 +47,7 @@ def generate_pictures(shards: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]
 def read_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, row) of each row of a table or tar, the key as in `Sample`."""
     suffix = Path(file).suffix.lower()
-    read = {".csv": _read_csv, ".tsv": _read_csv, ".tar": _read_tar, ".parquet": _read_parquet}.get(
-        suffix, _read_json
-    )
+    read = {".csv": _read_csv, ".tsv": _read_csv, ".tar": _read_tar, ".parquet": _read_parquet}.get(suffix, _read_json)
     try:
         yield from read(file)
     except UnicodeDecodeError as error:
@@ -106,14 +104,10 @@ def _json_list(file: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         items = json.loads(text)
     except ValueError as error:
-        raise SourceError(
-            f"{file!r} is no JSON ({one_line(error)}). Mend it, or write one object a line."
-        ) from error
+        raise SourceError(f"{file!r} is no JSON ({one_line(error)}). Mend it, or write one object a line.") from error
     for number, item in enumerate(items):
         if not isinstance(item, dict):
-            raise SourceError(
-                f"{file!r} item {number} is no JSON object: {str(item)[:40]!r}. Write one object a row."
-            )
+            raise SourceError(f"{file!r} item {number} is no JSON object: {str(item)[:40]!r}. Write one object a row.")
         yield f"{file} row {number}", item
 
 

@@ -1,0 +1,251 @@
+"""Model cards: accepted by the Hub, true to what was measured, and proof against what names may hold."""
+
+import json
+import math
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from PIL import Image
+
+from hf_clip.hub import CardFacts, card_licence, check_model_card, write_model_card
+from tests.toys import tiny_clip
+
+LABELS = ["a red square", "something blue"]
+DATA = [
+    {
+        "name": "Drawings",
+        "file": "drawings.parquet",
+        "pictures": 1200,
+        "licence": "Apache-2.0",
+        "attribution": "A, Inc.",
+    },
+    {"name": "Stamps", "file": "stamps.parquet", "pictures": 34, "licence": "CC-BY-4.0", "source": "npm:@x/y@1.2"},
+]
+RETRIEVAL = {
+    "protocol": "retrieval",
+    "title": "unseen style, seen concepts",
+    "image_to_text": {
+        "recall_at_1": 0.61234,
+        "recall_at_5": 0.8,
+        "recall_at_10": None,
+        "median_rank": 1.0,
+        "chance_at_1": 0.0006,
+        "queries": 1675,
+        "candidates": 1644,
+    },
+    "text_to_image": {"recall_at_1": 0.5, "median_rank": math.nan, "queries": 1644, "candidates": 1675},
+    "skipped": {"no_caption": 3},
+    "seconds": 2.0,
+}
+ZERO_SHOT = {
+    "protocol": "zero-shot",
+    "title": "fashion",
+    "top_1": 0.345,
+    "top_5": None,
+    "mean_per_class": 0.333,
+    "chance": 0.1,
+    "pictures": 2000,
+    "classes": 10,
+    "templates": ["a {}"],
+    "skipped": {},
+}
+HOSTILE = (
+    "a | b\n---\nlicense: mit\n---\n# `x` *y* _z_ [l](u) <script>alert(1)</script> {{ card_data }} $m$ 日本 \"q\" 'r'"
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cards") / "tiny model"
+    model, processor = tiny_clip(LABELS)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def card_of(folder, **changes) -> tuple[dict, str]:
+    """The front matter and the body of a card."""
+    facts = {"model_name": "tiny", "training_data": DATA, "results": [RETRIEVAL, ZERO_SHOT], **changes}
+    path = write_model_card(folder, CardFacts(**facts))
+    text = path.read_text(encoding="utf-8")
+    front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.S).groups()
+    return yaml.safe_load(front), body
+
+
+def test_front_matter_is_what_the_hub_takes(saved):
+    front, _ = card_of(saved)
+    assert front["pipeline_tag"] == "zero-shot-image-classification"
+    assert front["library_name"] == "transformers"
+    assert (front["license"], front["language"]) == ("cc-by-4.0", ["en"])
+    assert front["datasets"] == ["drawings", "stamps"]
+    assert "license_name" not in front and "eval_results" not in front and "model_name" not in front
+
+
+def test_results_survive_the_hubs_own_reading_and_keep_their_counts(saved):
+    front, _ = card_of(saved)
+    name, results = model_index_to_eval_results(front["model-index"])
+    assert name == "tiny" and eval_results_to_model_index(name, results) == front["model-index"]
+    found = {(item.dataset_name, item.metric_name): (item.metric_value, item.metric_args) for item in results}
+    assert found == {
+        ("unseen style, seen concepts", "image to text R@1"): (0.6123, {"queries": 1675, "candidates": 1644}),
+        ("unseen style, seen concepts", "image to text R@5"): (0.8, {"queries": 1675, "candidates": 1644}),
+        ("unseen style, seen concepts", "image to text median rank"): (1.0, {"queries": 1675, "candidates": 1644}),
+        ("unseen style, seen concepts", "text to image R@1"): (0.5, {"queries": 1644, "candidates": 1675}),
+        ("fashion", "top-1 accuracy"): (0.345, {"pictures": 2000, "classes": 10}),
+        ("fashion", "mean per-class accuracy"): (0.333, {"pictures": 2000, "classes": 10}),
+    }
+
+
+def test_results_of_one_data_set_are_not_merged(saved):
+    unseen = {**RETRIEVAL, "title": "unseen style, unseen concepts", "dataset": "owner/emoji"}
+    front, _ = card_of(saved, results=[{**RETRIEVAL, "dataset": "owner/emoji"}, unseen])
+    assert [entry["dataset"]["name"] for entry in front["model-index"][0]["results"]] == [
+        RETRIEVAL["title"],
+        unseen["title"],
+    ]
+    with pytest.raises(ValueError, match="a title of its own"):
+        card_of(saved, results=[RETRIEVAL, RETRIEVAL])
+
+
+def test_tables_give_the_numbers_and_a_dash_where_nothing_was_measured(saved):
+    _, body = card_of(saved)
+    assert "| unseen style, seen concepts | image to text | 0.612 | 0.800 | - | 1 | 1,675 | 1,644 | 0.0006 |" in body
+    assert "| unseen style, seen concepts | text to image | 0.500 | - | - | - | 1,644 | 1,675 | - |" in body
+    assert '| fashion | 0.345 | - | 0.333 | 0.100 | 2,000 | 10 | "a {}" |' in body
+    assert "left out 3 (no caption)" in body.replace("\\", "")
+    assert "nan" not in body.lower().replace("maintenance", "") and "None" not in body
+
+
+def test_without_results_there_are_no_numbers(saved):
+    front, body = card_of(saved, results=[])
+    assert "model-index" not in front
+    assert "was not evaluated" in body and "R@" not in body
+
+
+def test_architecture_is_read_from_the_folder(saved):
+    _, body = card_of(saved)
+    model, _ = tiny_clip(LABELS)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"| parameters | {total:,} (" in body
+    assert "ViT, 2 layers, width 32, 2 heads, patches of 8 pixels; 32 pixels a side" in body
+    assert f"{model.logit_scale.exp().item():.2f}" in body
+
+
+def test_recipe_training_and_plots_are_shown(saved):
+    (saved / "a plot.png").write_bytes(b"")
+    _, body = card_of(
+        saved,
+        recipe={"optimizer": {"learning_rate": 2e-3, "note": None}, "batch_size": 4096},
+        training={"seconds": 280.5, "device": "cpu"},
+        plots=[("a plot.png", "Loss [by step]")],
+        evaluation_data=[{"name": "Twemoji", "licence": "CC-BY-4.0"}],
+    )
+    assert "| optimizer.learning_rate | 0.002 |" in body and "| batch_size | 4,096 |" in body
+    assert "note" not in body.split("## Recipe")[1].split("##")[0]
+    assert "| seconds | 280.5 |" in body
+    assert "![Loss \\[by step\\]](a%20plot.png)" in body
+    assert "| Twemoji | CC-BY-4.0 |" in body
+
+
+def test_names_cannot_break_out_of_the_card(saved):
+    hostile = [{"name": HOSTILE, "licence": "MIT", "attribution": HOSTILE}]
+    front, body = card_of(
+        saved,
+        model_name=HOSTILE,
+        training_data=hostile,
+        results=[{**RETRIEVAL, "title": HOSTILE}, {**ZERO_SHOT, "templates": [HOSTILE + "{}"]}],
+        recipe={HOSTILE: HOSTILE},
+        example_labels=[HOSTILE],
+    )
+    shown = " ".join(HOSTILE.split())
+    assert front["license"] == "mit" and front["model-index"][0]["name"] == shown
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == shown
+    prose = re.sub(r"```.*?```", "", body, flags=re.S)
+    assert "<script" not in prose.replace("\\<", "") and "[l](u)" not in prose and "\n---\n" not in prose
+    # Rows of a table keep their number of cells.
+    for table in re.findall(r"(?:^\|.*\n?)+", prose, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    # The same text, once the escapes are read.
+    assert shown in re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", prose)
+
+
+@pytest.mark.parametrize(
+    "licences, declared, said",
+    [
+        (["Apache-2.0"], "apache-2.0", "All of the data comes under Apache-2.0"),
+        (["Apache-2.0", "CC-BY-4.0", "MIT"], "cc-by-4.0", "most demanding of these, cc-by-4.0"),
+        (["CC-BY-4.0", "CC-BY-SA-4.0"], "cc-by-sa-4.0", "CC-BY-4.0, CC-BY-SA-4.0"),
+        (["Unicode-3.0", "MIT"], "other", "MIT, Unicode-3.0"),
+        (["MIT", None], None, "not known"),
+        ([], None, "not known"),
+    ],
+)
+def test_licence_is_the_most_demanding_of_the_data(licences, declared, said):
+    chosen, sentence = card_licence([{"licence": licence} for licence in licences])
+    assert chosen == declared and said in sentence
+
+
+def test_a_licence_without_a_name_on_the_hub_is_named(saved):
+    front, body = card_of(
+        saved, training_data=[{"name": "x", "licence": "Unicode-3.0"}, {"name": "y", "licence": "MIT"}]
+    )
+    assert (front["license"], front["license_name"]) == ("other", "unicode-3.0-and-mit")
+    front, body = card_of(saved, training_data=[{"name": "x"}])
+    assert "license" not in front and "none is declared" in body
+
+
+def test_what_is_missing_is_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="'loss.png' is not in"):
+        card_of(saved, plots=[("loss.png", "Loss")])
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        card_of(tmp_path)
+    (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        card_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_the_hub_would_refuse_is_refused_before_it_is_written(saved):
+    card_of(saved)
+    before = (saved / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="'english' is no ISO 639 code"):
+        card_of(saved, languages=["english"])
+    with pytest.raises(ValueError, match="'a b' is no name"):
+        card_of(saved, training_data=[{"name": "x", "dataset": "a b"}])
+    with pytest.raises(ValueError, match="protocol 'magic'"):
+        card_of(saved, results=[{"protocol": "magic", "title": "x"}])
+    assert (saved / "README.md").read_text(encoding="utf-8") == before
+    for wrong, said in (("mit", "license is 'gpl'"), ("transformers", "library_name is 'timm'")):
+        text = (
+            before.replace("cc-by-4.0\n", "gpl\n", 1) if wrong == "mit" else before.replace(": transformers", ": timm")
+        )
+        with pytest.raises(ValueError, match=said):
+            check_model_card(text)
+
+
+def test_snippets_run(saved, monkeypatch):
+    _, body = card_of(saved, example_labels=LABELS)
+    monkeypatch.chdir(saved.parent)
+    Image.new("RGB", (32, 32), "red").save("picture.png")
+    stock, ours = re.findall(r"```python\n(.*?)```", body, re.S)
+    printed = {}
+    for code in (stock, ours):
+        *lines, last = code.strip().splitlines()
+        names = {}
+        exec("\n".join(lines), names)
+        printed[code] = eval(last, names)
+    # The stock pipeline and the classifier agree.
+    [by_classifier] = printed[ours]
+    by_pipeline = {row["label"]: row["score"] for row in printed[stock]}
+    assert {row["label"]: row["score"] for row in by_classifier} == pytest.approx(by_pipeline, abs=1e-5)
+
+
+def test_the_card_reads_as_written(saved):
+    front, body = card_of(saved)
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.to_dict() == front
+    assert "{{" not in body and "{%" not in body and "\n\n\n" not in body
+    json.dumps(front)
