@@ -86,9 +86,7 @@ def _add_train(verbs) -> None:
         "hf-clip train --recipe emoji --output-dir runs/emoji --set steps=500",
     )
     parser.add_argument("--recipe", help="a recipe's name or the path of a YAML file")
-    parser.add_argument(
-        "--output-dir", required=True, type=Path, help="folder of the model, its card and its logs"
-    )
+    parser.add_argument("--output-dir", required=True, type=Path, help="folder of the model, its card and its logs")
     parser.add_argument(
         "--set",
         action="append",
@@ -143,9 +141,7 @@ def _add_eval(verbs) -> None:
     parser.add_argument("--image-column", help="column of pictures, where it is not found by its name")
     parser.add_argument("--caption-column", action="append", help="column of captions (retrieval)")
     parser.add_argument("--label-column", help="column of classes (zero-shot)")
-    parser.add_argument(
-        "--concept-column", help="column whose equal values are pictures of one thing (retrieval)"
-    )
+    parser.add_argument("--concept-column", help="column whose equal values are pictures of one thing (retrieval)")
     parser.add_argument(
         "--template", action="append", help="text around a class name, such as 'a photo of a {}' (zero-shot)"
     )
@@ -176,9 +172,7 @@ def evaluate(options: argparse.Namespace) -> int:
         result = evaluate_retrieval(model, processor, source, batch_size=options.batch_size)
     else:
         templates = options.template or ["a photo of a {}."]
-        result = evaluate_zero_shot(
-            model, processor, source, templates=templates, batch_size=options.batch_size
-        )
+        result = evaluate_zero_shot(model, processor, source, templates=templates, batch_size=options.batch_size)
     print(result.table())
     if options.output is not None:
         options.output.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -194,16 +188,10 @@ def _add_classify(verbs) -> None:
         'hf-clip classify photos/*.jpg --labels "a cat,a dog" --model runs/emoji',
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, folders or globs")
-    parser.add_argument(
-        "--labels", required=True, help="labels with commas between, or @FILE with one a line"
-    )
+    parser.add_argument("--labels", required=True, help="labels with commas between, or @FILE with one a line")
     parser.add_argument("--model", required=True, help="a model's folder or Hub id")
-    parser.add_argument(
-        "--template", action="append", help="text around a label (default '{}'); may be repeated"
-    )
-    parser.add_argument(
-        "--top-k", type=_positive, default=3, help="labels shown for each picture (default 3)"
-    )
+    parser.add_argument("--template", action="append", help="text around a label (default '{}'); may be repeated")
+    parser.add_argument("--top-k", type=_positive, default=3, help="labels shown for each picture (default 3)")
     parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default 32)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
@@ -219,8 +207,7 @@ def classify(options: argparse.Namespace) -> int:
     if options.format == "table":
         width = min(max(len(picture) for picture in pictures), 48)
         print(
-            f"{'picture':{width}}  "
-            + "  ".join(f"label {place + 1:<24}" for place in range(options.top_k)).rstrip()
+            f"{'picture':{width}}  " + "  ".join(f"label {place + 1:<24}" for place in range(options.top_k)).rstrip()
         )
     unreadable = 0
     for batch in batched(pictures, options.batch_size):
@@ -246,9 +233,7 @@ def classify(options: argparse.Namespace) -> int:
 
 
 def _add_doctor(verbs) -> None:
-    parser = _add_verb(
-        verbs, "doctor", doctor, "what is installed, what works, what would be fast", "hf-clip doctor"
-    )
+    parser = _add_verb(verbs, "doctor", doctor, "what is installed, what works, what would be fast", "hf-clip doctor")
     parser.add_argument("--json", action="store_true", help="as JSON, for bug reports")
 
 
@@ -310,9 +295,7 @@ def _find_pictures(given: Sequence[str]) -> list[str]:
     for item in given:
         path = Path(item)
         if path.is_dir():
-            inside = [
-                str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURE_SUFFIXES
-            ]
+            inside = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURE_SUFFIXES]
         elif path.is_file():
             inside = [item]
         else:

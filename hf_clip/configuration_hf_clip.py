@@ -94,9 +94,10 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
     """Shape of the image tower. The defaults are ViT-B/32 at 224 pixels.
 
     `tower` names the kind: "vit" (the paper's vision transformer) or "convnet" (a residual stack of plain 3 x 3
-    convolutions, for small pictures and small budgets). A convnet is shaped by `stage_widths` (channels) and
-    `stage_depths` (residual blocks), with a stem that divides the picture's sides by 4 and a halving between
-    stages; its `hidden_size` is that of the last stage, and patch, head and transformer fields mean nothing to it.
+    convolutions, for small pictures and small budgets). A convnet's stem has `stem_width` channels and divides the
+    sides by 4; `stage_widths` (channels) and `stage_depths` (residual blocks, 0 allowed) shape its stages, with a
+    halving between two. Its last map is averaged to `pool_grid` x `pool_grid` places, which keeps roughly where
+    things are. `hidden_size` is the last stage's width; patch, head and transformer fields mean nothing to it.
     Raises ValueError for an unknown tower and for numbers that do not fit together.
     """
 
@@ -112,13 +113,20 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 32
+    stem_width: int | None = None
     stage_widths: list[int] | None = None
     stage_depths: list[int] | None = None
+    pool_grid: int = 1
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the vector that the tower gives for a picture, before the projection."""
+        return self.hidden_size * (self.pool_grid**2 if self.tower == "convnet" else 1)
 
     def validate_architecture(self):
         if self.tower == "vit":
@@ -143,15 +151,21 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
                 f"stage_widths={self.stage_widths} and stage_depths={self.stage_depths} must be lists of one length, "
                 "with a width (channels) and a depth (residual blocks) for each stage of the convnet."
             )
+        if self.stem_width is None or min(self.stem_width, self.pool_grid, *widths) < 1 or min(depths) < 0:
+            raise ValueError(
+                f"stem_width={self.stem_width}, stage_widths={widths} and pool_grid={self.pool_grid} of a convnet must "
+                f"be 1 or more, and stage_depths={depths} 0 or more."
+            )
         if self.hidden_size != widths[-1]:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not the last stage's width: set hidden_size={widths[-1]}."
             )
         stride = 4 * 2 ** (len(widths) - 1)
-        if self.image_size % stride:
+        if self.image_size % stride or self.image_size < stride * self.pool_grid:
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of {stride}, the convnet's stride with {len(widths)} "
-                f"stages: set image_size={max(self.image_size // stride, 1) * stride}, or change the stages."
+                f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a multiple of "
+                f"{stride}, the convnet's stride with {len(widths)} stages: set image_size="
+                f"{max(self.image_size // stride, self.pool_grid) * stride}, or change the stages."
             )
 
 

@@ -38,9 +38,7 @@ def _require_equal_batches(size: int, device: torch.device) -> None:
         )
 
 
-def _cross_entropy(
-    logits_BN: torch.Tensor, first_column: int, is_positive_BN: torch.Tensor | None
-) -> torch.Tensor:
+def _cross_entropy(logits_BN: torch.Tensor, first_column: int, is_positive_BN: torch.Tensor | None) -> torch.Tensor:
     """Mean over rows of the cross entropy to the row's own column, or evenly to all its positives."""
     if is_positive_BN is None:
         own_B = torch.arange(len(logits_BN), device=logits_BN.device) + first_column
@@ -99,9 +97,7 @@ def contrastive_loss(
         return loss + (mean / dist.get_world_size() - loss.detach())
 
 
-def _symmetric(
-    image_BD, text_BD, image_ND, text_ND, logit_scale, first_column, is_positive_BN
-) -> torch.Tensor:
+def _symmetric(image_BD, text_BD, image_ND, text_ND, logit_scale, first_column, is_positive_BN) -> torch.Tensor:
     scale = logit_scale.to(image_BD.dtype)
     from_images = _cross_entropy(scale * image_BD @ text_ND.T, first_column, is_positive_BN)
     from_texts = _cross_entropy(scale * text_BD @ image_ND.T, first_column, is_positive_BN)

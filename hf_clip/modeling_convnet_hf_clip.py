@@ -1,6 +1,7 @@
 """An image tower of plain 3 x 3 convolutions, for small pictures and small budgets.
 
-Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T = H * W positions as tokens.
+Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T = H * W positions as tokens, G rows and
+columns of the pooling grid.
 
 There is no batch norm: statistics of a batch would make several ranks differ from one, and cached gradients from
 plain ones. Each residual block normalises every position over its channels instead (layer norm).
@@ -33,9 +34,8 @@ class HFCLIPConvNetStem(nn.Module):
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__()
-        width = config.stage_widths[0]
-        self.conv1 = nn.Conv2d(config.num_channels, width // 2, kernel_size=4, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(width // 2, width, kernel_size=3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(config.num_channels, config.stem_width, kernel_size=4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(config.stem_width, config.stage_widths[0], kernel_size=3, stride=2, padding=1)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
     """The convolutional image tower: `pixel_values` (B, channels, rows, columns) to one vector a picture.
 
     `last_hidden_state` is (B, T, hidden_size), the last map's positions in reading order (there is no class token);
-    `pooler_output` is (B, hidden_size), their mean, normalised. `hidden_states` are the maps after each block,
+    `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the maps after each block,
     (B, C, H, W). Any size of picture fits that is a multiple of the stride; `interpolate_pos_encoding` is taken for
     the other towers' sake, as there are no positions to interpolate. Raises ValueError for sizes that do not fit.
     """
@@ -104,7 +104,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
             layers.extend(HFCLIPConvNetBlock(config, width) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
         self.norm = HFCLIPConvNetNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = nn.LayerNorm(config.pooled_size, eps=config.layer_norm_eps)
         self.stride = 4 * 2 ** (len(config.stage_widths) - 1)
         self.post_init()
 
@@ -137,7 +137,8 @@ class HFCLIPConvNetModel(PreTrainedModel):
         for layer in self.layers:
             map_BCHW = layer(map_BCHW)
         map_BCHW = self.norm(map_BCHW)
+        pooled_BCGG = F.adaptive_avg_pool2d(map_BCHW, self.config.pool_grid)
         return BaseModelOutputWithPooling(
             last_hidden_state=map_BCHW.flatten(2).transpose(1, 2),
-            pooler_output=self.post_layernorm(map_BCHW.mean(dim=(2, 3))),
+            pooler_output=self.post_layernorm(pooled_BCGG.flatten(1)),
         )

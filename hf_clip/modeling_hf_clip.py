@@ -98,7 +98,7 @@ def _starting_at(std: float, layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _unit(vectors_BD: torch.Tensor) -> torch.Tensor:
+def unit_vectors(vectors_BD: torch.Tensor) -> torch.Tensor:
     """Unit vectors, in float32 at least."""
     return F.normalize(vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32)), dim=-1)
 
@@ -423,7 +423,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         super().__init__(config)
         self.text_model = HFCLIPTextModel._from_config(config.text_config)
         self.vision_model = _image_tower(config.vision_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = _projection(config.vision_config.pooled_size, config.projection_dim)
         self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
@@ -457,14 +457,14 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     ) -> torch.Tensor:
         """One vector a text, (B, D); unit vectors unless `normalize=False`. Raises what `HFCLIPTextModel` raises."""
         vectors_BD = self.get_text_features(input_ids, attention_mask).pooler_output
-        return _unit(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
+        return unit_vectors(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
 
     def encode_image(
         self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False
     ) -> torch.Tensor:
         """One vector a picture, (B, D); unit vectors unless `normalize=False`. Raises what the image tower raises."""
         vectors_BD = self.get_image_features(pixel_values, interpolate_pos_encoding).pooler_output
-        return _unit(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
+        return unit_vectors(vectors_BD).to(vectors_BD.dtype) if normalize else vectors_BD
 
     @can_return_tuple
     def forward(
@@ -486,7 +486,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         text_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
         # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
-        image_BD, text_BD = _unit(vision_output.pooler_output), _unit(text_output.pooler_output)
+        image_BD, text_BD = unit_vectors(vision_output.pooler_output), unit_vectors(text_output.pooler_output)
         # The towers may lie on different devices (device_map).
         image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
         with _full_precision(text_BD.device):
@@ -553,7 +553,7 @@ class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__(config)
         self.vision_model = _image_tower(config)
-        self.visual_projection = _projection(config.hidden_size, config.projection_dim)
+        self.visual_projection = _projection(config.pooled_size, config.projection_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

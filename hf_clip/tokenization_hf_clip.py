@@ -25,9 +25,10 @@ except ImportError:
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
 
-# OpenAI's pattern. It ignores case, which after lower() makes one difference: a long s is an s. The special
-# tokens are left out of it, so that they are split like other text.
-WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+# OpenAI's pattern. It ignores case, which after lower() makes two differences: a long s is an s, and the iota
+# subscript U+0345 is neither a letter nor anything else, and is dropped. The special tokens are left out of the
+# pattern, so that they are split like other text.
+WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
 # ASCII that ftfy and html.unescape leave alone: no control characters, no "&".
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*")

@@ -143,9 +143,7 @@ class ZeroShotClassifier:
         """
         # A single path would be taken apart into its letters, a single picture fail obscurely.
         if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):
-            raise TypeError(
-                f"images is one {type(images).__name__}: pass a list of pictures, [picture] for one."
-            )
+            raise TypeError(f"images is one {type(images).__name__}: pass a list of pictures, [picture] for one.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} is below 1: set it to 1 or more, or to None for all labels.")
         kept = len(self.labels) if top_k is None else min(top_k, len(self.labels))
@@ -157,9 +155,7 @@ class ZeroShotClassifier:
                 scores_BK, classes_BK = logits_BC.softmax(dim=-1).topk(kept, dim=-1)
                 for scores, classes in zip(scores_BK.tolist(), classes_BK.tolist(), strict=True):
                     pairs = zip(classes, scores, strict=True)
-                    predictions.append(
-                        [{"label": self.labels[index], "score": score} for index, score in pairs]
-                    )
+                    predictions.append([{"label": self.labels[index], "score": score} for index, score in pairs])
         return predictions
 
 

@@ -11,7 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, CLIPTokenizer
@@ -26,7 +26,7 @@ from tests.peers import load_openai_module, load_openai_tokenize
 START, END = 49406, 49407
 
 ODD = [
-    "<br> &amp;amp;lt; caf&amp;eacute;", "<br> e&#769;", "a\x0bb",
+    "<br> &amp;amp;lt; caf&amp;eacute;", "<br> e&#769;", "a\x0bb", "α\u0345 <br> &#x345;!&#x345;?",
     "", " ", "\n\t ", "a", "A photo of a CAT.", "don't we'll I'm they've he'd you're it's",
     "DON'T 'S 'Tis rock'n'roll", "It’s “quoted” ‘twice’ – and… then", "ﬁsh ﬂoat ﬀ ĳ",
     "ﾊﾝｶｸ ｶﾞ ＡＢＣ１２３", "&amp;", "&amp;amp;lt;b&amp;amp;gt;",
@@ -81,16 +81,17 @@ def test_ids_equal_openais(tokenizer, openai):
     assert tokenizer(texts)["input_ids"] == [openai(text) for text in texts]
 
 
-def assigned_characters() -> st.SearchStrategy[str]:
-    """Every character that Python knows, surrogates too. To `tokenizers` newer letters are punctuation."""
-    return st.characters().filter(lambda character: unicodedata.category(character) != "Cn")
+def is_known(text: str) -> bool:
+    """Whether Python knows every character. Of newer ones `regex` and `tokenizers` differ on which are letters."""
+    return all(unicodedata.category(character) != "Cn" for character in text)
 
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(300, 20_000))
-@given(
-    st.lists(st.one_of(st.text(assigned_characters(), max_size=8), st.sampled_from(ODD[:40])), max_size=4).map("".join)
-)
-def test_ids_of_any_text_equal_openais(tokenizer, openai, text):
+@given(st.lists(st.one_of(st.text(st.characters(), max_size=8), st.sampled_from(ODD)), max_size=4))
+def test_ids_of_any_text_equal_openais(tokenizer, openai, parts):
+    text = "".join(parts)
+    # After cleaning: repaired text and HTML entities hold characters that the text did not.
+    assume(is_known(clean_text(text)))
     assert ids(tokenizer, text) == openai(text)
 
 

@@ -49,9 +49,10 @@ def build_processor(config: ModelConfig, source: Source) -> HFCLIPProcessor:
 
 
 def _captions(source: Source) -> Iterator[str]:
-    """All captions of a source, without reading its pictures."""
-    for row in source.require_captions().dataset.select_columns(list(source.caption_columns)):
-        for column in source.caption_columns:
+    """All captions and keywords of a source, without reading its pictures."""
+    columns = [*source.require_captions().caption_columns, *source.keyword_columns]
+    for row in source.dataset.select_columns(columns):
+        for column in columns:
             yield from clean_captions(row[column])
 
 

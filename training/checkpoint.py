@@ -97,9 +97,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return path
         warn(f"{path} is damaged ({problem}): going back to the one before.")
     if paths:
-        raise CheckpointError(
-            f"All checkpoints in {folder} are damaged: start again in another --output-dir."
-        )
+        raise CheckpointError(f"All checkpoints in {folder} are damaged: start again in another --output-dir.")
     return None
 
 

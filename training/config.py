@@ -61,9 +61,9 @@ class DataConfig:
     """Where pairs come from.
 
     `train` lists files, folders or Hub ids (see `hf_clip.sources.open_source`); `where` keeps the rows whose columns
-    have the given values. Columns are found by name where they are null. Each step draws a row's first caption with
-    probability `name_probability`, else from the others: up to `max_keywords` of them, in random order, with the
-    first before them half of the time. `shuffle_block` pairs are held decoded in memory (12 kB each at 64 pixels,
+    have the given values. Columns are found by name where they are null. Each step draws one of a row's captions.
+    With `keyword_columns` and a `keyword_weight` above 0, a second contrast of that weight pairs the picture with 1 to
+    `max_keywords` of its keywords, in random order. `shuffle_block` pairs are held decoded in memory (12 kB each at 64 pixels,
     150 kB at 224) and shuffled together; a data set that fits one block is decoded once for the whole run.
     Over `max_bad_fraction` of unreadable pairs the run stops.
     """
@@ -74,16 +74,19 @@ class DataConfig:
     image_column: str | None = None
     caption_columns: list[str] | None = None
     concept_column: str | None = None
-    name_probability: float = 0.5
+    keyword_columns: list[str] = field(default_factory=list)
+    keyword_weight: float = 0.0
     max_keywords: int = 6
     shuffle_block: int = 8192
     max_bad_fraction: float = 0.05
 
     def __post_init__(self):
         _require(bool(self.train), "data.train is empty: give it at least one file, folder or Hub id.")
+        _require(self.keyword_weight >= 0, f"data.keyword_weight={self.keyword_weight} must be 0 or more.")
         _require(
-            0 <= self.name_probability <= 1,
-            f"data.name_probability={self.name_probability} is not a probability: use 0 to 1.",
+            bool(self.keyword_columns) == (self.keyword_weight > 0),
+            f"data.keyword_columns={self.keyword_columns} and data.keyword_weight={self.keyword_weight} go together: "
+            "set both, or neither.",
         )
         _require(
             0 <= self.max_bad_fraction <= 1,
@@ -147,18 +150,12 @@ class OptimizerConfig:
     def __post_init__(self):
         for name in ("learning_rate", "epsilon", "max_gradient_norm"):
             value = getattr(self, name)
-            _require(
-                value > 0 and math.isfinite(value), f"optimizer.{name}={value} must be above 0 and finite."
-            )
+            _require(value > 0 and math.isfinite(value), f"optimizer.{name}={value} must be above 0 and finite.")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more.")
         _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be 0 or more.")
-        _require(
-            self.max_logit_scale >= 1, f"optimizer.max_logit_scale={self.max_logit_scale} must be 1 or more."
-        )
+        _require(self.max_logit_scale >= 1, f"optimizer.max_logit_scale={self.max_logit_scale} must be 1 or more.")
         for name in ("beta1", "beta2"):
-            _require(
-                0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} must lie in 0 to 1."
-            )
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} must lie in 0 to 1.")
 
 
 @dataclass
@@ -180,9 +177,7 @@ class EvaluationConfig:
             self.protocol in ("retrieval", "zero-shot"),
             f"protocol={self.protocol!r} of an evaluation is not known: use 'retrieval' or 'zero-shot'.",
         )
-        _require(
-            bool(self.data), "data of an evaluation is empty: give it at least one file, folder or Hub id."
-        )
+        _require(bool(self.data), "data of an evaluation is empty: give it at least one file, folder or Hub id.")
         for template in self.templates:
             _require("{}" in template, f"templates: {template!r} has no {{}} where the class name goes.")
 
@@ -245,9 +240,7 @@ class TrainConfig:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(
-        file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml")
-    )
+    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> TrainConfig:

@@ -84,9 +84,7 @@ def table(findings: dict[str, Any]) -> str:
     lines = [f"python {findings['python']} on {findings['system']}", ""]
     for name, installed in findings["packages"].items():
         need = NEEDED_FOR.get(name)
-        missing = (
-            f"not installed (needed for {need}: pip install {name})" if need else "not installed (optional)"
-        )
+        missing = f"not installed (needed for {need}: pip install {name})" if need else "not installed (optional)"
         lines.append(f"{name:18}{installed or missing}")
     if findings["torchvision_works"] is False:
         lines.append(
@@ -97,7 +95,8 @@ def table(findings: dict[str, Any]) -> str:
         if device["threads"] is not None:
             lines.append(f"  {device['threads']} threads on {device['cores']} cores")
         lines.append(
-            f"  trains in {device['training_precision'].replace('no', 'fp32')}, attention {device['training_attention']}"
+            f"  trains in {device['training_precision'].replace('no', 'fp32')}, "
+            f"with {device['training_attention']} attention"
         )
         lines.append(f"  bf16 is {'fast' if device['bf16_is_fast'] else 'not fast'} here")
     return "\n".join(lines)

@@ -77,9 +77,9 @@ def evaluate(
 
 def _judge(run: "Run", evaluation: Evaluation, title: str) -> RetrievalResult | ZeroShotResult:
     if evaluation.config.protocol == "retrieval":
-        return evaluate_retrieval(run.bare_model, run.processor, evaluation.source, title=title)
+        return evaluate_retrieval(run.model, run.processor, evaluation.source, title=title)
     return evaluate_zero_shot(
-        run.bare_model, run.processor, evaluation.source, templates=evaluation.config.templates, title=title
+        run.model, run.processor, evaluation.source, templates=evaluation.config.templates, title=title
     )
 
 
@@ -100,7 +100,7 @@ def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[st
     }
 
     def write(folder: Path) -> None:
-        run.bare_model.save_pretrained(folder)
+        run.model.save_pretrained(folder)
         run.processor.save_pretrained(folder)
         plots = draw_plots(run, evaluations, results, folder)
         write_model_card(folder, _card_facts(run, results, report, plots))
@@ -175,9 +175,7 @@ def draw_plots(
 def _card_facts(run: "Run", results: dict[str, Any], report: dict, plots: list[tuple[str, str]]) -> CardFacts:
     config = run.config
     tested = [item for evaluation in config.evaluations.values() for item in evaluation.data]
-    names = [
-        name for result in results.values() if isinstance(result, RetrievalResult) for name in result.names
-    ]
+    names = [name for result in results.values() if isinstance(result, RetrievalResult) for name in result.names]
     took = (
         "step",
         "train_seconds",

@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .device import arrange_for_speed, choose_precision
 from .finish import evaluate, finish, open_evaluations
 from .folder import claim_folder, require_space
+from .objective import ContrastiveObjective
 from .optimizer import clamp_logit_scale, learning_rate, make_optimizer
 from .report import Report
 from .signals import StopRequest
@@ -73,6 +74,7 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         image_column=config.data.image_column,
         caption_columns=config.data.caption_columns,
         concept_column=config.data.concept_column,
+        keyword_columns=config.data.keyword_columns,
         where=config.data.where,
     )
     evaluations = open_evaluations(config)
@@ -84,7 +86,8 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         model = HFCLIPModel.from_pretrained(checkpoint)
     require_space(folder, model, config.keep_checkpoints)
     arrange_for_speed(model, accelerator.device)
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
+    objective = ContrastiveObjective(model, config.data.keyword_weight)
+    objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
     progress = Progress() if checkpoint is None else _restore(load_state(checkpoint), optimizer, accelerator)
 
     stream = PairStream(
@@ -97,7 +100,7 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         accelerator.process_index,
         accelerator.num_processes,
     )
-    run = Run(config, folder, accelerator, model, optimizer, processor, progress)
+    run = Run(config, folder, accelerator, objective, optimizer, processor, progress)
     run.report = Report(folder, progress.step, config.steps, accelerator.is_main_process)
     try:
         loop(run, stream, evaluations)
@@ -153,34 +156,34 @@ class Run:
     config: TrainConfig
     folder: Path
     accelerator: Accelerator
-    model: torch.nn.Module
+    objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
     processor: HFCLIPProcessor
     progress: Progress
     report: Report | None = None
 
     @property
-    def bare_model(self) -> HFCLIPModel:
-        return self.accelerator.unwrap_model(self.model)
+    def model(self) -> HFCLIPModel:
+        return self.accelerator.unwrap_model(self.objective).model
 
     def update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer. Returns the global batch's loss and the norm of its gradient."""
-        self.model.train()
+        self.objective.train()
         rate = learning_rate(self.progress.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        output = self.model(**self.inputs(batch), return_loss=True)
-        self.accelerator.backward(output.loss)
+        loss = self.objective(**self.inputs(batch))
+        self.accelerator.backward(loss)
         gradient_norm = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.config.optimizer.max_gradient_norm
+            self.objective.parameters(), self.config.optimizer.max_gradient_norm
         )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        clamp_logit_scale(self.bare_model.logit_scale, self.config.optimizer.max_logit_scale)
-        return output.loss.detach(), gradient_norm
+        clamp_logit_scale(self.model.logit_scale, self.config.optimizer.max_logit_scale)
+        return loss.detach(), gradient_norm
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What the model takes: augmented and normalised pictures, tokens, and the ids of their concepts."""
+        """What the objective takes: augmented and normalised pictures, tokens, and the ids of their concepts."""
         device, config = self.accelerator.device, self.config
         draws = uniforms(config.seed, batch.epochs_B, batch.sample_ids_B, DRAWS_PER_PICTURE)
         pictures_BCHW = augment(
@@ -194,12 +197,11 @@ class Run:
             for values in (config.model.image_mean, config.model.image_std)
         )
         pixel_values = ((pictures_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
-        input_ids = self.processor(text=batch.captions, return_tensors="pt")["input_ids"]
-        return {
-            "input_ids": input_ids.to(device),
-            "pixel_values": pixel_values,
-            "concept_ids": batch.concept_ids_B.to(device),
-        }
+        inputs = {"pixel_values": pixel_values, "concept_ids": batch.concept_ids_B.to(device)}
+        for name, texts in (("input_ids", batch.captions), ("keyword_ids", batch.keywords)):
+            if texts is not None:
+                inputs[name] = self.processor(text=texts, return_tensors="pt")["input_ids"].to(device)
+        return inputs
 
     def read_numbers(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> dict[str, float]:
         """Loss, gradient norm, rate and scale. Raises TrainingDiverged where the loss is not finite."""
@@ -214,7 +216,7 @@ class Run:
             "loss": value,
             "gradient_norm": float(gradient_norm),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "logit_scale": self.bare_model.logit_scale.exp().item(),
+            "logit_scale": self.model.logit_scale.exp().item(),
         }
 
     def agree_to_stop(self, signal: str | None) -> str | None:
@@ -232,7 +234,7 @@ class Run:
         place, progress = self.folder / "checkpoints" / f"checkpoint-{self.progress.step}", self.progress
 
         def write(folder: Path) -> None:
-            self.bare_model.save_pretrained(folder)
+            self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
             position = progress.position
             save_state(

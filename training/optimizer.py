@@ -10,9 +10,7 @@ from .config import OptimizerConfig
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices and kernels are decayed; gains, biases, class embedding and logit scale (under two axes) are not."""
-    decayed = [
-        parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2
-    ]
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 

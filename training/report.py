@@ -51,9 +51,7 @@ class Report:
             f"learning rate {numbers['learning_rate']:.2e}"
         )
         self.bar.set_postfix_str(shown)
-        if self.prints_lines and (
-            time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or step == self.steps
-        ):
+        if self.prints_lines and (time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or step == self.steps):
             self.last_line = time.monotonic()
             left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
             self.say(f"step {step}/{self.steps}  {shown}  {left} left")

@@ -46,6 +46,7 @@ class Pair:
     sample_id: int
     picture: np.ndarray
     captions: list[str]
+    keywords: list[str]
     concept: int
 
 
@@ -55,6 +56,7 @@ class Batch:
 
     pictures_BHWC: torch.Tensor
     captions: list[str]
+    keywords: list[str] | None
     concept_ids_B: torch.Tensor
     may_flip_B: torch.Tensor
     sample_ids_B: np.ndarray
@@ -122,9 +124,7 @@ class PairStream:
         while True:
             pairs_seen = 0
             for block in self._blocks(position.block):
-                order = np.random.default_rng([self.seed, position.epoch, position.block]).permutation(
-                    len(block)
-                )
+                order = np.random.default_rng([self.seed, position.epoch, position.block]).permutation(len(block))
                 pairs_seen += len(block)
                 for offset in range(position.offset, len(block)):
                     position = replace(position, offset=offset + 1)
@@ -156,17 +156,13 @@ class PairStream:
     def _decode(self, samples: list[Sample]) -> list[Pair]:
         with ThreadPoolExecutor() as pool:
             pairs = list(pool.map(self._to_pair, samples))
-        bad = [
-            (sample, reason) for sample, reason in zip(samples, pairs, strict=True) if isinstance(reason, str)
-        ]
+        bad = [(sample, reason) for sample, reason in zip(samples, pairs, strict=True) if isinstance(reason, str)]
         for sample, reason in bad:
             if sample.index not in self._counted:
                 self._counted.add(sample.index)
                 self.bad_pairs[reason] += 1
         if len(bad) > self.config.max_bad_fraction * len(samples):
-            reasons = ", ".join(
-                f"{count} {reason}" for reason, count in Counter(r for _, r in bad).most_common()
-            )
+            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r for _, r in bad).most_common())
             raise DataError(
                 f"{self.source.name}: {len(bad)} of {len(samples)} pairs cannot be read ({reasons}; the first is "
                 f"{bad[0][0].key}), more than data.max_bad_fraction={self.config.max_bad_fraction}: mend the data, "
@@ -185,7 +181,8 @@ class PairStream:
         # Without concepts, pictures with one caption are positives of each other: nothing could tell them apart.
         concept = sample.concept if sample.concept is not None else sample.captions[0]
         digest = hashlib.blake2b(concept.encode(), digest_size=8).digest()
-        return Pair(sample.index, picture, sample.captions, int.from_bytes(digest, "little", signed=True))
+        concept_id = int.from_bytes(digest, "little", signed=True)
+        return Pair(sample.index, picture, sample.captions, sample.keywords, concept_id)
 
     def _too_few(self, pairs: int) -> DataError:
         left_out = "".join(f", {count} left out as {reason}" for reason, count in self.bad_pairs.items())
@@ -198,7 +195,8 @@ class PairStream:
         pairs = [pair for pair, _ in taken]
         return Batch(
             pictures_BHWC=torch.from_numpy(np.stack([pair.picture for pair in pairs])),
-            captions=[self.draw_caption(pair, epoch) for pair, epoch in taken],
+            captions=[self._draw(pair, epoch).choice(pair.captions) for pair, epoch in taken],
+            keywords=[self._keywords(pair, epoch) for pair, epoch in taken] if self.config.keyword_weight else None,
             concept_ids_B=torch.tensor([pair.concept for pair in pairs]),
             may_flip_B=torch.tensor([self._may_flip(pair) for pair in pairs]),
             sample_ids_B=np.array([pair.sample_id for pair in pairs]),
@@ -206,18 +204,20 @@ class PairStream:
             position=position,
         )
 
-    def draw_caption(self, pair: Pair, epoch: int) -> str:
-        """The caption of a pair in an epoch: its first, or some of the others, by (seed, epoch, sample id)."""
-        name, *others = pair.captions
-        # A string seeds by its hash's every bit, alike in every process.
-        draw = random.Random(f"{self.seed} {epoch} {pair.sample_id}")
-        if not others or draw.random() < self.config.name_probability:
-            return name
-        words = draw.sample(others, draw.randint(1, min(self.config.max_keywords, len(others))))
-        return ", ".join([name, *words] if draw.random() < 0.5 else words)
+    def _draw(self, pair: Pair, epoch: int) -> random.Random:
+        # A text seeds by every bit of its hash, alike in every process.
+        return random.Random(f"{self.seed} {epoch} {pair.sample_id}")
+
+    def _keywords(self, pair: Pair, epoch: int) -> str:
+        """Some of the pair's keywords, in random order; a caption where it has none."""
+        draw = self._draw(pair, epoch)
+        if not pair.keywords:
+            return draw.choice(pair.captions)
+        count = draw.randint(1, min(self.config.max_keywords, len(pair.keywords)))
+        return ", ".join(draw.sample(pair.keywords, count))
 
     def _may_flip(self, pair: Pair) -> bool:
-        text = " ".join(pair.captions).lower()
+        text = " ".join([*pair.captions, *pair.keywords]).lower()
         return not any(word in text for word in self.no_flip_words)
 
 

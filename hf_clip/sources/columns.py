@@ -34,6 +34,7 @@ class Request:
     split: str | None
     image_column: str | None
     caption_columns: tuple[str, ...] | None
+    keyword_columns: tuple[str, ...]
     label_column: str | None
     concept_column: str | None
     where: dict[str, tuple[str, ...]]
@@ -45,13 +46,14 @@ class Columns:
 
     image: str
     captions: tuple[str, ...]
+    keywords: tuple[str, ...]
     label: str | None
     concept: str | None
     where: tuple[str, ...]
 
     @property
     def read(self) -> list[str]:
-        named = (self.image, *self.captions, self.label, self.concept, *self.where)
+        named = (self.image, *self.captions, *self.keywords, self.label, self.concept, *self.where)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -67,14 +69,20 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
     if label is None and [kinds[column] for column in rest].count("label") == 1:
         label = next(column for column in rest if kinds[column] == "label")
     concept = request.concept_column or _find_column(name, "concept_column", rest, kinds)
-    asked = {"caption_columns": captions, "label_column": (label,), "concept_column": (concept,)}
-    for option, columns in {**asked, "where": request.where}.items():
+    asked = {
+        "caption_columns": captions,
+        "keyword_columns": request.keyword_columns,
+        "label_column": (label,),
+        "concept_column": (concept,),
+        "where": request.where,
+    }
+    for option, columns in asked.items():
         for column in columns:
             if column is not None and column not in kinds:
                 raise column_error(name, option, kinds, column)
     if not captions and label is None:
         raise column_error(name, "caption_columns", kinds)
-    return Columns(image, captions, label, concept, tuple(request.where))
+    return Columns(image, captions, request.keyword_columns, label, concept, tuple(request.where))
 
 
 def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None) -> str:

@@ -43,6 +43,7 @@ def open_source(
     split: str | None = None,
     image_column: str | None = None,
     caption_columns: str | Sequence[str] | None = None,
+    keyword_columns: str | Sequence[str] = (),
     label_column: str | None = None,
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
@@ -61,6 +62,7 @@ def open_source(
             Files can be a list or a pattern such as "data/*.parquet".
         split: which split, of data that has several. Data without splits is all "train".
         image_column, caption_columns, label_column, concept_column: by default found by their names.
+        keyword_columns: words for what the picture shows, where they are not captions; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
 
     Returns:
@@ -72,11 +74,8 @@ def open_source(
     request = Request(
         split=split,
         image_column=image_column,
-        caption_columns=(caption_columns,)
-        if isinstance(caption_columns, str)
-        else None
-        if caption_columns is None
-        else tuple(caption_columns),
+        caption_columns=None if caption_columns is None else _names(caption_columns),
+        keyword_columns=_names(keyword_columns),
         label_column=label_column,
         concept_column=concept_column,
         where={column: _accepted_values(value) for column, value in (where or {}).items()},
@@ -97,6 +96,10 @@ def open_source(
     if kind == "parquet":
         return _open_parquet(files, name, request)
     return _open_rows(files, name, request)
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
@@ -264,6 +267,7 @@ def _finish(
         name=name,
         image_column=columns.image,
         caption_columns=columns.captions,
+        keyword_columns=columns.keywords,
         label_column=columns.label,
         label_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
         concept_column=columns.concept,

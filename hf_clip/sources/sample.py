@@ -26,6 +26,7 @@ class Source:
         image_column: the column of pictures in `dataset`.
         caption_columns: each holds a string, a list of strings or such a list as JSON. May be empty if there
             are labels.
+        keyword_columns: likewise, of single words for what a picture shows.
         label_column: the column of class labels, if any.
         label_names: the names of the classes where the data knows them (`ClassLabel`, class folders).
         concept_column: rows with equal values show one concept: they are positives of each other.
@@ -38,6 +39,7 @@ class Source:
     name: str
     image_column: str
     caption_columns: tuple[str, ...] = ()
+    keyword_columns: tuple[str, ...] = ()
     label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     concept_column: str | None = None
@@ -66,7 +68,7 @@ class Sample:
         index: the row's place in the stream, from 0.
         key: where the row is, for messages: "captions.csv line 7", "shard-3.tar sample 000123".
         image: {"bytes", "path"} for `decode_image`; both None where the row has no picture.
-        captions: without None, empty and undecodable ones; may be empty.
+        captions, keywords: without None, empty and undecodable ones; may be empty.
         label: the class by name; where the data has bare numbers, the number as text.
         concept: the value of the concept column as text.
     """
@@ -75,6 +77,7 @@ class Sample:
     key: str
     image: dict[str, Any]
     captions: list[str]
+    keywords: list[str]
     label: str | None
     concept: str | None
 
@@ -112,6 +115,7 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int) -> Sample:
         key=row.get(ROW_KEY) or _row_key(source, index) + (f" ({path})" if path else ""),
         image={"bytes": _fetch(image), "path": path},
         captions=[caption for column in source.caption_columns for caption in clean_captions(row[column])],
+        keywords=[word for column in source.keyword_columns for word in clean_captions(row[column])],
         label=as_text(label),
         concept=as_text(concept),
     )
