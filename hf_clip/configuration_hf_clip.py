@@ -153,8 +153,8 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
             )
         if self.stem_width is None or min(self.stem_width, self.pool_grid, *widths) < 1 or min(depths) < 0:
             raise ValueError(
-                f"stem_width={self.stem_width}, stage_widths={widths} and pool_grid={self.pool_grid} of a convnet must "
-                f"be 1 or more, and stage_depths={depths} 0 or more."
+                f"stem_width={self.stem_width}, stage_widths={widths} and pool_grid={self.pool_grid} of a convnet "
+                f"must be 1 or more, and stage_depths={depths} 0 or more."
             )
         if self.hidden_size != widths[-1]:
             raise ValueError(
@@ -163,8 +163,8 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
         stride = 4 * 2 ** (len(widths) - 1)
         if self.image_size % stride or self.image_size < stride * self.pool_grid:
             raise ValueError(
-                f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a multiple of "
-                f"{stride}, the convnet's stride with {len(widths)} stages: set image_size="
+                f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a "
+                f"multiple of {stride}, the convnet's stride with {len(widths)} stages: set image_size="
                 f"{max(self.image_size // stride, self.pool_grid) * stride}, or change the stages."
             )
 

@@ -1,7 +1,7 @@
 """An image tower of plain 3 x 3 convolutions, for small pictures and small budgets.
 
-Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T = H * W positions as tokens, G rows and
-columns of the pooling grid.
+Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T = H * W positions as tokens, G rows
+and columns of the pooling grid.
 
 There is no batch norm: statistics of a batch would make several ranks differ from one, and cached gradients from
 plain ones. Each residual block normalises every position over its channels instead (layer norm).
@@ -74,9 +74,9 @@ class HFCLIPConvNetModel(PreTrainedModel):
     """The convolutional image tower: `pixel_values` (B, channels, rows, columns) to one vector a picture.
 
     `last_hidden_state` is (B, T, hidden_size), the last map's positions in reading order (there is no class token);
-    `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the maps after each block,
-    (B, C, H, W). Any size of picture fits that is a multiple of the stride; `interpolate_pos_encoding` is taken for
-    the other towers' sake, as there are no positions to interpolate. Raises ValueError for sizes that do not fit.
+    `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the maps after each
+    block, (B, C, H, W). Any size of picture fits that is a multiple of the stride; `interpolate_pos_encoding` is taken
+    for the other towers' sake, as there are no positions to interpolate. Raises ValueError for sizes that do not fit.
     """
 
     config: HFCLIPVisionConfig

@@ -63,8 +63,8 @@ class DataConfig:
     `train` lists files, folders or Hub ids (see `hf_clip.sources.open_source`); `where` keeps the rows whose columns
     have the given values. Columns are found by name where they are null. Each step draws one of a row's captions.
     With `keyword_columns` and a `keyword_weight` above 0, a second contrast of that weight pairs the picture with 1 to
-    `max_keywords` of its keywords, in random order. `shuffle_block` pairs are held decoded in memory (12 kB each at 64 pixels,
-    150 kB at 224) and shuffled together; a data set that fits one block is decoded once for the whole run.
+    `max_keywords` of its keywords, in random order. `shuffle_block` pairs are held decoded in memory (12 kB each at
+    64 pixels, 150 kB at 224) and shuffled together; a data set that fits one block is decoded once for the whole run.
     Over `max_bad_fraction` of unreadable pairs the run stops.
     """
 

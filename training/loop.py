@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from hf_clip.modeling_hf_clip import HFCLIPModel
 from hf_clip.processing_hf_clip import HFCLIPProcessor
-from hf_clip.sources import open_source
 
 from .augmentation import DRAWS_PER_PICTURE, augment, uniforms
 from .build import build_model, build_processor
@@ -26,7 +25,7 @@ from .objective import ContrastiveObjective
 from .optimizer import clamp_logit_scale, learning_rate, make_optimizer
 from .report import Report
 from .signals import StopRequest
-from .stream import Batch, PairStream, Position, read_ahead
+from .stream import Batch, PairStream, Position, open_training_source, read_ahead
 
 
 class TrainingStopped(Exception):
@@ -65,18 +64,9 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
     """
     accelerator = Accelerator(mixed_precision=choose_precision(config.mixed_precision, _device()))
     folder = claim_folder(Path(output_dir), config, resume, accelerator)
-    report_warning = accelerator.print
-    checkpoint = newest_checkpoint(folder / "checkpoints", report_warning) if resume else None
+    checkpoint = newest_checkpoint(folder / "checkpoints", accelerator.print) if resume else None
 
-    source = open_source(
-        config.data.train,
-        split=config.data.split,
-        image_column=config.data.image_column,
-        caption_columns=config.data.caption_columns,
-        concept_column=config.data.concept_column,
-        keyword_columns=config.data.keyword_columns,
-        where=config.data.where,
-    )
+    source = open_training_source(config.data)
     evaluations = open_evaluations(config)
     if checkpoint is None:
         processor = build_processor(config.model, source)

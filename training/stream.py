@@ -21,7 +21,7 @@ import torch
 
 from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.images_hf_clip import ImageDecodeError
-from hf_clip.sources import Sample, Source, iterate_samples
+from hf_clip.sources import Sample, Source, iterate_samples, open_source
 
 from .config import DataConfig
 
@@ -64,6 +64,19 @@ class Batch:
     position: Position
 
 
+def open_training_source(config: DataConfig) -> Source:
+    """The recipe's training data. Raises SourceError for what is wrong with it as a whole."""
+    return open_source(
+        config.train,
+        split=config.split,
+        image_column=config.image_column,
+        caption_columns=config.caption_columns,
+        concept_column=config.concept_column,
+        keyword_columns=config.keyword_columns,
+        where=config.where,
+    ).require_captions()
+
+
 class PairStream:
     """Global batches of pairs from a source, one slice a rank.
 
@@ -95,7 +108,7 @@ class PairStream:
                 f"batch_size={batch_size} cannot be divided among {world_size} processes: "
                 f"set it to {max(batch_size // world_size, 1) * world_size}."
             )
-        self.source = source.require_captions()
+        self.source = source
         self.config = config
         self.image_processor = image_processor
         self.batch_size, self.seed = batch_size, seed
