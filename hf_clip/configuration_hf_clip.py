@@ -96,8 +96,9 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
     `tower` names the kind: "vit" (the paper's vision transformer) or "convnet" (a residual stack of plain 3 x 3
     convolutions, for small pictures and small budgets). A convnet's stem has `stem_width` channels and divides the
     sides by 4; `stage_widths` (channels) and `stage_depths` (residual blocks, 0 allowed) shape its stages, with a
-    halving between two. Its last map is averaged to `pool_grid` x `pool_grid` places, which keeps roughly where
-    things are. `hidden_size` is the last stage's width; patch, head and transformer fields mean nothing to it.
+    halving between two. Norms take `norm_group_size` channels together. The last map is averaged to `pool_grid` x
+    `pool_grid` places, which keeps roughly where things are. `hidden_size` is the last stage's width; patch, head and
+    transformer fields mean nothing to it.
     Raises ValueError for an unknown tower and for numbers that do not fit together.
     """
 
@@ -116,6 +117,7 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
     stem_width: int | None = None
     stage_widths: list[int] | None = None
     stage_depths: list[int] | None = None
+    norm_group_size: int = 16
     pool_grid: int = 1
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -151,10 +153,19 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
                 f"stage_widths={self.stage_widths} and stage_depths={self.stage_depths} must be lists of one length, "
                 "with a width (channels) and a depth (residual blocks) for each stage of the convnet."
             )
-        if self.stem_width is None or min(self.stem_width, self.pool_grid, *widths) < 1 or min(depths) < 0:
+        if (
+            self.stem_width is None
+            or min(self.stem_width, self.pool_grid, self.norm_group_size, *widths) < 1
+            or min(depths) < 0
+        ):
             raise ValueError(
-                f"stem_width={self.stem_width}, stage_widths={widths} and pool_grid={self.pool_grid} of a convnet "
-                f"must be 1 or more, and stage_depths={depths} 0 or more."
+                f"stem_width={self.stem_width}, stage_widths={widths}, pool_grid={self.pool_grid} and "
+                f"norm_group_size={self.norm_group_size} of a convnet must be 1 or more, "
+                f"and stage_depths={depths} 0 or more."
+            )
+        if any(width % self.norm_group_size for width in widths):
+            raise ValueError(
+                f"stage_widths={widths} must be multiples of norm_group_size={self.norm_group_size}: change either."
             )
         if self.hidden_size != widths[-1]:
             raise ValueError(

@@ -4,7 +4,8 @@ Shape suffixes: B pictures, C channels, H and W rows and columns of positions, T
 and columns of the pooling grid.
 
 There is no batch norm: statistics of a batch would make several ranks differ from one, and cached gradients from
-plain ones. Each residual block normalises every position over its channels instead (layer norm).
+plain ones. Each residual block normalises small groups of channels over the whole picture instead (Wu and He 2018):
+mean and variance of a channel over a picture are much of its drawing style, and style is what should not count.
 """
 
 import torch
@@ -21,12 +22,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_hf_clip import HFCLIPVisionConfig
 
 
-class HFCLIPConvNetNorm(nn.LayerNorm):
-    """Layer norm over the channels of each position: (B, C, H, W) to the same. A view, where channels lie last."""
-
-    def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
-        map_BHWC = map_BCHW.permute(0, 2, 3, 1)
-        return F.layer_norm(map_BHWC, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+def _norm(config: HFCLIPVisionConfig, width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(width // config.norm_group_size, width, eps=config.layer_norm_eps)
 
 
 class HFCLIPConvNetStem(nn.Module):
@@ -47,7 +44,7 @@ class HFCLIPConvNetBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: HFCLIPVisionConfig, width: int):
         super().__init__()
-        self.norm = HFCLIPConvNetNorm(width, eps=config.layer_norm_eps)
+        self.norm = _norm(config, width)
         self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
         # Every block adds to one stream: scaled so, all blocks together add about what it began with.
@@ -63,7 +60,7 @@ class HFCLIPConvNetDownsample(nn.Module):
 
     def __init__(self, config: HFCLIPVisionConfig, width: int, next_width: int):
         super().__init__()
-        self.norm = HFCLIPConvNetNorm(width, eps=config.layer_norm_eps)
+        self.norm = _norm(config, width)
         self.conv = nn.Conv2d(width, next_width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
@@ -103,7 +100,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
                 layers.append(HFCLIPConvNetDownsample(config, config.stage_widths[stage - 1], width))
             layers.extend(HFCLIPConvNetBlock(config, width) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
-        self.norm = HFCLIPConvNetNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = _norm(config, config.hidden_size)
         self.post_layernorm = nn.LayerNorm(config.pooled_size, eps=config.layer_norm_eps)
         self.stride = 4 * 2 ** (len(config.stage_widths) - 1)
         self.post_init()
@@ -113,7 +110,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d) and module.weight is not None:
