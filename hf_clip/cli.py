@@ -14,13 +14,15 @@ from pathlib import Path
 
 from . import __version__
 
-DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 3
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class UsageError(ValueError):
     """Arguments that cannot go together."""
+
+    exit_code = WRONG_USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,18 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        code = _exit_code(error)
         # The reasons of some libraries' errors stand on several lines; the first says it.
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"hf-clip: {message}", file=sys.stderr)
-        return code
-
-
-def _exit_code(error: Exception) -> int:
-    name = type(error).__name__
-    if name == "TrainingStopped":
-        return STOPPED
-    return WRONG_USAGE if name in ("UsageError", "RecipeError") else FAILED
+        return getattr(error, "exit_code", FAILED)
 
 
 def make_parser() -> argparse.ArgumentParser:

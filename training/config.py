@@ -19,6 +19,8 @@ RECIPES = files("hf_clip.training") / "recipes"
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the key, the value and the mend."""
 
+    exit_code = 2
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .checkpoint import CheckpointError
@@ -34,8 +35,6 @@ def claim_folder(folder: Path, config: TrainConfig, resume: bool, accelerator: A
             problem = str(error)
     # Every rank must learn of it, or the others wait for the first.
     if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
         problem = broadcast_object_list([problem])[0]
     if problem is not None:
         raise FolderError(problem)

@@ -31,6 +31,8 @@ from .stream import Batch, PairStream, Position, open_training_source, read_ahea
 class TrainingStopped(Exception):
     """A signal ended the run after it saved; `--resume` goes on from there."""
 
+    exit_code = 3
+
 
 class TrainingDiverged(RuntimeError):
     """The loss is no longer a number."""
