@@ -4,12 +4,15 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a signal after saving.
 """
 
 import argparse
+import errno
 import glob
 import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import __version__
@@ -36,11 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         if options.debug:
-            raise
-        # The reasons of some libraries' errors stand on several lines; the first says it.
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"hf-clip: {message}", file=sys.stderr)
+            traceback.print_exc()
+        print(f"hf-clip: {_message(error)}", file=sys.stderr)
         return getattr(error, "exit_code", FAILED)
+
+
+def _message(error: Exception) -> str:
+    """One line for an error, with the mend of those that libraries raise without one."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        message += ": pip install 'hf_clip[train]' installs what training and evaluation need."
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message += ": free some space; a run that was training goes on with --resume."
+    return message
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,7 +75,7 @@ def _add_verb(verbs, name: str, run: Callable[[argparse.Namespace], int], descri
         help=description,
         description=description,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(verb=run)
@@ -132,10 +143,12 @@ def _add_eval(verbs) -> None:
         metavar="COLUMN=VALUE",
         help="keep these rows; may be repeated",
     )
-    parser.add_argument("--image-column", help="column of pictures, where it is not found by its name")
-    parser.add_argument("--caption-column", action="append", help="column of captions (retrieval)")
-    parser.add_argument("--label-column", help="column of classes (zero-shot)")
-    parser.add_argument("--concept-column", help="column whose equal values are pictures of one thing (retrieval)")
+    parser.add_argument("--image-column", metavar="NAME", help="column of pictures, where it is not found by its name")
+    parser.add_argument("--caption-column", action="append", metavar="NAME", help="column of captions (retrieval)")
+    parser.add_argument("--label-column", metavar="NAME", help="column of classes (zero-shot)")
+    parser.add_argument(
+        "--concept-column", metavar="NAME", help="column whose equal values are pictures of one thing (retrieval)"
+    )
     parser.add_argument(
         "--template", action="append", help="text around a class name, such as 'a photo of a {}' (zero-shot)"
     )
@@ -148,6 +161,11 @@ def evaluate(options: argparse.Namespace) -> int:
     from hf_clip.evaluation import evaluate_retrieval, evaluate_zero_shot
     from hf_clip.sources import open_source
 
+    is_retrieval = options.protocol == "retrieval"
+    if is_retrieval and options.template:
+        raise UsageError("--template belongs to zero-shot: retrieval takes the captions as they are.")
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        raise UsageError(f"--output {options.output}: there is no folder {options.output.parent}.")
     source = open_source(
         options.data,
         split=options.split,
@@ -157,9 +175,6 @@ def evaluate(options: argparse.Namespace) -> int:
         concept_column=options.concept_column,
         where=dict(_key_and_value(item) for item in options.where),
     )
-    is_retrieval = options.protocol == "retrieval"
-    if is_retrieval and options.template:
-        raise UsageError("--template belongs to zero-shot: retrieval takes the captions as they are.")
     source = source.require_captions() if is_retrieval else source.require_label()
     model, processor = _load(options.model, options.device)
     if is_retrieval:
@@ -199,10 +214,10 @@ def classify(options: argparse.Namespace) -> int:
     model, processor = _load(options.model, options.device)
     classifier = ZeroShotClassifier(model, processor, labels, options.template or ["{}"])
     if options.format == "table":
-        width = min(max(len(picture) for picture in pictures), 48)
-        print(
-            f"{'picture':{width}}  " + "  ".join(f"label {place + 1:<24}" for place in range(options.top_k)).rstrip()
-        )
+        width = min(max(len("picture"), *(len(picture) for picture in pictures)), 48)
+        label_width = max(2, min(max(map(len, labels)), 40))
+        places = range(1, min(options.top_k, len(labels)) + 1)
+        print(f"{'picture':{width}}  " + "  ".join(f"label {place:<{label_width}}" for place in places).rstrip())
     unreadable = 0
     for batch in batched(pictures, options.batch_size):
         readable = []
@@ -219,7 +234,7 @@ def classify(options: argparse.Namespace) -> int:
             if options.format == "jsonl":
                 print(json.dumps({"picture": picture, "labels": guess}, ensure_ascii=False))
             else:
-                shown = "  ".join(f"{one['score']:.3f} {one['label'][:24]:24}" for one in guess)
+                shown = "  ".join(f"{one['score']:.3f} {one['label'][:label_width]:{label_width}}" for one in guess)
                 print(f"{picture[-width:]:{width}}  {shown}".rstrip())
     if unreadable:
         print(f"hf-clip: {unreadable} of {len(pictures)} pictures could not be read.", file=sys.stderr)
@@ -308,10 +323,9 @@ def _key_and_value(item: str) -> tuple[str, str]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _quieten_libraries() -> None:

@@ -40,13 +40,18 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-class _ReadsTransformersConfigs:
-    """Lets a config class take the `config.json` that transformers' counterpart saved."""
+class _HFCLIPConfigMixin:
+    """Lets a config take the `config.json` that transformers' counterpart saved, and raise ValueError when made."""
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
         config_dict, unused = super().get_config_dict(*args, **kwargs)
         return _as_ours(config_dict), unused
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
+        self.validate_architecture()
 
 
 def _require_whole_heads(config: PreTrainedConfig) -> None:
@@ -58,7 +63,7 @@ def _require_whole_heads(config: PreTrainedConfig) -> None:
 
 
 @strict
-class HFCLIPTextConfig(_ReadsTransformersConfigs, PreTrainedConfig):
+class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the text tower, a causal transformer. The defaults are those of ViT-B/32.
 
     `eos_token_id` is the id at whose first occurrence a text is pooled; 2 has the meaning that transformers
@@ -90,7 +95,7 @@ class HFCLIPTextConfig(_ReadsTransformersConfigs, PreTrainedConfig):
 
 
 @strict
-class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
+class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the image tower. The defaults are ViT-B/32 at 224 pixels.
 
     `tower` names the kind: "vit" (the paper's vision transformer) or "convnet" (a residual stack of plain 3 x 3
@@ -181,7 +186,7 @@ class HFCLIPVisionConfig(_ReadsTransformersConfigs, PreTrainedConfig):
 
 
 @strict
-class HFCLIPConfig(_ReadsTransformersConfigs, PreTrainedConfig):
+class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """A dual encoder: a text tower and an image tower, each projected into one space of `projection_dim`.
 
     `logit_scale_init_value` is the logarithm of the factor on the cosines; the paper starts at ln(1 / 0.07).
@@ -222,7 +227,7 @@ class HFCLIPConfig(_ReadsTransformersConfigs, PreTrainedConfig):
             )
         shape = _read_architectures()[known[_simple(name)]]
         for key, value in overrides.items():
-            shape[key] = {**shape[key], **value} if isinstance(value, dict) else value
+            shape[key] = {**shape.get(key, {}), **value} if isinstance(value, dict) else value
         return cls(**shape)
 
 

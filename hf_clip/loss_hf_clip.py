@@ -13,12 +13,23 @@ home. Nobody holds N x N scores.
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
-def _gather_rows(rows_BD: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, in rank order: (N, D). Gradients flow back to each row's own rank."""
-    return torch.cat(all_gather_with_gradient(rows_BD.contiguous()))
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks, in rank order: (N, D). Gradients flow back to each row's own rank, summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx, rows_BD: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows_BD) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_BD.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient_ND: torch.Tensor) -> torch.Tensor:
+        world_size = dist.get_world_size()
+        gradient_BD = gradient_ND.new_empty(len(gradient_ND) // world_size, gradient_ND.shape[1])
+        dist.reduce_scatter_tensor(gradient_BD, gradient_ND.contiguous())
+        return gradient_BD
 
 
 def _gather_ids(ids_B: torch.Tensor) -> torch.Tensor:
@@ -27,15 +38,18 @@ def _gather_ids(ids_B: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _require_equal_batches(size: int, device: torch.device) -> None:
-    sizes = torch.tensor([size, -size], device=device)
-    dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
-    largest, smallest = int(sizes[0]), -int(sizes[1])
-    if largest != smallest:
+def _require_alike_on_all_ranks(size: int, has_ids: bool, device: torch.device) -> None:
+    """Ranks that differ would wait for each other for ever: they find out together, and all raise."""
+    extremes = torch.tensor([size, -size, has_ids, -has_ids], device=device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    largest, minus_smallest, any_has_ids, minus_all_have_ids = extremes.tolist()
+    if largest != -minus_smallest:
         raise ValueError(
-            f"The ranks hold between {smallest} and {largest} pairs: give each rank equally many "
+            f"The ranks hold between {-minus_smallest} and {largest} pairs: give each rank equally many "
             "(drop the last, partial batch), or the mean over ranks is not the mean over pairs."
         )
+    if any_has_ids != -minus_all_have_ids:
+        raise ValueError("Some ranks have ids and others none: give ids on every rank, or on none.")
 
 
 def _cross_entropy(logits_BN: torch.Tensor, first_column: int, is_positive_BN: torch.Tensor | None) -> torch.Tensor:
@@ -69,8 +83,11 @@ def contrastive_loss(
         averaged over ranks, as DDP does, they are the global batch's. Half-precision inputs are scored in float32.
 
     Raises:
-        ValueError: shapes that do not agree, an empty batch, ranks with unequal batches.
+        ValueError: shapes that do not agree, an empty batch, ranks with unequal batches or without the others' ids.
     """
+    is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if is_distributed:
+        _require_alike_on_all_ranks(len(image_BD), ids_B is not None, image_BD.device)
     if image_BD.shape != text_BD.shape or image_BD.ndim != 2 or len(image_BD) == 0:
         raise ValueError(
             f"Pictures {tuple(image_BD.shape)} and texts {tuple(text_BD.shape)} must be two batches of the same shape "
@@ -82,11 +99,10 @@ def contrastive_loss(
         image_BD, text_BD = image_BD.float(), text_BD.float()
 
     with torch.autocast(image_BD.device.type, enabled=False):
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not is_distributed:
             is_positive = None if ids_B is None else ids_B[:, None] == ids_B[None, :]
             return _symmetric(image_BD, text_BD, image_BD, text_BD, logit_scale, 0, is_positive)
-        _require_equal_batches(len(image_BD), image_BD.device)
-        image_ND, text_ND = _gather_rows(image_BD), _gather_rows(text_BD)
+        image_ND, text_ND = _GatherRows.apply(image_BD), _GatherRows.apply(text_BD)
         is_positive = None if ids_B is None else ids_B[:, None] == _gather_ids(ids_B)[None, :]
         first_column = dist.get_rank() * len(image_BD)
         loss = _symmetric(image_BD, text_BD, image_ND, text_ND, logit_scale, first_column, is_positive)

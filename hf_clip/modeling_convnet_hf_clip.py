@@ -100,7 +100,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
                 layers.append(HFCLIPConvNetDownsample(config, config.stage_widths[stage - 1], width))
             layers.extend(HFCLIPConvNetBlock(config, width) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
-        self.norm = _norm(config, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_layernorm = nn.LayerNorm(config.pooled_size, eps=config.layer_norm_eps)
         self.stride = 4 * 2 ** (len(config.stage_widths) - 1)
         self.post_init()
@@ -133,9 +133,10 @@ class HFCLIPConvNetModel(PreTrainedModel):
         map_BCHW = self.stem(pixel_values.to(self.stem.conv1.weight.dtype))
         for layer in self.layers:
             map_BCHW = layer(map_BCHW)
-        map_BCHW = self.norm(map_BCHW)
+        tokens_BTC = self.norm(map_BCHW.flatten(2).transpose(1, 2))
+        map_BCHW = tokens_BTC.transpose(1, 2).unflatten(2, map_BCHW.shape[2:])
         pooled_BCGG = F.adaptive_avg_pool2d(map_BCHW, self.config.pool_grid)
         return BaseModelOutputWithPooling(
-            last_hidden_state=map_BCHW.flatten(2).transpose(1, 2),
+            last_hidden_state=tokens_BTC,
             pooler_output=self.post_layernorm(pooled_BCGG.flatten(1)),
         )

@@ -145,7 +145,8 @@ class HFCLIPVisionEmbeddings(nn.Module):
         patches_BMW = (
             self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         )
-        class_B1W = self.class_embedding.expand(len(pixel_values), 1, -1).to(patches_BMW.dtype)
+        # Here and below not len(): torch.export would take it for a constant.
+        class_B1W = self.class_embedding.expand(pixel_values.shape[0], 1, -1).to(patches_BMW.dtype)
         tokens_BTW = torch.cat([class_B1W, patches_BMW], dim=1)
         if (height, width) == (size, size):
             return tokens_BTW + self.position_embedding(self.position_ids)
@@ -362,10 +363,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         )
         kwargs.pop("is_causal", None)
         tokens_BTW = self.final_layer_norm(self.encoder(tokens_BTW, attention_mask, is_causal=True, **kwargs))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tokens_BTW,
-            pooler_output=tokens_BTW[torch.arange(len(tokens_BTW), device=tokens_BTW.device), end_B],
-        )
+        rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW, pooler_output=tokens_BTW[rows_B, end_B])
 
 
 class HFCLIPVisionModel(HFCLIPPreTrainedModel):

@@ -149,10 +149,13 @@ def test_ranks_equal_one_process_with_the_whole_batch(world_size, ids):
     torch.testing.assert_close(torch.cat(text), whole[2], **EXACT)
 
 
+SPECIAL_IDS = {"bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
+
+
 def small_model() -> HFCLIPModel:
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = HFCLIPConfig(
-        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49},
+        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 8, **SPECIAL_IDS},
         vision_config={**tower, "image_size": 8, "patch_size": 4},
         projection_dim=6,
     )
@@ -162,16 +165,16 @@ def small_model() -> HFCLIPModel:
 
 def small_batch() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    input_ids = torch.randint(49, (PAIRS, 8))
+    input_ids = torch.randint(48, (PAIRS, 8))
     input_ids[:, -1] = 49
     return {"input_ids": input_ids, "pixel_values": torch.randn(PAIRS, 3, 8, 8).double(), "concept_ids": IDS}
 
 
 def step_under_ddp(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model = small_model()
-    loss = DistributedDataParallel(model)(**{key: share(rows) for key, rows in batch.items()}, return_loss=True).loss
+    model = DistributedDataParallel(small_model())
+    loss = model(**{key: share(rows) for key, rows in batch.items()}, return_loss=True).loss
     loss.backward()
-    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+    return loss.detach(), {name: parameter.grad for name, parameter in model.module.named_parameters()}
 
 
 @pytest.mark.parametrize("with_ids", [False, True])

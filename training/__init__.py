@@ -1,6 +1,20 @@
 """Training a dual encoder: recipe, stream of pairs, optimizer, checkpoints, loop."""
 
-from .config import RecipeError, TrainConfig, list_recipes, load_recipe
-from .loop import train
+from importlib import import_module
 
-__all__ = ["RecipeError", "TrainConfig", "list_recipes", "load_recipe", "train"]
+# On first use: `hf-clip doctor` runs where what training needs is not installed.
+_HOME = {
+    "RecipeError": "config",
+    "TrainConfig": "config",
+    "list_recipes": "config",
+    "load_recipe": "config",
+    "train": "loop",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_clip.training' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_clip.configuration_hf_clip import HFCLIPConfig
 from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
@@ -24,9 +25,9 @@ def model_config(config: ModelConfig) -> HFCLIPConfig:
         if config.architecture is not None:
             return HFCLIPConfig.from_architecture(config.architecture, **config.config)
         return HFCLIPConfig(**config.config)
-    except (ValueError, TypeError) as error:
-        # The strict config wraps the reason in a line of its own.
-        raise RecipeError(f"model.config: {str(error).splitlines()[-1].strip()}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        # The strict config wraps the reason, in an error that is no ValueError.
+        raise RecipeError(f"model.config: {error.__cause__ or error}") from error
 
 
 def build_processor(config: ModelConfig, source: Source) -> HFCLIPProcessor:

@@ -5,15 +5,27 @@ import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, list_architectures
+from hf_clip.configuration_hf_clip import (
+    HFCLIPConfig,
+    HFCLIPTextConfig,
+    HFCLIPVisionConfig,
+    list_architectures,
+)
 
 RECIPES = files("hf_clip.training") / "recipes"
+
+# What the recipe keeps as free tables, but the model reads field by field.
+_SHAPES = {
+    "model.config.": HFCLIPConfig,
+    "model.config.text_config.": HFCLIPTextConfig,
+    "model.config.vision_config.": HFCLIPVisionConfig,
+}
 
 
 class RecipeError(ValueError):
@@ -31,7 +43,7 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """The model at its start, from random weights.
 
-    `architecture` is a published name (`hf-clip doctor` lists them) or null; `config` holds fields of `HFCLIPConfig`,
+    `architecture` is a published name (see `list_architectures`) or null; `config` holds fields of `HFCLIPConfig`,
     which replace the architecture's. `vocabulary_size` trains a byte-pair vocabulary of that size on the captions of
     the training data; null takes OpenAI's 49,408 tokens. Pictures are normalised by `image_mean` and `image_std`.
     """
@@ -125,9 +137,11 @@ class AugmentationConfig:
     no_flip_words: list[str] = field(default_factory=lambda: ["left", "right", "clockwise"])
 
     def __post_init__(self):
-        for name in ("flip", "gray", "cutout", "cutout_size", "blur"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"augmentation.{name}={value} must lie in 0 to 1.")
+        for name, value in vars(self).items():
+            if name in ("flip", "gray", "cutout", "cutout_size", "blur"):
+                _require(0 <= value <= 1, f"augmentation.{name}={value} must lie in 0 to 1.")
+            elif name != "no_flip_words":
+                _require(0 <= value < math.inf, f"augmentation.{name}={value} must be 0 or more, and finite.")
 
 
 @dataclass
@@ -228,7 +242,7 @@ class TrainConfig:
         for name in ("steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be 1 or more.")
         _require(self.batch_size > 1, f"batch_size={self.batch_size}: a contrast needs 2 pairs or more.")
-        _require(self.seed >= 0, f"seed={self.seed} must be 0 or more.")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0 to 2**63 - 1.")
         _require(
             self.mixed_precision in ("auto", "no", "bf16"),
             f"mixed_precision={self.mixed_precision!r} is not known: use 'auto', 'no' or 'bf16'.",
@@ -250,7 +264,8 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Train
 
     Args:
         recipe: the name of one that comes with the package, or the path of a YAML file.
-        overrides: `key=value`, dots between levels, values in YAML (`data.train=[a.parquet,b.parquet]`).
+        overrides: `key=value`, dots between levels, values in YAML (`data.train=[a.parquet,b.parquet]`). A table or a
+            list replaces the recipe's; null takes a key's default, and switches an evaluation off.
 
     Raises:
         RecipeError: an unknown recipe or key (the nearest is named), a value of the wrong kind or out of range.
@@ -260,16 +275,20 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Train
         for override in overrides or []:
             key, equals, _ = override.partition("=")
             _require(bool(equals and key), f"--set {override!r} is not key=value.")
-            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
-        container = OmegaConf.to_container(given, resolve=True)
+            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+            OmegaConf.update(given, key, value, merge=False)
+        container = _without_nulls(OmegaConf.to_container(given, resolve=True))
+        if isinstance(container.get("evaluations"), dict):
+            container["evaluations"] = _without_nulls(container["evaluations"])
         _check_keys(container, TrainConfig, "")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), given))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), container))
     except RecipeError:
         raise
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        # OmegaConf's further lines are its own keys and types; YAML's say where in the text the mistake is.
+        reason = str(error) if isinstance(error, yaml.YAMLError) else str(error).strip().splitlines()[0]
         key = getattr(error, "full_key", None)
-        raise RecipeError(f"Recipe {recipe}: {f'{key}: ' if key else ''}{' '.join(lines[:2])}") from error
+        raise RecipeError(f"Recipe {recipe}: {f'{key}: ' if key else ''}{' '.join(reason.split())}") from error
 
 
 def recipe_text(config: TrainConfig) -> str:
@@ -293,8 +312,13 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     return content
 
 
+def _without_nulls(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
+
+
 def _check_keys(given: Any, schema: Any, prefix: str) -> None:
-    """Raises for the first key that no field has, naming the nearest that one has."""
+    """Raises for the first key that no field has, naming the nearest that one has; and for a list that is none."""
+    schema = _SHAPES.get(prefix, schema)
     if not isinstance(given, dict) or not is_dataclass(schema):
         return
     known = {field.name: field for field in fields(schema)}
@@ -303,6 +327,8 @@ def _check_keys(given: Any, schema: Any, prefix: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             advice = f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(known)}."
             raise RecipeError(f"{prefix}{key} is not a key of a recipe. {advice}")
+        if get_origin(known[key].type) is list and not isinstance(value, list):
+            raise RecipeError(f"{prefix}{key}={value} is not a list: write [{value}].")
         if key == "evaluations" and isinstance(value, dict):
             for name, evaluation in value.items():
                 _check_keys(evaluation, EvaluationConfig, f"evaluations.{name}.")

@@ -67,7 +67,8 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
     model = HFCLIPModel(HFCLIPConfig(text_config=tower, vision_config=tower))
     arrange_for_speed(model, device)
     is_cpu = device.type == "cpu"
-    name = platform.processor() or platform.machine() if is_cpu else torch.cuda.get_device_name(device)
+    is_cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_cuda else platform.processor() or platform.machine()
     return {
         "device": str(device),
         "name": name,

@@ -29,9 +29,10 @@ def claim_folder(folder: Path, config: TrainConfig, resume: bool, accelerator: A
     if accelerator.is_main_process:
         try:
             _check(folder, config, resume)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECIPE).write_text(recipe_text(config), encoding="utf-8")
-        except (OSError, FolderError) as error:
+            if not resume:
+                _keep_recipe(folder, config)
+        # Whatever it is (a recipe that cannot be read as well), or the other ranks would wait for ever.
+        except (OSError, ValueError) as error:
             problem = str(error)
     # Every rank must learn of it, or the others wait for the first.
     if accelerator.num_processes > 1:
@@ -60,6 +61,20 @@ def _check(folder: Path, config: TrainConfig, resume: bool) -> None:
             f"The run in {folder} has another recipe: resume it without --recipe and --set (it keeps its own in "
             f"{RECIPE}), or start the changed one in another --output-dir."
         )
+
+
+def _keep_recipe(folder: Path, config: TrainConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / RECIPE).write_text(recipe_text(config), encoding="utf-8")
+    except OSError:
+        (folder / RECIPE).unlink(missing_ok=True)
+        raise
+
+
+def release_folder(folder: Path) -> None:
+    """Removes a folder claimed for a new run that never made a step: the next try finds it free."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_space(folder: Path, model: nn.Module, keep_checkpoints: int) -> None:

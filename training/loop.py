@@ -5,9 +5,11 @@ Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colours, T
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -20,7 +22,7 @@ from .checkpoint import load_state, newest_checkpoint, remove_old_checkpoints, s
 from .config import TrainConfig
 from .device import arrange_for_speed, choose_precision
 from .finish import evaluate, finish, open_evaluations
-from .folder import claim_folder, require_space
+from .folder import claim_folder, release_folder, require_space
 from .objective import ContrastiveObjective
 from .optimizer import clamp_logit_scale, learning_rate, make_optimizer
 from .report import Report
@@ -54,7 +56,7 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         config: from `load_recipe`.
         output_dir: where the model, its card, `metrics.jsonl`, `recipe.yaml`, `results.json` and `checkpoints/` go.
         resume: go on with the run that is there, from its newest whole checkpoint; the steps that follow are those
-            that an uninterrupted run would have made.
+            that an uninterrupted run would have made. A new run that fails before its first step leaves no folder.
 
     Returns:
         What `results.json` holds: measured numbers by evaluation, steps, seconds.
@@ -64,10 +66,23 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         cannot be read or is too small. CheckpointError: the disk is full. TrainingDiverged: the loss is not finite.
         TrainingStopped: a signal came; a checkpoint was saved.
     """
-    accelerator = Accelerator(mixed_precision=choose_precision(config.mixed_precision, _device()))
+    device = _device()
+    # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
+    accelerator = Accelerator(
+        mixed_precision=choose_precision(config.mixed_precision, device), cpu=device.type == "cpu"
+    )
     folder = claim_folder(Path(output_dir), config, resume, accelerator)
-    checkpoint = newest_checkpoint(folder / "checkpoints", accelerator.print) if resume else None
+    progress = Progress()
+    try:
+        return _train(config, folder, accelerator, resume, progress)
+    except BaseException:
+        if not resume and progress.step == 0 and accelerator.is_main_process:
+            release_folder(folder)
+        raise
 
+
+def _train(config: TrainConfig, folder: Path, accelerator: Accelerator, resume: bool, progress: Progress) -> dict:
+    checkpoint = newest_checkpoint(folder / "checkpoints", accelerator.print) if resume else None
     source = open_training_source(config.data)
     evaluations = open_evaluations(config)
     if checkpoint is None:
@@ -80,7 +95,8 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
     arrange_for_speed(model, accelerator.device)
     objective = ContrastiveObjective(model, config.data.keyword_weight)
     objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
-    progress = Progress() if checkpoint is None else _restore(load_state(checkpoint), optimizer, accelerator)
+    if checkpoint is not None:
+        _restore(progress, load_state(checkpoint), optimizer, accelerator)
 
     stream = PairStream(
         source,
@@ -109,7 +125,7 @@ def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
     if run.accelerator.device.type != "cpu":
         # On a CPU the next batch would only compete with the step for the cores.
         batches = read_ahead(batches)
-    with StopRequest() as stop:
+    with StopRequest() as stop, closing(batches):
         since, seconds_since = progress.step, 0.0
         while progress.step < config.steps:
             started = time.perf_counter()
@@ -134,6 +150,7 @@ def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
                 evaluate(run, evaluations, during_training=True)
             signal = run.agree_to_stop(stop.signal)
             if progress.step % config.save_every == 0 or progress.step == config.steps or signal:
+                run.require_finite(loss, gradient_norm)
                 run.save()
             if signal and progress.step < config.steps:
                 raise TrainingStopped(
@@ -164,6 +181,9 @@ class Run:
         rate = learning_rate(self.progress.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # What dropout draws is a function of (seed, step, rank): no generator's state need be kept.
+        place = [self.config.seed, self.progress.step, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         loss = self.objective(**self.inputs(batch))
         self.accelerator.backward(loss)
         gradient_norm = self.accelerator.clip_grad_norm_(
@@ -195,17 +215,21 @@ class Run:
                 inputs[name] = self.processor(text=texts, return_tensors="pt")["input_ids"].to(device)
         return inputs
 
+    def require_finite(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        """Raises TrainingDiverged where either is not a number: the weights are none either, and must not be kept."""
+        for name, value in (("loss", loss.item()), ("norm of the gradient", float(gradient_norm))):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"The {name} is {value} near step {self.progress.step + 1}: lower optimizer.learning_rate "
+                    f"(now {self.config.optimizer.learning_rate}) or raise optimizer.warmup_steps "
+                    f"(now {self.config.optimizer.warmup_steps}), or set mixed_precision=no."
+                )
+
     def read_numbers(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> dict[str, float]:
-        """Loss, gradient norm, rate and scale. Raises TrainingDiverged where the loss is not finite."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"The loss is {value} at step {self.progress.step + 1}: lower optimizer.learning_rate "
-                f"(now {self.config.optimizer.learning_rate}) or raise optimizer.warmup_steps "
-                f"(now {self.config.optimizer.warmup_steps}), or set mixed_precision=no."
-            )
+        """Loss, gradient norm, rate and scale. Raises TrainingDiverged where they are not finite."""
+        self.require_finite(loss, gradient_norm)
         return {
-            "loss": value,
+            "loss": loss.item(),
             "gradient_norm": float(gradient_norm),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "logit_scale": self.model.logit_scale.exp().item(),
@@ -221,8 +245,12 @@ class Run:
     def save(self) -> None:
         """A checkpoint of this step; older ones than the newest `keep_checkpoints` go."""
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self._write_checkpoint()
+        # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
         place, progress = self.folder / "checkpoints" / f"checkpoint-{self.progress.step}", self.progress
 
         def write(folder: Path) -> None:
@@ -236,7 +264,6 @@ class Run:
                     "step": progress.step,
                     "position": [position.epoch, position.block, position.offset],
                     "train_seconds": progress.train_seconds,
-                    "random_state": torch.get_rng_state(),
                 },
             )
 
@@ -248,9 +275,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
 
 
-def _restore(state: dict, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Progress:
+def _restore(progress: Progress, state: dict, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random_state"])
-    progress = Progress(state["step"], Position(*state["position"]), state["train_seconds"])
+    progress.step, progress.position = state["step"], Position(*state["position"])
+    progress.train_seconds = state["train_seconds"]
     accelerator.print(f"Going on from step {progress.step}.")
-    return progress

@@ -174,7 +174,9 @@ class PairStream:
             if sample.index not in self._counted:
                 self._counted.add(sample.index)
                 self.bad_pairs[reason] += 1
-        if len(bad) > self.config.max_bad_fraction * len(samples):
+        # The last, short block of a long source is measured as a whole one: one bad pair of its three is no verdict.
+        of = self.config.shuffle_block if samples[0].index else len(samples)
+        if len(bad) > self.config.max_bad_fraction * of:
             reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r for _, r in bad).most_common())
             raise DataError(
                 f"{self.source.name}: {len(bad)} of {len(samples)} pairs cannot be read ({reasons}; the first is "
@@ -193,7 +195,7 @@ class PairStream:
             return error.reason
         # Without concepts, pictures with one caption are positives of each other: nothing could tell them apart.
         concept = sample.concept if sample.concept is not None else sample.captions[0]
-        digest = hashlib.blake2b(concept.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(concept.encode(errors="surrogatepass"), digest_size=8).digest()
         concept_id = int.from_bytes(digest, "little", signed=True)
         return Pair(sample.index, picture, sample.captions, sample.keywords, concept_id)
 
@@ -230,7 +232,7 @@ class PairStream:
         return ", ".join(draw.sample(pair.keywords, count))
 
     def _may_flip(self, pair: Pair) -> bool:
-        text = " ".join([*pair.captions, *pair.keywords]).lower()
+        text = " ".join(pair.captions).lower()
         return not any(word in text for word in self.no_flip_words)
 
 

@@ -26,7 +26,8 @@ def differs(file: str, columns: Sequence[str] | Mapping, other: str, other_colum
 def how_to_set(option: str) -> str:
     if option == "where":
         return "Set --set data.where.COLUMN=VALUE with a column that is there"
-    return f"Set it with --set data.{option}=... (train) or --{option.replace('_', '-')} ... (eval)"
+    flag = option.removesuffix("s").replace("_", "-")
+    return f"Set it with --set data.{option}=... (train) or --{flag} ... (eval)"
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:

@@ -1,0 +1,239 @@
+"""Configs: transformers' files read as ours, the published architectures, and errors that say how to mend them."""
+
+import json
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPTextConfig, HFCLIPVisionConfig, list_architectures
+
+# Counts of parameters of OpenAI's published models, by both spellings of their names.
+PUBLISHED = {
+    ("ViT-B/32", "ViT-B-32"): 151_277_313,
+    ("ViT-B/16", "ViT-B-16"): 149_620_737,
+    ("ViT-L/14", "ViT-L-14"): 427_616_513,
+    ("ViT-L/14@336px", "ViT-L-14-336"): 427_944_193,
+}
+
+# What `config.json` of 2022 held for ViT-L/14, in short: whole towers under `..._config_dict`, null beside them, an
+# end id that the vocabulary does not use, generation parameters, and null for what was left open.
+FIRST_FORMAT = {
+    "_commit_hash": None,
+    "architectures": ["CLIPModel"],
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "model_type": "clip",
+    "projection_dim": 768,
+    "text_config": None,
+    "text_config_dict": {
+        "architectures": None,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "max_length": 20,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 12,
+        "pad_token_id": 1,
+        "problem_type": None,
+        "projection_dim": 512,
+        "temperature": 1.0,
+        "torch_dtype": None,
+        "transformers_version": "4.21.0.dev0",
+    },
+    "torch_dtype": "float32",
+    "transformers_version": None,
+    "vision_config": None,
+    "vision_config_dict": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    },
+}
+
+
+def shared_fields(config) -> dict:
+    return {key: value for key, value in config.to_dict().items() if key not in ("model_type", "transformers_version")}
+
+
+def test_a_config_of_transformers_clip_is_read_as_ours(tmp_path):
+    theirs = CLIPConfig(
+        text_config={"hidden_size": 48, "num_attention_heads": 4, "eos_token_id": 99, "hidden_act": "gelu"},
+        vision_config={"hidden_size": 64, "patch_size": 16, "num_attention_heads": 2, "layer_norm_eps": 1e-6},
+        projection_dim=24,
+        logit_scale_init_value=3.0,
+    )
+    theirs.save_pretrained(tmp_path)
+    ours = HFCLIPConfig.from_pretrained(tmp_path)
+    assert (ours.model_type, ours.projection_dim, ours.logit_scale_init_value) == ("hf_clip", 24, 3.0)
+    for tower, tower_class in (("text_config", HFCLIPTextConfig), ("vision_config", HFCLIPVisionConfig)):
+        ours_tower, theirs_tower = getattr(ours, tower), getattr(theirs, tower)
+        assert type(ours_tower) is tower_class
+        expected = {**shared_fields(theirs_tower), "projection_dim": 24}
+        assert {key: getattr(ours_tower, key) for key in expected} == expected
+        # A tower alone, from the same folder.
+        assert tower_class.from_pretrained(tmp_path).to_dict() == ours_tower.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours_class"), [(CLIPTextConfig, HFCLIPTextConfig), (CLIPVisionConfig, HFCLIPVisionConfig)]
+)
+def test_a_tower_config_of_transformers_is_read_as_ours(theirs, ours_class, tmp_path):
+    theirs(hidden_size=96, num_attention_heads=6, projection_dim=7).save_pretrained(tmp_path)
+    ours = ours_class.from_pretrained(tmp_path)
+    assert (ours.model_type, ours.hidden_size, ours.projection_dim) == (ours_class.model_type, 96, 7)
+
+
+def test_the_first_format_of_2022_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FIRST_FORMAT))
+    config = HFCLIPConfig.from_pretrained(tmp_path)
+    text, vision = config.text_config, config.vision_config
+    assert (text.hidden_size, text.num_attention_heads, text.num_hidden_layers, text.eos_token_id) == (768, 12, 12, 2)
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size) == (1024, 24, 14, 224)
+    assert config.projection_dim == text.projection_dim == vision.projection_dim == 768
+    # A tower alone has the dual encoder's projection, not the 512 that stands beside it in the file.
+    assert HFCLIPTextConfig.from_pretrained(tmp_path).projection_dim == 768
+    assert HFCLIPVisionConfig.from_pretrained(tmp_path).hidden_size == 1024
+    config.save_pretrained(tmp_path / "ours")
+    assert HFCLIPConfig.from_pretrained(tmp_path / "ours").to_dict() == config.to_dict()
+
+
+def test_the_towers_follow_a_projection_that_a_file_leaves_at_its_default(tmp_path):
+    # transformers writes only what differs from its defaults, and 512 is one.
+    CLIPConfig(text_config={"projection_dim": 64}, projection_dim=512).save_pretrained(tmp_path)
+    assert HFCLIPTextConfig.from_pretrained(tmp_path).projection_dim == 512
+
+
+def test_round_trip(tmp_path):
+    config = HFCLIPConfig(
+        text_config={"hidden_size": 64, "vocab_size": 1000, "eos_token_id": 999},
+        vision_config={
+            "tower": "convnet",
+            "hidden_size": 48,
+            "image_size": 64,
+            "stem_width": 16,
+            "stage_widths": [32, 48],
+            "stage_depths": [1, 0],
+            "pool_grid": 2,
+        },
+        projection_dim=96,
+        logit_scale_init_value=math.log(10),
+    )
+    config.save_pretrained(tmp_path)
+    again = HFCLIPConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert type(again.vision_config) is HFCLIPVisionConfig
+    assert HFCLIPVisionConfig.from_pretrained(tmp_path).to_dict() == config.vision_config.to_dict()
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "hf_clip"
+
+
+def test_the_temperature_starts_where_the_papers_does():
+    assert math.exp(-HFCLIPConfig().logit_scale_init_value) == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize(("names", "count"), PUBLISHED.items())
+def test_published_architectures_have_their_published_size(names, count):
+    shapes = []
+    for name in (*names, names[1].lower(), names[1].replace("-", "_")):
+        config = HFCLIPConfig.from_architecture(name)
+        shapes.append(config.to_dict())
+        assert config.text_config.eos_token_id == 49407
+    assert all(shape == shapes[0] for shape in shapes)
+    with torch.device("meta"):
+        model = HFCLIPModel(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    side = config.vision_config.image_size
+    logits = model(torch.zeros(2, 77, dtype=torch.long, device="meta"), torch.zeros(3, 3, side, side, device="meta"))
+    assert logits.logits_per_image.shape == (3, 2)
+
+
+def test_every_architecture_is_listed_by_openais_name():
+    assert sorted(list_architectures()) == sorted(names[0] for names in PUBLISHED)
+
+
+def test_an_unknown_architecture_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"'ViT-B/23' is not a known architecture\. Nearest: ViT-B/32.*Known: .*@336px"
+    ):
+        HFCLIPConfig.from_architecture("ViT-B/23")
+    with pytest.raises(ValueError, match="Nearest: none.*ViT-L/14"):
+        HFCLIPConfig.from_architecture("zzz")
+
+
+def test_overrides_replace_single_values():
+    config = HFCLIPConfig.from_architecture("ViT-B/16", projection_dim=256, vision_config={"image_size": 32})
+    assert (config.projection_dim, config.text_config.projection_dim) == (256, 256)
+    assert (config.vision_config.image_size, config.vision_config.patch_size) == (32, 16)
+    # The file's own shape is as it was.
+    assert HFCLIPConfig.from_architecture("ViT-B/16").vision_config.image_size == 224
+
+
+def test_an_override_of_a_field_that_the_architecture_leaves_open():
+    config = HFCLIPConfig.from_architecture("ViT-B/32", logit_scale_init_value=2.0, id2label={0: "cat", 1: "dog"})
+    assert (config.logit_scale_init_value, config.num_labels) == (2.0, 2)
+    text = HFCLIPTextConfig(hidden_size=64, vocab_size=100)
+    assert HFCLIPConfig.from_architecture("ViT-B/32", text_config=text).text_config.vocab_size == 100
+
+
+CONVNET = {
+    "tower": "convnet",
+    "hidden_size": 48,
+    "image_size": 64,
+    "stem_width": 16,
+    "stage_widths": [32, 48],
+    "stage_depths": [1, 1],
+    "norm_group_size": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (HFCLIPTextConfig, {"hidden_size": 100, "num_attention_heads": 8}, "hidden_size=100.*num_attention_heads=8"),
+        (HFCLIPVisionConfig, {"hidden_size": 100}, "hidden_size=100.*multiple of the number of heads"),
+        (HFCLIPVisionConfig, {"image_size": 230, "patch_size": 16}, "set image_size=224"),
+        (HFCLIPVisionConfig, {"image_size": 8, "patch_size": 16}, "image_size=8.*set image_size=16"),
+        (HFCLIPVisionConfig, {"tower": "resnet"}, "tower='resnet'.*'vit' or 'convnet'"),
+        (HFCLIPVisionConfig, {**CONVNET, "stage_widths": None}, "stage_widths=None.*lists of one length"),
+        (HFCLIPVisionConfig, {**CONVNET, "stage_depths": [1]}, r"stage_depths=\[1\].*one length"),
+        (HFCLIPVisionConfig, {**CONVNET, "stem_width": None}, "stem_width=None"),
+        (HFCLIPVisionConfig, {**CONVNET, "stem_width": 0}, "stem_width=0.*1 or more"),
+        (HFCLIPVisionConfig, {**CONVNET, "pool_grid": 0}, "pool_grid=0.*1 or more"),
+        (HFCLIPVisionConfig, {**CONVNET, "norm_group_size": 0}, "norm_group_size=0.*1 or more"),
+        (
+            HFCLIPVisionConfig,
+            {**CONVNET, "norm_group_size": 5},
+            r"stage_widths=\[32, 48\].*multiples.*norm_group_size=5",
+        ),
+        (HFCLIPVisionConfig, {**CONVNET, "stage_depths": [1, -1]}, r"stage_depths=\[1, -1\] 0 or more"),
+        (HFCLIPVisionConfig, {**CONVNET, "hidden_size": 32}, "hidden_size=32.*set hidden_size=48"),
+        (HFCLIPVisionConfig, {**CONVNET, "image_size": 60}, "image_size=60.*multiple of 8.*set image_size=56"),
+        (HFCLIPVisionConfig, {**CONVNET, "image_size": 8, "pool_grid": 2}, "pool_grid=2.*set image_size=16"),
+    ],
+)
+def test_numbers_that_do_not_fit_say_how_to_mend_them(config_class, fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(**fields)
+    # In a dual encoder too, where towers are dictionaries.
+    with pytest.raises(ValueError, match=message):
+        HFCLIPConfig(**{config_class.base_config_key: fields})
+
+
+def test_types_are_strict():
+    for fields in ({"hidden_size": "512"}, {"layer_norm_eps": "1e-5"}, {"num_hidden_layers": 2.5}):
+        with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
+            HFCLIPTextConfig(**fields)
+    config = HFCLIPConfig()
+    with pytest.raises(StrictDataclassFieldValidationError, match="projection_dim"):
+        config.projection_dim = "wide"
+    # A number of JSON may come as an integer where a fraction is meant.
+    assert HFCLIPConfig(logit_scale_init_value=3, text_config={"attention_dropout": 0}).logit_scale_init_value == 3

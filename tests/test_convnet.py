@@ -1,0 +1,197 @@
+"""The convolutional image tower: its shapes, its pooling, and that a picture's vector is its own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_clip import (
+    HFCLIPConfig,
+    HFCLIPForImageClassification,
+    HFCLIPModel,
+    HFCLIPVisionConfig,
+    HFCLIPVisionModelWithProjection,
+)
+from hf_clip.modeling_convnet_hf_clip import HFCLIPConvNetModel
+
+SHAPE = {
+    "tower": "convnet",
+    "image_size": 32,
+    "stem_width": 8,
+    "stage_widths": [16, 24, 32],
+    "stage_depths": [1, 0, 2],
+    "norm_group_size": 8,
+    "hidden_size": 32,
+    "pool_grid": 2,
+    "hidden_act": "gelu",
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+    "bos_token_id": 48,
+    "eos_token_id": 49,
+    "pad_token_id": 49,
+}
+
+
+def scattered(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with every parameter off its initial value, so that none of them goes untested."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def tower(**fields) -> HFCLIPConvNetModel:
+    return scattered(HFCLIPConvNetModel(HFCLIPVisionConfig(**{**SHAPE, **fields})))
+
+
+def dual(**fields) -> HFCLIPModel:
+    return scattered(HFCLIPModel(HFCLIPConfig(text_config=TEXT, vision_config=SHAPE, projection_dim=12, **fields)))
+
+
+def pictures(height: int = 32, width: int = 32, count: int = 4) -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randn(count, 3, height, width)
+
+
+TEXTS = torch.tensor([[48, 1, 2, 49], [48, 3, 49, 49], [48, 4, 5, 49], [48, 6, 49, 49]])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48)])
+def test_shapes(height, width):
+    model = tower()
+    assert model.stride == 16
+    output = model(pictures(height, width), output_hidden_states=True)
+    assert output.last_hidden_state.shape == (4, height // 16 * (width // 16), 32)
+    assert output.pooler_output.shape == (4, model.config.pooled_size) == (4, 128)
+    # What went into the first block, and what came out of each: a quarter of the sides, halved between stages.
+    maps = [(16, height // 4, width // 4), (16, height // 4, width // 4), *[(32, height // 16, width // 16)] * 2]
+    recorded = [tuple(state.shape[1:]) for state in output.hidden_states]
+    assert recorded == maps or recorded == [maps[0], maps[2], maps[2], maps[3]]
+    assert model(pictures(height, width)).hidden_states is None
+
+
+def test_pooling_averages_the_places_of_the_grid():
+    model = tower(image_size=64)
+    output = model(pictures(64, 64))
+    map_BCHW = output.last_hidden_state.transpose(1, 2).unflatten(2, (4, 4))
+    corners = [map_BCHW[:, :, top : top + 2, left : left + 2].mean((2, 3)) for top in (0, 2) for left in (0, 2)]
+    expected = model.post_layernorm(torch.stack(corners, dim=-1).flatten(1))
+    torch.testing.assert_close(output.pooler_output, expected)
+    # A grid of one place is the mean of all tokens.
+    model = tower(pool_grid=1)
+    output = model(pictures())
+    torch.testing.assert_close(output.pooler_output, model.post_layernorm(output.last_hidden_state.mean(1)))
+
+
+def test_the_grid_keeps_where_things_are():
+    model = tower(pool_grid=2)
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[:, :, :16] = 1
+    assert (model(picture).pooler_output - model(picture.flip(2)).pooler_output).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_pictures_vector_does_not_depend_on_its_batch(training):
+    model = tower().train(training)
+    together = model(pictures()).pooler_output
+    alone = torch.cat([model(picture[None]).pooler_output for picture in pictures()])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
+    assert not list(model.buffers())
+
+
+def test_norms_take_groups_of_channels_over_the_picture():
+    model = tower()
+    block = model.layers[0]
+    map_BCHW = torch.randn(2, 16, 8, 8) * 3 + 1
+    groups = map_BCHW.unflatten(1, (2, 8))
+    variance, mean = torch.var_mean(groups, dim=(2, 3, 4), keepdim=True, correction=0)
+    plain = ((groups - mean) / (variance + model.config.layer_norm_eps).sqrt()).flatten(1, 2)
+    expected = plain * block.norm.weight[:, None, None] + block.norm.bias[:, None, None]
+    torch.testing.assert_close(block.norm(map_BCHW), expected, rtol=1e-5, atol=1e-5)
+    # A residual block adds to what came in.
+    added = block.conv2(F.gelu(block.conv1(block.norm(map_BCHW))))
+    torch.testing.assert_close(block(map_BCHW), map_BCHW + added)
+
+
+def test_sizes_that_do_not_fit_the_stride_raise():
+    with pytest.raises(ValueError, match="32 x 40 do not fit the convnet's stride of 16"):
+        tower()(pictures(32, 40))
+
+
+def test_channels_last_gives_the_same_vectors():
+    model = tower()
+    expected = model(pictures()).pooler_output
+    model.to(memory_format=torch.channels_last)
+    vectors = model(pictures().to(memory_format=torch.channels_last)).pooler_output
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    model = dual().train()
+    gradients = []
+    for is_checkpointing in (False, True):
+        if is_checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.vision_model.layers[0].gradient_checkpointing
+        model.zero_grad()
+        model(TEXTS, pictures(), return_loss=True).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_dual_encoder_and_its_parts_load_from_one_folder(tmp_path):
+    model = dual()
+    model.save_pretrained(tmp_path)
+    again, info = HFCLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    image_vectors = model.encode_image(pictures())
+    torch.testing.assert_close(again.eval().encode_image(pictures()), image_vectors, rtol=0, atol=0)
+    vision, info = HFCLIPVisionModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(F.normalize(vision.eval()(pictures()).image_embeds), image_vectors)
+    logits = model(TEXTS, pictures(), output_hidden_states=True)
+    assert logits.logits_per_image.shape == (4, 4)
+    assert len(logits.vision_model_output.hidden_states) == 4
+    # The text tower's attention can be chosen, though this tower has none.
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(TEXTS, pictures()).logits_per_image, logits.logits_per_image)
+
+
+def test_the_classifier_averages_all_positions():
+    config = HFCLIPConfig(text_config=TEXT, vision_config=SHAPE, num_labels=3)
+    model = scattered(HFCLIPForImageClassification(config))
+    output = model(pictures(), labels=torch.tensor([0, 1, 2, 0]))
+    expected = model.classifier(model.vision_model(pictures()).last_hidden_state.mean(1))
+    torch.testing.assert_close(output.logits, expected)
+    torch.testing.assert_close(output.loss, F.cross_entropy(expected, torch.tensor([0, 1, 2, 0])))
+
+
+def test_initial_weights_keep_the_stream_at_one_size():
+    torch.manual_seed(3)
+    widths = {"stem_width": 64, "stage_widths": [128, 128], "stage_depths": [2, 2], "hidden_size": 128, "pool_grid": 1}
+    model = HFCLIPConvNetModel(HFCLIPVisionConfig(**{**SHAPE, **widths}))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            # The second convolution of each of the four blocks.
+            gain = 8**-0.5 if name.startswith("layers") and name.endswith("conv2") else 1.0
+            assert module.weight.std().item() == pytest.approx(gain * (2 / fan_in) ** 0.5, rel=0.05), name
+            assert module.bias.abs().max() == 0
+    states = model(pictures(count=8), output_hidden_states=True).hidden_states
+    assert 0.5 < states[-1].std() / states[0].std() < 2
+
+
+def test_made_without_memory_and_compiled():
+    with torch.device("meta"):
+        model = HFCLIPConvNetModel(HFCLIPVisionConfig(**SHAPE))
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model.stem.conv1.weight.std() > 0 and torch.equal(model.norm.weight, torch.ones(32))
+    compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pictures()).pooler_output, model(pictures()).pooler_output)

@@ -1,0 +1,225 @@
+"""Augmentation: each strength changes what its name says, alike on every rank and after every resume.
+
+And the optimizer's two kinds of parameters, its schedule, and the bounds of the logit scale.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_clip.training.augmentation import DRAWS_PER_PICTURE, augment, uniforms
+from hf_clip.training.config import AugmentationConfig, OptimizerConfig
+from hf_clip.training.optimizer import clamp_logit_scale, learning_rate, make_optimizer
+from tests.toys import tiny_clip
+
+ALL = {
+    **dict(rotation=20, scale=0.3, aspect=0.2, shear=0.2, shift=0.1, flip=0.5, brightness=0.3, channels=0.2),
+    **dict(saturation=0.5, hue=0.1, gray=0.2, blur=0.8, cutout=0.5),
+}
+MIDDLE = 0.5
+
+
+def pictures(count: int, size: int = 16) -> torch.Tensor:
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+
+
+def marked(size: int = 21) -> torch.Tensor:
+    """A white picture with one black pixel right of the middle of its upper half."""
+    picture = torch.full((1, size, size, 3), 255, dtype=torch.uint8)
+    picture[:, size // 4, size * 3 // 4] = 0
+    return picture
+
+
+def draws(count: int = 1, **at) -> torch.Tensor:
+    """Draws at their middle, where nothing is changed, but for columns such as `d7=0.9`."""
+    values = torch.full((count, DRAWS_PER_PICTURE), MIDDLE)
+    for column, value in at.items():
+        values[:, int(column[1:])] = value
+    return values
+
+
+def apply(picture, drawn, may_flip=True, **strengths) -> torch.Tensor:
+    may_flip_B = torch.full((len(picture),), may_flip)
+    return augment(picture, drawn, may_flip_B, AugmentationConfig(**strengths))
+
+
+def plain(picture) -> torch.Tensor:
+    return picture.permute(0, 3, 1, 2).float() / 255
+
+
+def centre_of_ink(picture_BCHW) -> tuple[float, float]:
+    """(row, column) of the ink's centre, from the picture's middle, in fractions of the side."""
+    ink = 1 - picture_BCHW[0].mean(0)
+    place = (torch.arange(len(ink)) + 0.5) / len(ink) - 0.5
+    return ((ink.sum(1) @ place) / ink.sum()).item(), ((ink.sum(0) @ place) / ink.sum()).item()
+
+
+def test_draws_are_those_of_seed_epoch_and_sample_whatever_the_batch():
+    samples, epochs = np.arange(40), np.arange(40) // 10
+    whole = uniforms(3, epochs, samples, DRAWS_PER_PICTURE)
+    order = np.random.default_rng(0).permutation(40)[:7]
+    assert np.array_equal(uniforms(3, epochs[order], samples[order], DRAWS_PER_PICTURE), whole[order])
+    batch, config = pictures(40), AugmentationConfig(**ALL)
+    may_flip = torch.ones(40, dtype=torch.bool)
+    all_at_once = augment(batch, torch.from_numpy(whole), may_flip, config)
+    some = augment(batch[order], torch.from_numpy(whole[order]), may_flip[order], config)
+    assert torch.allclose(some, all_at_once[order], atol=1e-6)
+    for other in (uniforms(4, epochs, samples, 5), uniforms(3, epochs + 1, samples, 5)):
+        assert np.abs(other - whole[:, :5]).min(axis=1).max() > 0.01
+        assert not np.isclose(other, whole[:, :5]).any(axis=1).all()
+
+
+def test_draws_are_even_and_independent():
+    values = uniforms(0, np.zeros(4000, int), np.arange(4000), 8)
+    assert values.min() >= 0 and values.max() < 1
+    assert np.abs(values.mean(axis=0) - 0.5).max() < 0.02
+    assert np.abs(np.corrcoef(values.T) - np.eye(8)).max() < 0.06
+    assert np.abs(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1]) < 0.05
+
+
+def test_no_strengths_give_the_picture_back():
+    batch = pictures(8)
+    out = augment(batch, torch.rand(8, DRAWS_PER_PICTURE), torch.ones(8, dtype=torch.bool), AugmentationConfig())
+    assert torch.allclose(out, plain(batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_a_strength_changes_something_and_draws_at_their_middle_nothing(name):
+    batch = pictures(16)
+    strength = {name: 1.0 if name in ("flip", "gray", "cutout") else ALL[name]}
+    changed = apply(batch, torch.rand(16, DRAWS_PER_PICTURE), **strength)
+    assert (changed - plain(batch)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    if name not in ("flip", "gray", "cutout"):
+        assert torch.allclose(apply(batch, draws(16), **strength), plain(batch), atol=1e-5)
+
+
+def test_everything_at_once_stays_in_range_and_white_stays_white():
+    numbers = torch.rand(64, DRAWS_PER_PICTURE)
+    out = apply(pictures(64), numbers, **ALL)
+    assert out.shape == (64, 3, 16, 16) and out.dtype == torch.float32
+    assert out.min() >= 0 and out.max() <= 1
+    white = torch.full((64, 16, 16, 3), 255, dtype=torch.uint8)
+    assert torch.allclose(apply(white, numbers, **ALL), torch.ones(64, 3, 16, 16), atol=1e-5)
+
+
+def test_a_flip_mirrors_left_and_right_only_where_it_may():
+    picture = marked()
+    mirrored = apply(picture, draws(), flip=1.0)
+    assert torch.allclose(mirrored, plain(picture).flip(-1), atol=1e-5)
+    assert torch.allclose(apply(picture, draws(), may_flip=False, flip=1.0), plain(picture), atol=1e-5)
+    many, numbers = picture.expand(400, -1, -1, -1), torch.rand(400, DRAWS_PER_PICTURE)
+    row = picture.shape[1] // 4
+    is_mirrored = apply(many, numbers, flip=0.25)[:, 0, row, row] < 0.5
+    assert 0.15 < is_mirrored.float().mean() < 0.35
+
+
+@pytest.mark.parametrize(("draw", "degrees"), [(1.0, 90), (0.0, -90)])
+def test_a_rotation_turns_by_degrees_about_the_middle(draw, degrees):
+    before, after = centre_of_ink(plain(marked())), centre_of_ink(apply(marked(), draws(d0=draw), rotation=90))
+    # The mark stands up and right; a quarter turn takes it to the other corner of one of the sides.
+    assert after == pytest.approx((before[0], -before[1]) if degrees == 90 else (-before[0], before[1]), abs=0.01)
+
+
+def test_shifts_are_fractions_of_the_side():
+    before = centre_of_ink(plain(marked(40)))
+    across = centre_of_ink(apply(marked(40), draws(d5=1.0), shift=0.1))
+    along = centre_of_ink(apply(marked(40), draws(d6=0.0), shift=0.1))
+    assert across == pytest.approx((before[0], before[1] - 0.1), abs=1e-3)
+    assert along == pytest.approx((before[0] + 0.1, before[1]), abs=1e-3)
+
+
+def test_scale_and_aspect_are_logarithms_of_factors():
+    before = np.array(centre_of_ink(plain(marked(41))))
+    smaller = centre_of_ink(apply(marked(41), draws(d1=1.0), scale=math.log(2)))
+    assert smaller == pytest.approx(before / 2, abs=0.01)
+    wider = centre_of_ink(apply(marked(41), draws(d2=0.0), aspect=math.log(1.25)))
+    assert wider == pytest.approx(before * [1 / 1.25, 1.25], abs=0.01)
+
+
+def test_a_shear_moves_rows_along_themselves():
+    before = centre_of_ink(plain(marked(41)))
+    after = centre_of_ink(apply(marked(41), draws(d4=1.0), shear=0.2))
+    assert after == pytest.approx((before[0], before[1] - 0.2 * before[0]), abs=0.01)
+
+
+def test_colours_change_and_shapes_and_greys_do_not():
+    grey = torch.randint(0, 256, (16, 8, 8, 1), dtype=torch.uint8).expand(-1, -1, -1, 3).contiguous()
+    numbers = torch.rand(16, DRAWS_PER_PICTURE)
+    for strengths in ({"hue": 0.5}, {"saturation": 1.0}, {"gray": 1.0}):
+        assert torch.allclose(apply(grey, numbers, **strengths), plain(grey), atol=2e-3), strengths
+    assert apply(grey, numbers, brightness=0.5).std(dim=1).max() < 1e-5
+    tinted = apply(grey, numbers, channels=0.5)
+    assert tinted.std(dim=1).max() > 0.01
+
+
+def test_gray_takes_the_colour_and_keeps_the_luminance():
+    batch = pictures(4)
+    out = apply(batch, draws(4, d8=0.0), gray=0.01)
+    luminance = torch.tensor([0.299, 0.587, 0.114]) @ plain(batch).flatten(2)
+    assert out.std(dim=1).max() < 3e-3
+    assert torch.allclose(out[:, 0].flatten(1), luminance, atol=5e-3)
+    assert torch.allclose(apply(batch, draws(4, d8=0.5), gray=0.4, brightness=0.1), plain(batch), atol=1e-5)
+
+
+def test_brightness_multiplies_the_ink():
+    batch = pictures(2)
+    darker = apply(batch, draws(2, d10=1.0), brightness=math.log(2))
+    assert torch.allclose(1 - darker, (2 * (1 - plain(batch))).clamp(max=1), atol=1e-5)
+
+
+def test_blur_goes_towards_the_local_mean_and_sharpening_away_from_it():
+    picture = marked()
+    row, column = picture.shape[1] // 4, picture.shape[1] * 3 // 4
+    blurred, sharpened = apply(picture, draws(d14=1.0), blur=0.9), apply(picture, draws(d14=0.0), blur=0.9)
+    assert blurred[0, 0, row, column] > 0.5 and blurred[0, 0, row, column + 1] < 1
+    assert sharpened[0, 0, row, column] == 0 and sharpened[0, 0, row, column + 1] == 1
+
+
+def test_a_cutout_covers_one_white_rectangle_of_its_size():
+    black = torch.zeros(200, 40, 40, 3, dtype=torch.uint8)
+    numbers = torch.rand(200, DRAWS_PER_PICTURE)
+    covered = apply(black, numbers, cutout=1.0, cutout_size=0.5)[:, 0] == 1
+    for mask in covered:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+        assert len(rows) <= 21 and len(columns) <= 21
+    heights = covered.any(2).sum(1)
+    assert heights.max() >= 18
+    share = (apply(black, numbers, cutout=0.3) == 1).any(dim=(1)).any(dim=(1, 2)).float().mean()
+    assert 0.2 < share < 0.4
+
+
+def test_gains_biases_and_the_logit_scale_are_not_decayed():
+    model, _ = tiny_clip(["a cat"])
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.2))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert set(decay) == set(names.values())
+    for name, value in decay.items():
+        is_spared = name.endswith(("bias", "class_embedding", "logit_scale")) or "norm" in name
+        assert value == (0.0 if is_spared else 0.2), name
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.98), 1e-6)
+
+
+def test_the_schedule_rises_evenly_and_falls_by_half_a_cosine():
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_learning_rate_fraction=0.1)
+    rates = [learning_rate(step, 24, config) for step in range(24)]
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[4] == pytest.approx(2.0) and rates[14] == pytest.approx(1.1)
+    assert all(earlier > later for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert learning_rate(24, 24, config) == pytest.approx(0.2)
+    assert learning_rate(0, 10, OptimizerConfig(learning_rate=2.0, warmup_steps=0)) == 2.0
+
+
+@pytest.mark.parametrize(("before", "after"), [(-1.0, 0.0), (3.0, 3.0), (9.0, math.log(100))])
+def test_the_logit_scale_is_kept_between_1_and_100(before, after):
+    scale = torch.nn.Parameter(torch.tensor(before))
+    clamp_logit_scale(scale, 100.0)
+    assert scale.item() == pytest.approx(after) and scale.requires_grad
