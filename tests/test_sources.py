@@ -303,7 +303,7 @@ def test_several_caption_columns(tmp_path):
 def test_ambiguous_columns_name_the_choices_and_the_option(tmp_path):
     path = parquet(tmp_path / "x.parquet", ["a"], captions=["b"])
     message = error_of(path)
-    assert "caption, captions" in message and "data.caption_columns" in message and "--caption-columns" in message
+    assert "caption, captions" in message and "data.caption_columns" in message and "--caption-column " in message
     assert samples(path, caption_columns="captions")[0].captions == ["b"]
     table = write(tmp_path / "x.csv", "file_name,path,text\na.png,b.png,t\n")
     assert "file_name, path" in error_of(table) and "--image-column" in error_of(table)

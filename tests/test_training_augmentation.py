@@ -128,6 +128,10 @@ def test_shifts_are_fractions_of_the_side():
     along = centre_of_ink(apply(marked(40), draws(d6=0.0), shift=0.1))
     assert across == pytest.approx((before[0], before[1] - 0.1), abs=1e-3)
     assert along == pytest.approx((before[0] + 0.1, before[1]), abs=1e-3)
+    # What comes in from outside is white.
+    black = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
+    moved = apply(black, draws(d5=1.0), shift=0.1)
+    assert moved[..., :36].max() < 1e-5 and moved[..., 36:].min() > 1 - 1e-5
 
 
 def test_scale_and_aspect_are_logarithms_of_factors():

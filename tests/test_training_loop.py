@@ -25,7 +25,7 @@ from hf_clip.training.folder import FolderError, require_space
 from hf_clip.training.loop import Run, TrainingDiverged, TrainingStopped
 from hf_clip.training.signals import StopRequest
 from hf_clip.training.stream import DataError
-from tests.squares import NAMES, SIZE, recipe, rows, write_parquet, write_recipe
+from tests.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,9 +78,10 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
 @pytest.fixture(scope="module")
 def finished(folder, data, held_out):
     """A run that has learned, with an evaluation of each kind."""
+    templates = [f"a {{}} square at the {corner}" for corner in CORNERS]
     evaluations = {
         "held_out": {"data": [str(held_out)], "during_training": True},
-        "colours": {"protocol": "zero-shot", "data": [str(held_out)], "templates": ["a {} square"]},
+        "colours": {"protocol": "zero-shot", "data": [str(held_out)], "templates": templates},
     }
     changes = {"steps": 100, "batch_size": 32, "log_every": 5, "eval_every": 40, "save_every": 25}
     config = configure(folder, data, evaluations=evaluations, card={"model_name": "squares"}, **changes)
@@ -196,6 +197,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp
             train(careful, tmp_path / "run")
     assert stopped.value.exit_code == 3
     assert (tmp_path / f"run/checkpoints/checkpoint-{step}").is_dir()
+    # Another process would start with other draws.
+    torch.manual_seed(99)
     train(careful, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted, 14)
 

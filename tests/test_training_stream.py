@@ -69,6 +69,7 @@ def test_the_order_is_one_of_the_seed_and_the_epoch():
     assert first[:24] != first[24:48] and first[:24] != sorted(first[:24])
     blocks = order(shuffle_block=8)
     assert sorted(blocks[:8]) == list(range(8)) and blocks[:8] != list(range(8))
+    assert sorted(blocks[8:16]) == list(range(8, 16)) and [place - 8 for place in blocks[8:16]] != blocks[:8]
 
 
 @pytest.mark.parametrize("block", [7, 100])
@@ -188,6 +189,8 @@ def test_captions_and_keywords_are_drawn_anew_each_epoch():
     batches = list(islice(stream.batches(), 40))
     drawn = Counter(caption for batch in batches for caption in batch.captions)
     assert set(drawn) == set(captions) and min(drawn.values()) > 60
+    of_one = {batch.captions[batch.sample_ids_B.tolist().index(5)] for batch in batches}
+    assert of_one == set(captions)
     keywords = [
         text.split(", ")
         for batch in batches
@@ -208,14 +211,11 @@ def test_captions_and_keywords_are_drawn_anew_each_epoch():
 
 
 def test_a_word_that_a_mirror_would_make_false_forbids_it():
-    rows = [row(0, caption=["an arrow"]), row(1, caption=["x", "LEFT hand"]), row(2, keywords=["left"]), row(3)]
+    rows = [row(0, caption=["an arrow"]), row(1, caption=["x", "LEFT hand"]), row(2, caption=["leftwards"]), row(3)]
     batch = next(make_stream(rows).batches())
-    assert dict(zip(batch.sample_ids_B.tolist(), batch.may_flip_B.tolist(), strict=True)) == {
-        0: True,
-        1: False,
-        2: False,
-        3: True,
-    }
+    may_flip = dict(zip(batch.sample_ids_B.tolist(), batch.may_flip_B.tolist(), strict=True))
+    assert may_flip == {0: True, 1: False, 2: False, 3: True}
+    assert next(make_stream(rows, no_flip_words=()).batches()).may_flip_B.all()
 
 
 def test_read_ahead_gives_the_items_and_passes_errors_on():

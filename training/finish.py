@@ -26,7 +26,7 @@ from hf_clip.evaluation import (
 from hf_clip.hub import CardFacts, write_model_card
 from hf_clip.sources import Source, iterate_samples, open_source
 
-from .checkpoint import write_folder
+from .checkpoint import MANIFEST, write_folder
 from .config import EvaluationConfig, TrainConfig
 from .folder import RESULTS
 
@@ -108,6 +108,7 @@ def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[st
 
     place = run.folder / ".model"
     write_folder(place, write)
+    (place / MANIFEST).unlink()
     # results.json says that a run is finished: it moves last.
     for item in sorted(place.iterdir(), key=lambda item: item.name == RESULTS):
         target = run.folder / item.name
