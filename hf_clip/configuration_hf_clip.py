@@ -98,12 +98,12 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the image tower. The defaults are ViT-B/32 at 224 pixels.
 
-    `tower` names the kind: "vit" (the paper's vision transformer) or "convnet" (a residual stack of plain 3 x 3
-    convolutions, for small pictures and small budgets). A convnet's stem has `stem_width` channels and divides the
-    sides by 4; `stage_widths` (channels) and `stage_depths` (residual blocks, 0 allowed) shape its stages, with a
-    halving between two. Norms take `norm_group_size` channels together. The last map is averaged to `pool_grid` x
-    `pool_grid` places, which keeps roughly where things are. `hidden_size` is the last stage's width; patch, head and
-    transformer fields mean nothing to it.
+    `tower` names the kind: "vit" (the paper's vision transformer) or "convnet" (a plain stack of 3 x 3 convolutions,
+    for small pictures and small budgets). A convnet's stem has `stem_width` channels and halves the sides, and so does
+    each stage; `stage_widths` are the stages' channels and `stage_depths` their convolutions. Norms take
+    `norm_group_size` channels together. The last map is averaged to `pool_grid` x `pool_grid` places, which keeps
+    roughly where things are. `hidden_size` is the last stage's width; patch, head and transformer fields mean nothing
+    to a convnet.
     Raises ValueError for an unknown tower and for numbers that do not fit together.
     """
 
@@ -135,6 +135,11 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         """Width of the vector that the tower gives for a picture, before the projection."""
         return self.hidden_size * (self.pool_grid**2 if self.tower == "convnet" else 1)
 
+    @property
+    def stride(self) -> int:
+        """Pixels of a side to one position of the tower's last map."""
+        return 2 * 2 ** len(self.stage_widths) if self.tower == "convnet" else self.patch_size
+
     def validate_architecture(self):
         if self.tower == "vit":
             self._validate_vit()
@@ -156,17 +161,12 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         if not widths or len(widths) != len(depths):
             raise ValueError(
                 f"stage_widths={self.stage_widths} and stage_depths={self.stage_depths} must be lists of one length, "
-                "with a width (channels) and a depth (residual blocks) for each stage of the convnet."
+                "with a width (channels) and a depth (convolutions) for each stage of the convnet."
             )
-        if (
-            self.stem_width is None
-            or min(self.stem_width, self.pool_grid, self.norm_group_size, *widths) < 1
-            or min(depths) < 0
-        ):
+        if self.stem_width is None or min(self.stem_width, self.pool_grid, self.norm_group_size, *widths, *depths) < 1:
             raise ValueError(
-                f"stem_width={self.stem_width}, stage_widths={widths}, pool_grid={self.pool_grid} and "
-                f"norm_group_size={self.norm_group_size} of a convnet must be 1 or more, "
-                f"and stage_depths={depths} 0 or more."
+                f"stem_width={self.stem_width}, stage_widths={widths}, stage_depths={depths}, "
+                f"pool_grid={self.pool_grid} and norm_group_size={self.norm_group_size} must all be 1 or more."
             )
         if any(width % self.norm_group_size for width in widths):
             raise ValueError(
@@ -176,7 +176,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not the last stage's width: set hidden_size={widths[-1]}."
             )
-        stride = 4 * 2 ** (len(widths) - 1)
+        stride = self.stride
         if self.image_size % stride or self.image_size < stride * self.pool_grid:
             raise ValueError(
                 f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a "

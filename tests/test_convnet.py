@@ -18,7 +18,7 @@ SHAPE = {
     "image_size": 32,
     "stem_width": 8,
     "stage_widths": [16, 24, 32],
-    "stage_depths": [1, 0, 2],
+    "stage_depths": [1, 1, 2],
     "norm_group_size": 8,
     "hidden_size": 32,
     "pool_grid": 2,
@@ -64,14 +64,14 @@ TEXTS = torch.tensor([[48, 1, 2, 49], [48, 3, 49, 49], [48, 4, 5, 49], [48, 6, 4
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48)])
 def test_shapes(height, width):
     model = tower()
-    assert model.stride == 16
+    assert model.config.stride == 16
     output = model(pictures(height, width), output_hidden_states=True)
     assert output.last_hidden_state.shape == (4, height // 16 * (width // 16), 32)
     assert output.pooler_output.shape == (4, model.config.pooled_size) == (4, 128)
-    # What went into the first block, and what came out of each: a quarter of the sides, halved between stages.
-    maps = [(16, height // 4, width // 4), (16, height // 4, width // 4), *[(32, height // 16, width // 16)] * 2]
-    recorded = [tuple(state.shape[1:]) for state in output.hidden_states]
-    assert recorded == maps or recorded == [maps[0], maps[2], maps[2], maps[3]]
+    # What went into the first layer, and what came out of each: every stage halves the sides once.
+    widths_and_strides = [(8, 2), (16, 4), (24, 8), (32, 16), (32, 16)]
+    maps = [(channels, height // stride, width // stride) for channels, stride in widths_and_strides]
+    assert [tuple(state.shape[1:]) for state in output.hidden_states] == maps
     assert model(pictures(height, width)).hidden_states is None
 
 
@@ -105,17 +105,16 @@ def test_a_pictures_vector_does_not_depend_on_its_batch(training):
 
 
 def test_norms_take_groups_of_channels_over_the_picture():
-    model = tower()
-    block = model.layers[0]
-    map_BCHW = torch.randn(2, 16, 8, 8) * 3 + 1
+    layer = tower().layers[0]
+    picture_BCHW = torch.randn(2, 8, 16, 16)
+    # The layer opens a stage: of each 2 x 2 positions the largest goes on.
+    conv_BCHW = layer.conv(picture_BCHW)
+    map_BCHW = conv_BCHW.unflatten(3, (8, 2)).unflatten(2, (8, 2)).amax((3, 5))
     groups = map_BCHW.unflatten(1, (2, 8))
     variance, mean = torch.var_mean(groups, dim=(2, 3, 4), keepdim=True, correction=0)
-    plain = ((groups - mean) / (variance + model.config.layer_norm_eps).sqrt()).flatten(1, 2)
-    expected = plain * block.norm.weight[:, None, None] + block.norm.bias[:, None, None]
-    torch.testing.assert_close(block.norm(map_BCHW), expected, rtol=1e-5, atol=1e-5)
-    # A residual block adds to what came in.
-    added = block.conv2(F.gelu(block.conv1(block.norm(map_BCHW))))
-    torch.testing.assert_close(block(map_BCHW), map_BCHW + added)
+    plain = ((groups - mean) / (variance + layer.norm.eps).sqrt()).flatten(1, 2)
+    expected = F.gelu(plain * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
+    torch.testing.assert_close(layer(picture_BCHW), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sizes_that_do_not_fit_the_stride_raise():
@@ -156,7 +155,7 @@ def test_the_dual_encoder_and_its_parts_load_from_one_folder(tmp_path):
     torch.testing.assert_close(F.normalize(vision.eval()(pictures()).image_embeds), image_vectors)
     logits = model(TEXTS, pictures(), output_hidden_states=True)
     assert logits.logits_per_image.shape == (4, 4)
-    assert len(logits.vision_model_output.hidden_states) == 4
+    assert len(logits.vision_model_output.hidden_states) == 5
     # The text tower's attention can be chosen, though this tower has none.
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(TEXTS, pictures()).logits_per_image, logits.logits_per_image)
@@ -178,9 +177,7 @@ def test_initial_weights_keep_the_stream_at_one_size():
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             fan_in = module.weight[0].numel()
-            # The second convolution of each of the four blocks.
-            gain = 8**-0.5 if name.startswith("layers") and name.endswith("conv2") else 1.0
-            assert module.weight.std().item() == pytest.approx(gain * (2 / fan_in) ** 0.5, rel=0.05), name
+            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
             assert module.bias.abs().max() == 0
     states = model(pictures(count=8), output_hidden_states=True).hidden_states
     assert 0.5 < states[-1].std() / states[0].std() < 2
@@ -192,6 +189,6 @@ def test_made_without_memory_and_compiled():
     model.to_empty(device="cpu")
     model.init_weights()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.stem.conv1.weight.std() > 0 and torch.equal(model.norm.weight, torch.ones(32))
+    assert model.stem.weight.std() > 0 and torch.equal(model.layers[0].norm.weight, torch.ones(16))
     compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(pictures()).pooler_output, model(pictures()).pooler_output)
