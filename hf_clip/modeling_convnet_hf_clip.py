@@ -46,9 +46,10 @@ class HFCLIPConvNetModel(PreTrainedModel):
     """The convolutional image tower: `pixel_values` (B, channels, rows, columns) to one vector a picture.
 
     `last_hidden_state` is (B, T, hidden_size), the last map's positions in reading order (there is no class token);
-    `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the stem's map
-    and those after each layer, (B, C, H, W). Any size of picture fits that is a multiple of the stride; `interpolate_pos_encoding` is taken
-    for the other towers' sake, as there are no positions to interpolate. Raises ValueError for sizes that do not fit.
+    `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the stem's map and
+    those after each layer, (B, C, H, W). Any size of picture fits that is a multiple of the stride;
+    `interpolate_pos_encoding` is taken for the other towers' sake, as there are no positions to interpolate. Raises
+    ValueError for sizes that do not fit.
     """
 
     config: HFCLIPVisionConfig
