@@ -255,10 +255,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _load(source: str, device: str | None):
-    import torch
-
     from hf_clip.modeling_hf_clip import HFCLIPModel
     from hf_clip.processing_hf_clip import HFCLIPProcessor
+    from hf_clip.training.device import fastest_device
 
     path = Path(source)
     if path.exists() and not (path / "config.json").is_file():
@@ -269,9 +268,7 @@ def _load(source: str, device: str | None):
     model, loading = HFCLIPModel.from_pretrained(source, output_loading_info=True)
     if problems := {name: sorted(keys) for name, keys in loading.items() if keys}:
         raise ValueError(f"{source} does not fit its config.json: {problems}.")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    return model.to(device).eval(), processor
+    return model.to(device or fastest_device()).eval(), processor
 
 
 def _decoding_problem(picture: str) -> str | None:

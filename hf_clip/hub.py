@@ -334,7 +334,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, st
             f"{vision.get('num_attention_heads')} heads, patches of {vision.get('patch_size')} pixels",
         ]
     else:
-        stages = zip(vision.get("stage_widths") or [], vision.get("stage_depths") or [], strict=False)
+        stages = zip(vision["stage_widths"], vision["stage_depths"], strict=True)
         shape = [vision["tower"], *(f"{depth} x {width} channels" for width, depth in stages)]
     rows = [
         ("image tower", f"{', '.join(shape)}; {vision.get('image_size')} pixels a side"),

@@ -386,3 +386,14 @@ def test_every_kind_of_source_trains_as_the_parquet_file_does(data, tmp_path, wr
     train(parquet, tmp_path / "parquet")
     assert numbers(tmp_path / "run") == numbers(tmp_path / "parquet")
     assert HFCLIPModel.from_pretrained(tmp_path / "run").config.vision_config.image_size == SIZE
+
+
+def test_columns_of_an_evaluation_can_be_set(tmp_path):
+    """Columns that no name gives away are set for the training data, and so for what judges it."""
+    content = [{"what": row["image"], "said": row["caption"]} for row in rows(4)]
+    data = write_parquet(tmp_path / "odd.parquet", content)
+    columns = {"image_column": "what", "caption_columns": ["said"]}
+    content = recipe(data, steps=3, evaluations={"same": {"data": [str(data)], **columns}})
+    content["data"] |= columns
+    results = train(load_recipe(write_recipe(tmp_path / "odd.yaml", content)), tmp_path / "run")
+    assert results["evaluations"]["same"]["image_to_text"]["queries"] == len(rows(4))

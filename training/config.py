@@ -178,13 +178,17 @@ class OptimizerConfig:
 class EvaluationConfig:
     """One judgement of the model: `protocol` "retrieval" (pictures among names) or "zero-shot" (among classes).
 
-    With `during_training` it is also made every `eval_every` steps.
+    With `during_training` it is also made every `eval_every` steps. Columns are found by name where they are null.
     """
 
     protocol: str = "retrieval"
     data: list[str] = field(default_factory=list)
     split: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
+    image_column: str | None = None
+    caption_columns: list[str] | None = None
+    label_column: str | None = None
+    concept_column: str | None = None
     templates: list[str] = field(default_factory=lambda: ["{}"])
     during_training: bool = False
 

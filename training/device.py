@@ -4,6 +4,11 @@ import torch
 from torch import nn
 
 
+def fastest_device() -> torch.device:
+    """The device to use where none is asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+
+
 def is_fast_at_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 ones there: by its instructions, not by a race.
 

@@ -50,7 +50,15 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
     """The recipe's evaluations by name. Raises SourceError for data that is not there or lacks the column."""
     opened = {}
     for name, evaluation in config.evaluations.items():
-        source = open_source(evaluation.data, split=evaluation.split, where=evaluation.where)
+        source = open_source(
+            evaluation.data,
+            split=evaluation.split,
+            image_column=evaluation.image_column,
+            caption_columns=evaluation.caption_columns,
+            label_column=evaluation.label_column,
+            concept_column=evaluation.concept_column,
+            where=evaluation.where,
+        )
         source = source.require_captions() if evaluation.protocol == "retrieval" else source.require_label()
         opened[name] = Evaluation(name, evaluation, source)
     return opened

@@ -20,7 +20,7 @@ from .augmentation import DRAWS_PER_PICTURE, augment, uniforms
 from .build import build_model, build_processor
 from .checkpoint import load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
 from .config import TrainConfig
-from .device import arrange_for_speed, choose_precision
+from .device import arrange_for_speed, choose_precision, fastest_device
 from .finish import evaluate, finish, open_evaluations
 from .folder import claim_folder, release_folder, require_space
 from .objective import ContrastiveObjective
@@ -66,7 +66,7 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         cannot be read or is too small. CheckpointError: the disk is full. TrainingDiverged: the loss is not finite.
         TrainingStopped: a signal came; a checkpoint was saved.
     """
-    device = _device()
+    device = fastest_device()
     # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
     accelerator = Accelerator(
         mixed_precision=choose_precision(config.mixed_precision, device), cpu=device.type == "cpu"
@@ -269,10 +269,6 @@ class Run:
 
         write_folder(place, write)
         remove_old_checkpoints(self.folder / "checkpoints", self.config.keep_checkpoints)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
 
 
 def _restore(progress: Progress, state: dict, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
