@@ -15,7 +15,7 @@ setup(
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE", "hf_clip/vocabulary/LICENSE*"],
+    license_files=["LICENSE", "hf_clip/prompts/LICENSE*", "hf_clip/vocabulary/LICENSE*"],
     python_requires=">=3.11",
     # The folder is called `training` for people; installed under its own name it would clash with anybody's.
     packages=[*find_packages(include=["hf_clip", "hf_clip.*"]), "hf_clip.training"],
@@ -24,6 +24,7 @@ setup(
         "hf_clip": [
             "architectures/*.json",
             "prompts/*.json",
+            "prompts/LICENSE*",
             "vocabulary/*.gz",
             "vocabulary/LICENSE*",
             "model_card_template.md",

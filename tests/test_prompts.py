@@ -1,0 +1,71 @@
+"""The paper's class names and templates, and files of one's own."""
+
+import pytest
+
+from hf_clip.prompts import list_prompts, load_prompts
+
+# Classes as the paper's table 9 counts them; Caltech-101's background and FER's seven emotions as OpenAI's lists do.
+CLASS_COUNTS = {
+    "Birdsnap": 500, "Caltech101": 102, "CIFAR10": 10, "CIFAR100": 100, "CLEVRCounts": 8, "Country211": 211,
+    "DescribableTextures": 47, "EuroSAT": 10, "FacialEmotionRecognition2013": 7, "FGVCAircraft": 100,
+    "Flowers102": 102, "Food101": 101, "GTSRB": 43, "HatefulMemes": 2, "ImageNet": 1000, "Kinetics700": 700,
+    "KITTI": 4, "MNIST": 10, "OxfordPets": 37, "PascalVOC2007": 20, "PatchCamelyon": 2, "RESISC45": 45, "SST2": 2,
+    "StanfordCars": 196, "STL10": 10, "SUN397": 397, "UCF101": 101,
+}  # fmt: skip
+
+
+def test_all_27_data_sets_are_there_with_their_classes():
+    assert {name: len(load_prompts(name).classes) for name in list_prompts()} == CLASS_COUNTS
+    assert all(load_prompts(name).license == "MIT" and load_prompts(name).source for name in list_prompts())
+
+
+def test_imagenet_has_80_templates_and_the_best_seven_of_them():
+    imagenet = load_prompts("imagenet")
+    assert (len(imagenet.templates), len(set(imagenet.templates)), len(imagenet.best_templates)) == (80, 80, 7)
+    assert set(imagenet.best_templates) <= set(imagenet.templates)
+    assert imagenet.labels[0] == "tench" and imagenet.labels[207] == "Golden Retriever"
+
+
+def test_a_class_may_have_several_names():
+    faces = load_prompts("Facial-Emotion-Recognition-2013")
+    assert faces.classes[5] == ("surprised", "shocked", "spooked")
+    assert faces.labels[5] == "surprised"
+
+
+def test_an_unknown_name_raises_with_the_nearest():
+    with pytest.raises(ValueError, match="Food101"):
+        load_prompts("food-10")
+
+
+def test_own_templates_and_classes_from_yaml(tmp_path):
+    file = tmp_path / "birds.yaml"
+    file.write_text("templates: ['a sketch of a {}', 'the {}']\nclasses:\n- wren\n- [robin, redbreast]\n", "utf-8")
+    birds = load_prompts(file)
+    assert (birds.name, birds.templates) == ("birds", ("a sketch of a {}", "the {}"))
+    assert (birds.classes, birds.labels) == ((("wren",), ("robin", "redbreast")), ("wren", "robin"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("templates: ['a photo']", "has no '{}'"),
+        ("templates: []", "at least one"),
+        ("classes: [a, b]", "needs a key `templates`"),
+        ("templates: ['{}']\ntemplate: x", "unknown key template"),
+        ("templates: 'a {}'", "`templates` is no list"),
+        ("templates: ['{}']\nclasses: [1, 2]", "in quotes"),
+        ("templates: [", "is no YAML"),
+        ("- a {}", "holds no prompts"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong(tmp_path, content, said):
+    file = tmp_path / "own.yaml"
+    file.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match="own.yaml|own") as caught:
+        load_prompts(file)
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ValueError, match="no file nowhere.yaml"):
+        load_prompts("nowhere.yaml")
