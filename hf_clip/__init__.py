@@ -21,12 +21,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "HFCLIPConfig": "configuration_hf_clip",
+    "HFCLIPSiglipConfig": "configuration_hf_clip",
     "HFCLIPTextConfig": "configuration_hf_clip",
     "HFCLIPVisionConfig": "configuration_hf_clip",
     "list_architectures": "configuration_hf_clip",
     "HFCLIPModel": "modeling_hf_clip",
-    "HFCLIPTextModel": "modeling_hf_clip",
-    "HFCLIPVisionModel": "modeling_hf_clip",
+    "HFCLIPSiglipModel": "modeling_hf_clip",
+    "HFCLIPTextModel": "modeling_text_hf_clip",
+    "HFCLIPVisionModel": "modeling_vit_hf_clip",
     "HFCLIPTextModelWithProjection": "modeling_hf_clip",
     "HFCLIPVisionModelWithProjection": "modeling_hf_clip",
     "HFCLIPForImageClassification": "modeling_hf_clip",
@@ -34,9 +36,12 @@ _HOME = {
     "HFCLIPTokenizer": "tokenization_hf_clip",
     "HFCLIPProcessor": "processing_hf_clip",
     "ZeroShotClassifier": "zero_shot_hf_clip",
+    "join_towers": "joining",
     "contrastive_loss": "loss_hf_clip",
+    "sigmoid_loss": "loss_hf_clip",
     "decode_image": "images_hf_clip",
     "ImageDecodeError": "images_hf_clip",
+    "load": "conversion",
 }
 
 __all__ = sorted(_HOME)
@@ -63,18 +68,20 @@ def _register() -> None:
 
     for config_class in (
         configuration.HFCLIPConfig,
+        configuration.HFCLIPSiglipConfig,
         configuration.HFCLIPTextConfig,
         configuration.HFCLIPVisionConfig,
     ):
         AutoConfig.register(config_class.model_type, config_class)
-    dual = configuration.HFCLIPConfig
-    AutoModel.register(dual, modeling.HFCLIPModel)
     AutoModel.register(configuration.HFCLIPTextConfig, modeling.HFCLIPTextModel)
-    AutoModelForZeroShotImageClassification.register(dual, modeling.HFCLIPModel)
-    AutoModelForImageClassification.register(dual, modeling.HFCLIPForImageClassification)
-    AutoImageProcessor.register(dual, HFCLIPImageProcessor)
-    AutoTokenizer.register(dual, HFCLIPTokenizer)
-    AutoProcessor.register(dual, HFCLIPProcessor)
+    AutoModelForImageClassification.register(configuration.HFCLIPConfig, modeling.HFCLIPForImageClassification)
+    for model in (modeling.HFCLIPModel, modeling.HFCLIPSiglipModel):
+        config_class = model.config_class
+        AutoModel.register(config_class, model)
+        AutoModelForZeroShotImageClassification.register(config_class, model)
+        AutoImageProcessor.register(config_class, HFCLIPImageProcessor)
+        AutoTokenizer.register(config_class, HFCLIPTokenizer)
+        AutoProcessor.register(config_class, HFCLIPProcessor)
 
 
 _register()

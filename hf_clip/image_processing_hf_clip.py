@@ -2,7 +2,8 @@
 
 OpenAI's transform is torchvision's `Resize(n, BICUBIC)`, `CenterCrop(n)`, `ToTensor()`, `Normalize`.
 Given the decoder's picture, the pixels here equal it bit for bit. transformers' own processor is off by one
-pixel where the crop leaves an odd remainder.
+pixel where the crop leaves an odd remainder. The other two of OpenCLIP's ways to a square are options of `size`:
+squashing the picture, and fitting its longer edge and filling the rest with a colour.
 """
 
 import math
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.processing_utils import ImagesKwargs
 
 from .images_hf_clip import ImageDecodeError, decode_image
 
@@ -21,16 +23,21 @@ MAX_RESIZED_PIXELS = 2**26
 
 
 def resized_size(width: int, height: int, size) -> tuple[int, int]:
-    """(width, height) after the resize. The longer edge is rounded down, as torchvision's `Resize(int)` does.
+    """(width, height) after the resize.
 
     Args:
-        size: with `shortest_edge`, or with `height` and `width`, which squash the picture.
+        size: with `shortest_edge`, to which the other is rounded down, as torchvision's `Resize(int)` does; with
+            `longest_edge`, to which the other is rounded half to even, as OpenCLIP's `ResizeKeepRatio` does; or with
+            `height` and `width`, which squash the picture.
     """
     if size.height and size.width:
         return size.width, size.height
-    if not size.shortest_edge or size.longest_edge:
-        raise ValueError(f"size={dict(size)}: set 'shortest_edge' alone, or 'height' and 'width'.")
+    if bool(size.shortest_edge) == bool(size.longest_edge):
+        raise ValueError(f"size={dict(size)}: set 'shortest_edge', or 'longest_edge', or 'height' and 'width'.")
     short, long = min(width, height), max(width, height)
+    if size.longest_edge:
+        ratio = long / size.longest_edge
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
     edges = size.shortest_edge, int(size.shortest_edge * long / short)
     return edges if width <= height else edges[::-1]
 
@@ -39,7 +46,7 @@ def center_box(width: int, height: int, crop_size) -> tuple[int, int, int, int]:
     """The crop (left, top, right, bottom) of torchvision's `CenterCrop`.
 
     Half a pixel is rounded to the even neighbour. Where the crop is larger than the picture, the box reaches
-    beyond the edges, at the right and below by the odd pixel more; there the crop is black.
+    beyond the edges, at the right and below by the odd pixel more.
     """
 
     def start(extent: int, crop: int) -> int:
@@ -74,13 +81,21 @@ def resize_box(picture: Image.Image, size: tuple[int, int], resample: int, box: 
     return part.resize((box[2] - box[0], box[3] - box[1]), resample, box=region)
 
 
+class HFCLIPImagesKwargs(ImagesKwargs, total=False):
+    fill_color: int
+
+
 class HFCLIPImageProcessor(CLIPImageProcessorPil):
     """Turns anything that `decode_image` reads into `pixel_values`, as OpenAI's transform would.
 
     The arguments are those of transformers' `CLIPImageProcessor`: `size`, `crop_size`, `resample`,
     `image_mean`, `image_std`, `rescale_factor` and the `do_...` switches. The defaults are OpenAI's for 224
-    pixels. A call raises ImageDecodeError with the index of the first picture that cannot be decoded.
+    pixels. `size={"longest_edge": n}` fits the whole picture into the crop; `fill_color` (0 to 255) is the grey
+    beyond its edges. A call raises ImageDecodeError with the index of the first picture that cannot be decoded.
     """
+
+    valid_kwargs = HFCLIPImagesKwargs
+    fill_color = 0
 
     def resize_and_crop(self, image, *, is_channels_first: bool | None = None) -> np.ndarray:
         """The picture that the model sees, before rescaling and normalising: uint8 of shape (H, W, 3).
@@ -91,7 +106,7 @@ class HFCLIPImageProcessor(CLIPImageProcessorPil):
         picture = decode_image(image, is_channels_first=is_channels_first)
         size = self.size if self.do_resize else None
         crop_size = self.crop_size if self.do_center_crop else None
-        return np.array(_resize_and_crop(picture, size, self.resample, crop_size))
+        return np.array(_resize_and_crop(picture, size, self.resample, crop_size, self.fill_color))
 
     def fetch_images(self, image_url_or_urls):
         """The same pictures: paths are read by `decode_image`, and nothing is fetched from the network."""
@@ -132,6 +147,7 @@ class HFCLIPImageProcessor(CLIPImageProcessorPil):
         do_normalize: bool,
         image_mean,
         image_std,
+        fill_color: int = 0,
         do_pad: bool | None = None,
         pad_size=None,
         return_tensors=None,
@@ -144,7 +160,8 @@ class HFCLIPImageProcessor(CLIPImageProcessorPil):
         resize_to, crop_to = size if do_resize else None, crop_size if do_center_crop else None
         pixel_values = []
         for picture in images:
-            pixels = np.array(_resize_and_crop(picture, resize_to, resample, crop_to)).transpose(2, 0, 1)
+            pixels = np.array(_resize_and_crop(picture, resize_to, resample, crop_to, fill_color))
+            pixels = pixels.transpose(2, 0, 1)
             if table is not None:
                 pixels = np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
             pixel_values.append(pixels)
@@ -153,7 +170,7 @@ class HFCLIPImageProcessor(CLIPImageProcessorPil):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
-def _resize_and_crop(picture: Image.Image, size, resample, crop_size) -> Image.Image:
+def _resize_and_crop(picture: Image.Image, size, resample, crop_size, fill_color: int) -> Image.Image:
     width, height = picture.size if size is None else resized_size(*picture.size, size)
     box = (0, 0, width, height) if crop_size is None else center_box(width, height, crop_size)
     is_within = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
@@ -161,7 +178,11 @@ def _resize_and_crop(picture: Image.Image, size, resample, crop_size) -> Image.I
         return resize_box(picture, (width, height), resample, box)
     if (width, height) != picture.size:
         picture = picture.resize((width, height), resample)
-    return picture if box == (0, 0, width, height) else picture.crop(box)
+    if is_within or not fill_color:
+        return picture if box == (0, 0, width, height) else picture.crop(box)
+    canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (fill_color,) * 3)
+    canvas.paste(picture, (-box[0], -box[1]))
+    return canvas
 
 
 def _value_table(rescale_factor: float | None, mean, std) -> np.ndarray:

@@ -9,6 +9,7 @@ import gzip
 import html
 import json
 import re
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]
 
 # ASCII that ftfy and html.unescape leave alone: no control characters, no "&".
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # The characters with Unicode's property White_Space. Python's own \s has four control characters more.
 _WHITESPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 
@@ -51,6 +53,30 @@ def clean_text(text: str) -> str:
         raise ImportError(f"cleaning {text[:50]!r} as OpenAI does needs ftfy: pip install ftfy")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return _WHITESPACE.sub(" ", text).strip().lower()
+
+
+def clean_whitespace(text: str) -> str:
+    """`text` repaired, unescaped twice and with single spaces, its case kept: OpenCLIP's cleaning "whitespace".
+
+    Raises:
+        ImportError: as `clean_text` does.
+    """
+    if _PLAIN.fullmatch(text):
+        return " ".join(text.split())
+    if ftfy is None:
+        raise ImportError(f"cleaning {text[:50]!r} as OpenCLIP does needs ftfy: pip install ftfy")
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def canonicalize_text(text: str) -> str:
+    """`text` as SigLIP was trained on it: repaired, in lower case, without ASCII punctuation, with single spaces.
+
+    An underscore counts as a space. OpenCLIP's cleaning "canonicalize", after big_vision's.
+
+    Raises:
+        ImportError: as `clean_text` does.
+    """
+    return " ".join(clean_whitespace(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
 def byte_symbols() -> list[str]:

@@ -1,6 +1,16 @@
-"""Parts of PyPI's `openai-clip`, loaded by path: importing the package itself needs torchvision."""
+"""The peers of requirements-peers.txt, imported where torchvision is missing.
 
+Parts of `openai-clip` are loaded by path. `open_clip_torch` and timm are imported over a stub of torchvision that
+holds only the names which their imports touch: their models run, their transforms do not.
+"""
+
+import functools
+import importlib
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
 
@@ -31,3 +41,72 @@ def load_openai_tokenize():
         return [start, *tokenizer.encode(text)[: context_length - 2], end]
 
     return tokenize
+
+
+# Module of torchvision -> the classes that are imported from it.
+TORCHVISION_NAMES = {
+    "torchvision": (),
+    "torchvision.datasets": ("CIFAR10", "CIFAR100", "FashionMNIST", "ImageFolder", "KMNIST", "MNIST"),
+    "torchvision.ops": (),
+    "torchvision.ops.misc": ("FrozenBatchNorm2d",),
+    "torchvision.transforms": (
+        "CenterCrop",
+        "ColorJitter",
+        "Compose",
+        "Grayscale",
+        "InterpolationMode",
+        "Normalize",
+        "RandomResizedCrop",
+        "Resize",
+        "ToTensor",
+    ),
+    "torchvision.transforms.functional": ("InterpolationMode",),
+}
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@contextmanager
+def stubbed_torchvision() -> Iterator[None]:
+    """`import torchvision` gives the stub within, and fails again behind: transformers takes a broken one for real."""
+    from transformers.utils import is_torchvision_available
+
+    # transformers remembers its first answer: let that one be the truth.
+    if is_torchvision_available():
+        yield
+        return
+    for name, classes in TORCHVISION_NAMES.items():
+        module = ModuleType(name)
+        module.__spec__, module.__path__ = ModuleSpec(name, None, is_package=True), []
+        for class_name in classes:
+            setattr(module, class_name, type(class_name, (), {name.upper(): name for name in INTERPOLATIONS}))
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    try:
+        yield
+    finally:
+        for name in TORCHVISION_NAMES:
+            del sys.modules[name]
+
+
+@functools.cache
+def load_open_clip() -> ModuleType:
+    """The package `open_clip`. Skips the test where the peer is not installed."""
+    try:
+        distribution("open_clip_torch")
+    except PackageNotFoundError:
+        pytest.skip("open_clip_torch is not installed: pip install --no-deps -r requirements-peers.txt")
+    with stubbed_torchvision():
+        return importlib.import_module("open_clip")
+
+
+@functools.cache
+def load_timm() -> ModuleType:
+    """The package `timm`, found by later imports too. Skips the test where the peer is not installed."""
+    try:
+        distribution("timm")
+    except PackageNotFoundError:
+        pytest.skip("timm is not installed: pip install --no-deps -r requirements-peers.txt")
+    with stubbed_torchvision():
+        return importlib.import_module("timm")

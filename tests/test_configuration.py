@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from transformers import BertConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, SiglipConfig, SiglipVisionConfig
 
-from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPTextConfig, HFCLIPVisionConfig, list_architectures
+from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 # Counts of parameters of OpenAI's published models, by both spellings of their names.
 PUBLISHED = {
@@ -113,6 +113,80 @@ def test_the_towers_follow_a_projection_that_a_file_leaves_at_its_default(tmp_pa
     assert HFCLIPTextConfig.from_pretrained(tmp_path).projection_dim == 512
 
 
+# What `config.json` of SigLIP's largest model holds on the Hub: only what differs from SigLIP's defaults.
+SO400M = {
+    "model_type": "siglip",
+    "text_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "model_type": "siglip_text_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 384,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+}
+
+
+def test_a_config_of_siglip_is_read_as_ours(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SO400M))
+    theirs, ours = (kind.from_pretrained(tmp_path) for kind in (SiglipConfig, HFCLIPConfig))
+    assert (type(ours), ours.model_type, ours.projection_dim) == (HFCLIPSiglipConfig, "hf_clip_siglip", 1152)
+    assert HFCLIPSiglipConfig.from_pretrained(tmp_path).to_dict() == ours.to_dict()
+    for tower, tower_class in (("text_config", HFCLIPTextConfig), ("vision_config", HFCLIPVisionConfig)):
+        expected = shared_fields(getattr(theirs, tower))
+        expected.pop("vision_use_head", None)
+        ours_tower = getattr(ours, tower)
+        assert {key: getattr(ours_tower, key) for key in expected} == expected
+        assert ours_tower.projection_type == "none"
+        # A tower alone, from the same folder.
+        assert tower_class.from_pretrained(tmp_path).to_dict() == ours_tower.to_dict()
+    # 384 pixels are 27 patches of 14, and six pixels more.
+    assert (ours.vision_config.crops_remainder, ours.vision_config.pooling) == (True, "attention")
+    assert (ours.text_config.is_causal, ours.text_config.pooling) == (False, "last")
+    ours.save_pretrained(tmp_path / "ours")
+    again = HFCLIPConfig.from_pretrained(tmp_path / "ours")
+    assert type(again) is HFCLIPSiglipConfig and again.to_dict() == ours.to_dict()
+
+
+def test_other_models_configs_are_refused(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='bert' cannot be read: use a folder of hf_clip, .*siglip"):
+        HFCLIPConfig.from_pretrained(tmp_path)
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='hf_clip' is no HFCLIPSiglipConfig"):
+        HFCLIPSiglipConfig.from_pretrained(tmp_path)
+    CLIPVisionConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='hf_clip_vision_model' is no HFCLIPConfig"):
+        HFCLIPConfig.from_pretrained(tmp_path)
+    SiglipVisionConfig(vision_use_head=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="vision_use_head=False leaves"):
+        HFCLIPVisionConfig.from_pretrained(tmp_path)
+
+
+def test_a_bias_of_the_logits_is_a_sigmoid_models():
+    assert HFCLIPSiglipConfig(logit_bias_init_value=-3).logit_bias_init_value == -3
+    with pytest.raises(ValueError, match="logit_bias_init_value=None in a config of type hf_clip_siglip"):
+        HFCLIPSiglipConfig(logit_bias_init_value=None)
+    with pytest.raises(ValueError, match="logit_bias_init_value=-10 .*their config is HFCLIPSiglipConfig"):
+        HFCLIPConfig(logit_bias_init_value=-10)
+
+
+def test_towers_without_a_projection_must_agree_on_their_width():
+    fields = {"vision_config": {"projection_type": "none"}, "text_config": {"projection_type": "none"}}
+    with pytest.raises(ValueError, match="text_config has no projection .*512 dim.*projection_dim=768: set .*=512"):
+        HFCLIPConfig(**fields, projection_dim=768)
+    fields["text_config"]["projection_size"] = 768
+    assert HFCLIPConfig(**fields, projection_dim=768).text_config.pooled_size == 768
+
+
 def test_round_trip(tmp_path):
     config = HFCLIPConfig(
         text_config={"hidden_size": 64, "vocab_size": 1000, "eos_token_id": 999},
@@ -156,19 +230,6 @@ def test_published_architectures_have_their_published_size(names, count):
     assert logits.logits_per_image.shape == (3, 2)
 
 
-def test_every_architecture_is_listed_by_openais_name():
-    assert sorted(list_architectures()) == sorted(names[0] for names in PUBLISHED)
-
-
-def test_an_unknown_architecture_names_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"'ViT-B/23' is not a known architecture\. Nearest: ViT-B/32.*Known: .*@336px"
-    ):
-        HFCLIPConfig.from_architecture("ViT-B/23")
-    with pytest.raises(ValueError, match="Nearest: none.*ViT-L/14"):
-        HFCLIPConfig.from_architecture("zzz")
-
-
 def test_overrides_replace_single_values():
     config = HFCLIPConfig.from_architecture("ViT-B/16", projection_dim=256, vision_config={"image_size": 32})
     assert (config.projection_dim, config.text_config.projection_dim) == (256, 256)
@@ -184,6 +245,13 @@ def test_an_override_of_a_field_that_the_architecture_leaves_open():
     assert HFCLIPConfig.from_architecture("ViT-B/32", text_config=text).text_config.vocab_size == 100
 
 
+RESNET = {
+    "tower": "resnet",
+    "hidden_size": 2048,
+    "stem_width": 64,
+    "stage_depths": [3, 4, 6, 3],
+    "num_attention_heads": 32,
+}
 CONVNET = {
     "tower": "convnet",
     "hidden_size": 48,
@@ -202,7 +270,24 @@ CONVNET = {
         (HFCLIPVisionConfig, {"hidden_size": 100}, "hidden_size=100.*multiple of the number of heads"),
         (HFCLIPVisionConfig, {"image_size": 230, "patch_size": 16}, "set image_size=224"),
         (HFCLIPVisionConfig, {"image_size": 8, "patch_size": 16}, "image_size=8.*set image_size=16"),
-        (HFCLIPVisionConfig, {"tower": "resnet"}, "tower='resnet'.*'vit' or 'convnet'"),
+        (HFCLIPTextConfig, {"tower": "vit"}, "tower='vit' is not known: use one of 'clip', 'transformers'"),
+        (HFCLIPTextConfig, {"pooling": "class"}, "pooling='class'.*'eos', 'last', 'first', 'mean'"),
+        (HFCLIPTextConfig, {"hidden_act": "relu"}, "hidden_act='relu'.*'quick_gelu', 'gelu', 'gelu_pytorch_tanh'"),
+        (HFCLIPTextConfig, {"projection_type": "mpl"}, "projection_type='mpl'.*'linear', 'mlp', 'none'"),
+        (HFCLIPTextConfig, {"projection_type": "none", "projection_bias": True}, "projection_bias=True has no proj"),
+        (HFCLIPVisionConfig, {"tower": "rnn"}, "tower='rnn'.*'vit', 'convnet', 'resnet', 'transformers', 'timm'"),
+        (HFCLIPVisionConfig, {"pooling": "mean"}, "pooling='mean'.*'class', 'average', 'attention'"),
+        (HFCLIPVisionConfig, {"has_class_token": False}, "has_class_token=False: pool by 'average' or 'attention'"),
+        (HFCLIPVisionConfig, {"projection_type": "conv"}, "projection_type='conv'.*'linear', 'mlp'"),
+        (HFCLIPVisionConfig, {"patch_dropout": 1.0}, r"patch_dropout=1\.0.*0 <= p < 1"),
+        (HFCLIPVisionConfig, {"image_size": 8, "patch_size": 16, "crops_remainder": True}, "set image_size=16"),
+        (HFCLIPVisionConfig, {**RESNET, "stage_depths": [3, 4, 6]}, r"stage_depths=\[3, 4, 6\].*four stages"),
+        (HFCLIPVisionConfig, {**RESNET, "stage_depths": None}, "stage_depths=None.*four stages"),
+        (HFCLIPVisionConfig, {**RESNET, "stem_width": 63}, "stem_width=63 must be an even number"),
+        (HFCLIPVisionConfig, {**RESNET, "hidden_size": 1024}, "hidden_size=1024.*set hidden_size=2048"),
+        (HFCLIPVisionConfig, {**RESNET, "num_attention_heads": 3}, "hidden_size=2048.*num_attention_heads=3"),
+        (HFCLIPVisionConfig, {**RESNET, "image_size": 300}, "image_size=300.*set image_size=288"),
+        (HFCLIPVisionConfig, {"tower": "timm"}, "backbone=None.*timm's name"),
         (HFCLIPVisionConfig, {**CONVNET, "stage_widths": None}, "stage_widths=None.*lists of one length"),
         (HFCLIPVisionConfig, {**CONVNET, "stage_depths": [1]}, r"stage_depths=\[1\].*one length"),
         (HFCLIPVisionConfig, {**CONVNET, "stem_width": None}, "stem_width=None"),

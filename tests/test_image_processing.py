@@ -139,7 +139,23 @@ def test_switches():
     with pytest.raises(ValueError, match="do_normalize"):
         processor_of(32)(images=picture, do_rescale=False)
     with pytest.raises(ValueError, match="shortest_edge"):
-        HFCLIPImageProcessor(size={"longest_edge": 32})(images=picture)
+        HFCLIPImageProcessor(size={"shortest_edge": 32, "longest_edge": 64})(images=picture)
+
+
+@pytest.mark.parametrize("interpolation", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+@pytest.mark.parametrize("fill", [0, 114])
+def test_the_whole_picture_fits_into_the_crop(interpolation, fill, tmp_path: Path):
+    """OpenCLIP's "longest": `ResizeKeepRatio(n, longest=1)`, then `CenterCropOrPad(n, fill)`. The odd pixel of the
+    rest is at the right and below."""
+    options = {"size": {"longest_edge": 20}, "crop_size": 20, "resample": interpolation, "fill_color": fill}
+    HFCLIPImageProcessor(**options).save_pretrained(tmp_path)
+    processor = HFCLIPImageProcessor.from_pretrained(tmp_path)
+    for width, height, inner in [(40, 30, (20, 15)), (30, 47, (13, 20)), (20, 20, (20, 20)), (7, 3, (20, 9))]:
+        picture = noise(width, height)
+        expected = np.full((20, 20, 3), fill, dtype=np.uint8)
+        left, top = (20 - inner[0]) // 2, (20 - inner[1]) // 2
+        expected[top : top + inner[1], left : left + inner[0]] = np.asarray(picture.resize(inner, interpolation))
+        assert np.array_equal(processor.resize_and_crop(picture), expected), (width, height)
 
 
 def test_batches_of_any_nesting_and_kind():

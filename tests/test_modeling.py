@@ -22,6 +22,7 @@ from hf_clip import (
     HFCLIPVisionModelWithProjection,
 )
 from tests.counts import soak_count
+from tests.openai_names import in_openais_names
 from tests.peers import load_openai_module
 
 START, END, VOCABULARY, CONTEXT, SIDE = 197, 198, 200, 12, 16
@@ -158,41 +159,14 @@ def test_transformers_classifier_loads_and_gives_its_logits(tmp_path):
     torch.testing.assert_close(output.loss, expected.loss)
 
 
-def of_openai(model: HFCLIPModel, openai: torch.nn.Module) -> torch.nn.Module:
-    """OpenAI's own model with our weights, each by its name there."""
-    ours, theirs = model.state_dict(), {}
-    theirs["logit_scale"] = ours["logit_scale"]
-    theirs["visual.proj"] = ours["visual_projection.weight"].T
-    theirs["text_projection"] = ours["text_projection.weight"].T
-    theirs["token_embedding.weight"] = ours["text_model.embeddings.token_embedding.weight"]
-    theirs["positional_embedding"] = ours["text_model.embeddings.position_embedding.weight"]
-    theirs["visual.conv1.weight"] = ours["vision_model.embeddings.patch_embedding.weight"]
-    theirs["visual.class_embedding"] = ours["vision_model.embeddings.class_embedding"]
-    theirs["visual.positional_embedding"] = ours["vision_model.embeddings.position_embedding.weight"]
-    for part in ("weight", "bias"):
-        theirs[f"visual.ln_pre.{part}"] = ours[f"vision_model.pre_layrnorm.{part}"]
-        theirs[f"visual.ln_post.{part}"] = ours[f"vision_model.post_layernorm.{part}"]
-        theirs[f"ln_final.{part}"] = ours[f"text_model.final_layer_norm.{part}"]
-        for tower, prefix in (("text_model", ""), ("vision_model", "visual.")):
-            for layer in range(getattr(model, tower).config.num_hidden_layers):
-                mine, block = f"{tower}.encoder.layers.{layer}", f"{prefix}transformer.resblocks.{layer}"
-                stacked = [ours[f"{mine}.self_attn.{name}_proj.{part}"] for name in "qkv"]
-                theirs[f"{block}.attn.in_proj_{part}"] = torch.cat(stacked)
-                theirs[f"{block}.attn.out_proj.{part}"] = ours[f"{mine}.self_attn.out_proj.{part}"]
-                theirs[f"{block}.mlp.c_fc.{part}"] = ours[f"{mine}.mlp.fc1.{part}"]
-                theirs[f"{block}.mlp.c_proj.{part}"] = ours[f"{mine}.mlp.fc2.{part}"]
-                theirs[f"{block}.ln_1.{part}"] = ours[f"{mine}.layer_norm1.{part}"]
-                theirs[f"{block}.ln_2.{part}"] = ours[f"{mine}.layer_norm2.{part}"]
-    openai.load_state_dict(theirs)
-    return openai.eval()
-
-
 def test_openais_own_model_gives_the_same_logits():
     # OpenAI's towers have heads of 64 and hidden layers of four times the width, by construction.
     text = {"intermediate_size": 128}
     model = ours(text, {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2})
     sizes = (24, SIDE, 2, 128, 4, CONTEXT, VOCABULARY, 32, 4, 3)
-    openai = of_openai(model, load_openai_module("model").CLIP(*sizes))
+    openai = load_openai_module("model").CLIP(*sizes)
+    openai.load_state_dict(in_openais_names(model))
+    openai.eval()
     input_ids = torch.zeros(4, CONTEXT, dtype=torch.long)
     input_ids[:, :9] = texts()
     # Its end token is the highest id there is.
@@ -544,20 +518,30 @@ def test_offloaded_weights_give_the_same_vectors(offload, tmp_path):
 
 
 def test_parts_that_must_stay_on_one_device_are_modules_of_the_model():
-    classes = {type(module).__name__ for module in ours().modules()}
+    models = ours(), ours(vision={"pooling": "attention"})
+    classes = {type(module).__name__ for model in models for module in model.modules()}
     assert set(HFCLIPModel._no_split_modules) <= classes
 
 
 def test_compiles_as_one_graph():
     model = ours()
-    expected = model(texts()[:3], pictures(), return_loss=True)
+    expected = model(texts()[:3], pictures())
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    output = compiled(texts()[:3], pictures(), return_loss=True)
-    torch.testing.assert_close(output.loss, expected.loss)
-    torch.testing.assert_close(output.logits_per_image, expected.logits_per_image)
+    torch.testing.assert_close(compiled(texts()[:3], pictures()).logits_per_image, expected.logits_per_image)
     mask = (texts() != 0).long()
     encode = torch.compile(model.encode_text, fullgraph=True, backend="eager")
     torch.testing.assert_close(encode(texts(), mask), model.encode_text(texts(), mask), **CLOSE)
+
+
+def test_compiled_with_its_loss_it_trains_as_uncompiled():
+    model, losses, gradients = ours(), [], []
+    for forward in (model, torch.compile(model, backend="eager")):
+        model.zero_grad()
+        losses.append(forward(texts()[:3], pictures(), return_loss=True).loss)
+        losses[-1].backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
 def test_compiles_with_inductor():

@@ -25,6 +25,8 @@ from hf_clip import (
     HFCLIPImageProcessor,
     HFCLIPModel,
     HFCLIPProcessor,
+    HFCLIPSiglipConfig,
+    HFCLIPSiglipModel,
     HFCLIPTextModel,
     HFCLIPTokenizer,
 )
@@ -89,6 +91,46 @@ def test_the_stock_pipeline_scores_as_the_model_does(folder):
     assert [score["score"] for score in scores] == sorted((score["score"] for score in scores), reverse=True)
     found = {score["label"]: score["score"] for score in scores}
     assert [found[label] for label in LABELS] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    """A sigmoid model that pools its texts at the last of 64 tokens, so that padding to another length would show."""
+    folder = tmp_path_factory.mktemp("siglip")
+    model, processor = tiny_clip(LABELS)
+    text = {**model.config.text_config.to_dict(), "pooling": "last", "is_causal": False}
+    config = HFCLIPSiglipConfig(
+        text_config={**text, "max_position_embeddings": 64},
+        vision_config=model.config.vision_config,
+        projection_dim=16,
+        logit_bias_init_value=-2,
+    )
+    HFCLIPSiglipModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # As SigLIP's tokenizers, which give no mask: its tokens see the padding.
+    HFCLIPTokenizer.from_pretrained(folder, model_input_names=["input_ids"]).save_pretrained(folder)
+    return folder
+
+
+def test_auto_classes_know_sigmoid_models(siglip_folder):
+    assert type(AutoConfig.from_pretrained(siglip_folder)) is HFCLIPSiglipConfig
+    for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+        assert type(auto_class.from_pretrained(siglip_folder)) is HFCLIPSiglipModel
+
+
+def test_the_stock_pipeline_scores_sigmoid_models_by_sigmoid_and_pads_to_64(siglip_folder):
+    classify = pipeline("zero-shot-image-classification", model=str(siglip_folder))
+    assert type(classify.model) is HFCLIPSiglipModel
+    scores = classify(picture(), candidate_labels=LABELS[:2], hypothesis_template="{}")
+    model = HFCLIPSiglipModel.from_pretrained(siglip_folder)
+    processor = HFCLIPProcessor.from_pretrained(siglip_folder)
+    padding = {"padding": "max_length", "max_length": 64}
+    inputs = processor(images=picture(), text=LABELS[:2], return_tensors="pt", **padding)
+    with torch.no_grad():
+        cosines = model.encode_image(inputs["pixel_values"]) @ model.encode_text(inputs["input_ids"]).T
+        expected = (model.logit_scale.exp() * cosines + model.logit_bias)[0].sigmoid()
+    found = {score["label"]: score["score"] for score in scores}
+    assert [found[label] for label in LABELS[:2]] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_public_names_are_there_and_others_are_refused_by_name():

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -101,3 +102,28 @@ def table(findings: dict[str, Any]) -> str:
         )
         lines.append(f"  bf16 is {'fast' if device['bf16_is_fast'] else 'not fast'} here")
     return "\n".join(lines)
+
+
+def table_of_architectures(architectures: Iterable[dict[str, Any]]) -> str:
+    """Named architectures, as `read_architectures` has them, as lines of at most 80 columns."""
+    lines = [
+        "architecture                    image   text GFLOPs pixels tokens activation",
+        *map(_row, architectures),
+        "",
+        "image, text: millions of parameters of a tower with its projection.",
+        "GFLOPs: one picture and one text forward, two operations to a multiply-add.",
+        "activation: of both towers, or the image tower's first.",
+    ]
+    return "\n".join(lines)
+
+
+def _row(architecture: dict[str, Any]) -> str:
+    vision, text = architecture["config"]["vision_config"], architecture["config"]["text_config"]
+    image_millions, text_millions = (architecture["parameters"][tower] / 1e6 for tower in ("image", "text"))
+    # A ResNet names none: its layers have ReLU.
+    activations = dict.fromkeys([vision.get("hidden_act", text["hidden_act"]), text["hidden_act"]])
+    return (
+        f"{architecture['name']:30}{image_millions:7.1f}{text_millions:7.1f}"
+        f"{sum(architecture['gflops'].values()):7.1f}{vision['image_size']:7}{text['max_position_embeddings']:7} "
+        f"{'/'.join(activations).replace('pytorch_', '')}"
+    )
