@@ -1,4 +1,4 @@
-"""Packaging of hf_clip: one import package, whose rooms `training` stands beside it in the tree."""
+"""Packaging of hf_clip: one import package, whose rooms `conversion` and `training` stand beside it in the tree."""
 
 import re
 from pathlib import Path
@@ -17,9 +17,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "hf_clip/prompts/LICENSE*", "hf_clip/vocabulary/LICENSE*"],
     python_requires=">=3.11",
-    # The folder is called `training` for people; installed under its own name it would clash with anybody's.
-    packages=[*find_packages(include=["hf_clip", "hf_clip.*"]), "hf_clip.training"],
-    package_dir={"hf_clip.training": "training"},
+    # The folders have plain names for people; installed under those they would clash with anybody's.
+    packages=[*find_packages(include=["hf_clip", "hf_clip.*"]), "hf_clip.conversion", "hf_clip.training"],
+    package_dir={"hf_clip.conversion": "conversion", "hf_clip.training": "training"},
     package_data={
         "hf_clip": [
             "architectures/*.json",

@@ -65,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_eval(verbs)
     _add_classify(verbs)
+    _add_convert(verbs)
     _add_doctor(verbs)
     return parser
 
@@ -141,7 +142,7 @@ def _add_eval(verbs) -> None:
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="keep these rows; may be repeated",
+        help="keep these rows; may be repeated, for further values or columns",
     )
     parser.add_argument("--image-column", metavar="NAME", help="column of pictures, where it is not found by its name")
     parser.add_argument("--caption-column", action="append", metavar="NAME", help="column of captions (retrieval)")
@@ -173,7 +174,7 @@ def evaluate(options: argparse.Namespace) -> int:
         caption_columns=options.caption_column,
         label_column=options.label_column,
         concept_column=options.concept_column,
-        where=dict(_key_and_value(item) for item in options.where),
+        where=_values_by_column(options.where),
     )
     source = source.require_captions() if is_retrieval else source.require_label()
     model, processor = _load(options.model, options.device)
@@ -241,16 +242,60 @@ def classify(options: argparse.Namespace) -> int:
     return FAILED if unreadable else DONE
 
 
+def _add_convert(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "convert",
+        convert,
+        "write a checkpoint of any format in another",
+        "hf-clip convert ViT-B-32.pt --to transformers --output clip-vit-b-32 --verify",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a file of weights or a Hub id, of any format")
+    parser.add_argument(
+        "--to", required=True, choices=("hf_clip", "transformers", "open_clip", "openai"), help="the format to write"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder that is empty or not there yet")
+    parser.add_argument("--verify", action="store_true", help="run both on the same inputs; 1e-4 apart is an error")
+    parser.add_argument("--architecture", metavar="NAME", help="where the source does not say it, such as ViT-B/32")
+    parser.add_argument(
+        "--hidden-act", choices=("quick_gelu", "gelu", "gelu_pytorch_tanh"), help="likewise: the activation"
+    )
+
+
+def convert(options: argparse.Namespace) -> int:
+    from hf_clip.conversion import convert as run_conversion
+
+    verification = run_conversion(
+        options.source,
+        to=options.to,
+        output_dir=options.output,
+        verify=options.verify,
+        architecture=options.architecture,
+        hidden_act=options.hidden_act,
+    )
+    if verification is not None:
+        print(verification)
+    print(f"{options.output} holds {options.source} in the format {options.to}.")
+    return DONE
+
+
 def _add_doctor(verbs) -> None:
     parser = _add_verb(verbs, "doctor", doctor, "what is installed, what works, what would be fast", "hf-clip doctor")
     parser.add_argument("--json", action="store_true", help="as JSON, for bug reports")
+    parser.add_argument(
+        "--architectures", action="store_true", help="the architectures that can be named, with their sizes"
+    )
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from hf_clip.training.doctor import examine, table
+    from hf_clip.configuration_hf_clip import read_architectures
+    from hf_clip.training.doctor import examine, table, table_of_architectures
 
-    findings = examine()
-    print(json.dumps(findings, indent=2) if options.json else table(findings))
+    if options.architectures:
+        findings, show = list(read_architectures().values()), table_of_architectures
+    else:
+        findings, show = examine(), table
+    print(json.dumps(findings, indent=2) if options.json else show(findings))
     return DONE
 
 
@@ -312,11 +357,15 @@ def _find_pictures(given: Sequence[str]) -> list[str]:
     return found
 
 
-def _key_and_value(item: str) -> tuple[str, str]:
-    key, equals, value = item.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--where {item!r} is not COLUMN=VALUE.")
-    return key, value
+def _values_by_column(conditions: Sequence[str]) -> dict[str, list[str]]:
+    """The values that rows may have in each column; a column named twice may have either value."""
+    values: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise UsageError(f"--where {condition!r} is not COLUMN=VALUE.")
+        values.setdefault(column, []).append(value)
+    return values
 
 
 def _positive(text: str) -> int:

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_clip import cli
 from hf_clip.training import load_recipe
+from tests.checkpoints import openai_model, openai_state
 from tests.squares import NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 from tests.toys import tiny_clip
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("train", "eval", "classify", "doctor")
+VERBS = ("train", "eval", "classify", "convert", "doctor")
 LABELS = ",".join(NAMES[:4])
 
 
@@ -35,6 +37,7 @@ def place(tmp_path_factory):
     (place / "photos/notes.txt").write_text("no picture")
     (place / "broken.png").write_bytes(content[0]["image"]["bytes"][:-40])
     (place / "empty").mkdir()
+    torch.save(openai_state(openai_model()), place / "ViT-B-32.pt")
     (place / "no_config").mkdir()
     (place / "no_config/model.safetensors").write_bytes(b"")
     write_parquet(place / "pairs.parquet", [{**row, "label": row["caption"].split(" ")[1]} for row in content])
@@ -75,11 +78,12 @@ def example_of(verb: str, capsys) -> list[str]:
     return command[1:]
 
 
-@pytest.mark.parametrize("verb", ["eval", "classify", "doctor"])
+@pytest.mark.parametrize("verb", ["eval", "classify", "convert", "doctor"])
 def test_the_example_of_the_help_works(verb, capsys):
     assert cli.main(example_of(verb, capsys)) == 0
     out = capsys.readouterr().out
-    assert {"eval": "R@1", "classify": "photos/0.jpg", "doctor": "transformers"}[verb] in out
+    told = {"eval": "R@1", "classify": "photos/0.jpg", "convert": "largest difference", "doctor": "transformers"}
+    assert told[verb] in out
 
 
 def test_the_example_of_train_is_a_run(capsys, monkeypatch):

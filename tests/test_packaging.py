@@ -56,7 +56,8 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(unpacked):
 
 
 def test_every_module_and_data_file_is_in_the_wheel(unpacked):
-    in_tree = files_under(ROOT / "hf_clip") | {f"training/{name}" for name in files_under(ROOT / "training")}
+    rooms = {f"{room}/{name}" for room in ("conversion", "training") for name in files_under(ROOT / room)}
+    in_tree = files_under(ROOT / "hf_clip") | rooms
     # The script that made the vocabulary is for the tree, where the package that it reads is at hand.
     assert files_under(unpacked / "hf_clip") == in_tree - {"vocabulary/make_vocabulary.py"}
 

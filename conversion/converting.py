@@ -1,0 +1,176 @@
+"""A checkpoint of any format to a folder of another: read into our model, written by the tables read backwards."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, SiglipModel, SiglipProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from hf_clip.modeling_hf_clip import HFCLIPModel
+from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary, read_openai_merges
+
+from . import targets
+from .errors import ConversionError
+from .loading import load
+from .open_clip import open_clip_rules
+from .openai import openai_rules
+from .preprocessing import sees_padding
+from .rules import to_theirs
+from .verify import Verification, verify_conversion
+
+# Tensors that OpenAI's `convert_weights` makes float16: of convolutions, of linear layers and attention, and the two
+# projections. Embeddings and norms stay float32.
+_HALF_IN_OPENAI = re.compile(
+    r".*\.(conv\d|downsample\.0|c_fc|c_proj|q_proj|k_proj|v_proj|out_proj)\.(weight|bias)"
+    r"|.*\.in_proj_(weight|bias)|visual\.proj|text_projection"
+)
+
+
+def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **options) -> Verification | None:
+    """Writes the model of `source` to `output_dir` in another format.
+
+    The folder appears whole or not at all.
+
+    Args:
+        source: whatever `load` takes.
+        to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel` or `SiglipModel` with its
+            processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai", `model.pt` with a plain state dict in
+            OpenAI's names, float16 where theirs is.
+        output_dir: a folder that is empty or not there yet.
+        verify: run source and result on the same pictures and texts before the result takes its place.
+        options: arguments of `load` about what the source does not say.
+
+    Returns:
+        The measured differences, where `verify` asked for them.
+
+    Raises:
+        ValueError: for an unknown target, and for a folder that holds something.
+        ConversionError: if the source cannot be read; if the target cannot express the model, with every feature that
+            it lacks; if the vectors of the result differ from the source's.
+    """
+    if to not in WRITERS:
+        raise ValueError(f"to={to!r} is not a format to write: use one of {', '.join(WRITERS)}.")
+    output_dir = Path(output_dir).absolute()
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} holds something already: give a folder that is empty or not there yet.")
+    model, processor = load(source, **options)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as place:
+        result = Path(place) / output_dir.name
+        result.mkdir()
+        is_rounded = WRITERS[to](model, processor, result)
+        verification = None
+        if verify:
+            verification = verify_conversion(source, (model, processor), result, to, options, is_rounded)
+        result.replace(output_dir)
+    return verification
+
+
+def _refuse(target: str, lacks: list[str]) -> None:
+    if lacks:
+        raise ConversionError(f"{target} cannot express this model. It lacks: {'; '.join(lacks)}.")
+
+
+def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
+    """This package's own folder: nothing is lost."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return False
+
+
+def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
+    """A folder that transformers alone loads, as `CLIPModel` or `SiglipModel`, with its own processor."""
+    is_siglip = targets.is_siglip(model.config)
+    settings, lacks = targets.transformers_image_settings(processor.image_processor)
+    target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
+    _refuse(target, targets.lacks_of_transformers(model.config) + lacks)
+    with torch.device("meta"):
+        peer = (SiglipModel if is_siglip else CLIPModel)(targets.transformers_config(model.config))
+    peer.load_state_dict(model.state_dict(), assign=True)
+    peer.config.dtype = model.dtype
+    peer.save_pretrained(folder)
+    # The two differ in what they do without being told: the one crops.
+    image_processor = (CLIPImageProcessorPil if settings["do_center_crop"] else SiglipImageProcessorPil)(**settings)
+    tokenizer = plain_tokenizer(processor.tokenizer)
+    (SiglipProcessor if is_siglip else CLIPProcessor)(image_processor, tokenizer).save_pretrained(folder)
+    # Where transformers 4 looks for it.
+    image_processor.save_pretrained(folder)
+    return False
+
+
+def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
+    """A folder that OpenCLIP loads as `local-dir:FOLDER`: its config, safetensors, and a tokenizer not OpenAI's."""
+    preprocess_cfg, lacks = targets.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    _refuse("OpenCLIP", targets.lacks_of_open_clip(model.config) + lacks)
+    model_cfg = targets.open_clip_model_cfg(model.config)
+    tokenizer = processor.tokenizer
+    # OpenCLIP's own tokenizer has OpenAI's vocabulary and pads with zeros.
+    pads_with_zeros = tokenizer.pad_token_id == 0 or not sees_padding(model.config.text_config)
+    if not (has_openai_vocabulary(tokenizer) and pads_with_zeros):
+        # It reads the files beside its config, whatever the name.
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = folder.name
+        if processor.text_cleaning is not None:
+            model_cfg["text_cfg"]["tokenizer_kwargs"] = {"clean": processor.text_cleaning}
+        plain_tokenizer(tokenizer).save_pretrained(folder)
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = to_theirs(model.state_dict(), open_clip_rules(model.config))
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    return False
+
+
+def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
+    """`model.pt`, a state dict that OpenAI's `build_model` takes, float16 where its `convert_weights` makes it so."""
+    lacks = targets.lacks_of_openai(model.config)
+    preprocess_cfg, image_lacks = targets.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    lacks += image_lacks or targets.lacks_of_openai_transform(preprocess_cfg)
+    if not has_openai_vocabulary(processor.tokenizer):
+        lacks.append("a vocabulary other than OpenAI's")
+    _refuse("OpenAI's format", lacks)
+    tensors = to_theirs(model.state_dict(), openai_rules(model.config))
+    is_rounded = False
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.to(torch.float16 if _HALF_IN_OPENAI.fullmatch(name) else torch.float32)
+            is_rounded = is_rounded or not torch.equal(tensors[name].to(tensor.dtype), tensor)
+    text = model.config.text_config
+    numbers = (model.config.vision_config.image_size, text.max_position_embeddings, text.vocab_size)
+    # By these three `load` knows OpenAI's models, whose activation no shape tells. Their `build_model` drops them.
+    tensors |= zip(("input_resolution", "context_length", "vocab_size"), map(torch.tensor, numbers), strict=True)
+    torch.save(tensors, folder / "model.pt")
+    return is_rounded
+
+
+def plain_tokenizer(tokenizer):
+    """transformers' own `CLIPTokenizer` of the same vocabulary; a tokenizer that is not ours as it is."""
+    if not isinstance(tokenizer, HFCLIPTokenizer):
+        return tokenizer
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return CLIPTokenizer(
+        vocab=backend["vocab"],
+        merges=[tuple(merge) for merge in backend["merges"]],
+        pad_token=tokenizer.pad_token,
+        model_max_length=tokenizer.model_max_length,
+    )
+
+
+def has_openai_vocabulary(tokenizer) -> bool:
+    """Whether a tokenizer gives the ids of OpenAI's `simple_tokenizer`."""
+    return isinstance(tokenizer, CLIPTokenizer) and tokenizer.get_vocab() == build_vocabulary(read_openai_merges())
+
+
+# Each writes a model to an empty folder, and says whether weights were rounded.
+WRITERS: dict[str, Callable[[HFCLIPModel, HFCLIPProcessor, Path], bool]] = {
+    "hf_clip": write_hf_clip,
+    "transformers": write_transformers,
+    "open_clip": write_open_clip,
+    "openai": write_openai,
+}

@@ -1,0 +1,192 @@
+"""Where a checkpoint lies: a file, a folder, a repository on the Hub, or one of OpenAI's names."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from .errors import ConversionError
+
+# OpenAI's names, those of the files that its `clip.load` keeps, and repositories with the same weights.
+OPENAI_FILES = {
+    "RN50": ("RN50.pt", "timm/resnet50_clip.openai"),
+    "RN101": ("RN101.pt", "timm/resnet101_clip.openai"),
+    "RN50x4": ("RN50x4.pt", "timm/resnet50x4_clip.openai"),
+    "RN50x16": ("RN50x16.pt", "timm/resnet50x16_clip.openai"),
+    "RN50x64": ("RN50x64.pt", "timm/resnet50x64_clip.openai"),
+    "ViT-B/32": ("ViT-B-32.pt", "openai/clip-vit-base-patch32"),
+    "ViT-B/16": ("ViT-B-16.pt", "openai/clip-vit-base-patch16"),
+    "ViT-L/14": ("ViT-L-14.pt", "openai/clip-vit-large-patch14"),
+    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "openai/clip-vit-large-patch14-336"),
+}
+
+# Types in a config.json whose weights have this package's names.
+NATIVE_TYPES = {"hf_clip": "hf_clip", "hf_clip_siglip": "hf_clip", "clip": "transformers", "siglip": "transformers"}
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+# The better ones first. A checkpoint in shards has an index beside them.
+_NATIVE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_SETTINGS_SUFFIXES = (".json", ".txt", ".model")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint at hand.
+
+    Attributes:
+        kind: "hf_clip" or "transformers" (a folder with a config.json and this package's names), "open_clip" (a folder
+            with OpenCLIP's config) or "file" (weights alone).
+        path: the folder, or the file.
+        weights: the file of weights, or the index of its shards.
+        config: what the folder's config holds.
+    """
+
+    kind: str
+    path: Path
+    weights: Path
+    config: Mapping[str, Any]
+
+
+def locate(source: str | Path, **hub) -> Located:
+    """Finds what `source` names, fetching the needed files of a repository.
+
+    Args:
+        hub: `revision`, `cache_dir`, `token` and `local_files_only` of a repository.
+
+    Raises:
+        ConversionError: if there is nothing of that name, or nothing that can be read; the message says where it was
+            looked for.
+    """
+    name = str(source).removeprefix("local-dir:").removeprefix("hf-hub:")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _open_folder(path, {item.name for item in path.iterdir()})
+    if path.exists():
+        return Located("file", path, path, {})
+    if name in OPENAI_FILES:
+        file = _find_openai_file(name, hub.get("cache_dir"))
+        return Located("file", file, file, {})
+    if not _REPOSITORY.fullmatch(name) or name.startswith(".") or path.suffix in _WEIGHTS_SUFFIXES:
+        raise ConversionError(
+            f"there is no {name!r}: give a file or folder that exists, a repository (owner/name), or one of OpenAI's "
+            f"names ({', '.join(OPENAI_FILES)})."
+        )
+    return _open_repository(name, hub)
+
+
+def _find_openai_file(name: str, cache_dir: str | Path | None) -> Path:
+    file, repository = OPENAI_FILES[name]
+    # ~/.cache/clip is where OpenAI's package and OpenCLIP keep what they downloaded.
+    folders = [Path(folder).expanduser() for folder in (cache_dir, "~/.cache/clip", ".") if folder is not None]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    looked = " and ".join(str(folder.absolute()) for folder in folders)
+    raise ConversionError(
+        f"OpenAI's {name} is not at hand: looked for {file} in {looked}. Put the file there, or pass its path; the "
+        f"same weights are on the Hub as {repository!r}."
+    )
+
+
+def _open_folder(folder: Path, names: Iterable[str]) -> Located:
+    kind, config, weights = _look_into(folder, set(names))
+    return Located(kind, folder, folder / weights, config)
+
+
+def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]:
+    """Format, config and file of weights of a folder that holds its settings, and whose files would be `names`."""
+    config = _read_json(folder / "config.json") if "config.json" in names else {}
+    kind = config.get("model_type")
+    weights = _first(_NATIVE_WEIGHTS, names)
+    # Some repositories hold OpenCLIP's format and transformers'. The latter needs no conversion.
+    if kind in NATIVE_TYPES and weights is not None:
+        return NATIVE_TYPES[kind], config, weights
+    if OPEN_CLIP_CONFIG in names:
+        weights = _first(_OPEN_CLIP_WEIGHTS, names) or _only_weights(folder, names)
+        return "open_clip", _read_json(folder / OPEN_CLIP_CONFIG), weights
+    if kind in NATIVE_TYPES:
+        raise ConversionError(
+            f"{folder} has a config.json, but no weights: {' or '.join(_NATIVE_WEIGHTS)} is missing."
+        )
+    found = f"a config.json of model_type={kind!r}" if config else "neither config.json"
+    loose = [name for name in sorted(names) if name.endswith(_WEIGHTS_SUFFIXES)]
+    hint = f" To load weights without a config, pass the file: {', '.join(loose[:5])}." if loose else ""
+    raise ConversionError(
+        f"{folder} has {found} {'and no' if config else 'nor'} {OPEN_CLIP_CONFIG}: of folders, those of this package, "
+        f"of transformers' CLIP and SigLIP ({', '.join(NATIVE_TYPES)}) and of OpenCLIP can be read.{hint}"
+    )
+
+
+def _first(wanted: Iterable[str], names: set[str]) -> str | None:
+    for name in wanted:
+        for candidate in (name, f"{name}.index.json"):
+            if candidate in names:
+                return candidate
+    return None
+
+
+def _only_weights(folder: Path, names: set[str]) -> str:
+    found = sorted(name for name in names if name.endswith(_WEIGHTS_SUFFIXES))
+    if len(found) != 1:
+        raise ConversionError(
+            f"{folder} has {len(found)} files of weights ({', '.join(found[:5]) or 'none'}), none of a name that "
+            f"OpenCLIP gives them: leave one, or name it {_OPEN_CLIP_WEIGHTS[0]}."
+        )
+    return found[0]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{file} is no JSON that can be read ({error}): fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} holds a {type(content).__name__}, not settings: fetch it again.")
+    return content
+
+
+def _open_cache(name: str, hub: Mapping[str, Any]) -> Located:
+    """What an earlier call left. A snapshot is never whole: only the needed files are fetched."""
+    for file in ("config.json", OPEN_CLIP_CONFIG):
+        found = try_to_load_from_cache(name, file, cache_dir=hub.get("cache_dir"), revision=hub.get("revision"))
+        if isinstance(found, str):
+            folder = Path(found).parent
+            return _open_folder(folder, {item.name for item in folder.iterdir()})
+    raise ConversionError(
+        f"{name!r} is no file or folder here, and not in the Hub's cache, while the Hub must not be asked "
+        "(local_files_only or HF_HUB_OFFLINE): load it once with a connection."
+    )
+
+
+def _open_repository(name: str, hub: Mapping[str, Any]) -> Located:
+    """Settings first: they say which weights are wanted. Then those, and no others."""
+    try:
+        if hub.get("local_files_only") or constants.HF_HUB_OFFLINE:
+            return _open_cache(name, hub)
+        names = set(HfApi(token=hub.get("token")).list_repo_files(name, revision=hub.get("revision")))
+        settings = [item for item in names if "/" not in item and item.endswith(_SETTINGS_SUFFIXES)]
+        folder = Path(snapshot_download(name, allow_patterns=settings, **hub))
+        kind, config, weights = _look_into(folder, names)
+        files = [weights]
+        if weights.endswith(".index.json"):
+            files += sorted(set(map(str, _read_json(folder / weights).get("weight_map", {}).values())))
+        snapshot_download(name, allow_patterns=files, **hub)
+        return Located(kind, folder, folder / weights, config)
+    # Errors of the network, of the Hub and of its cache are all OSErrors, except for names that it refuses.
+    except (OSError, HFValidationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConversionError(f"{name!r} is no file or folder here, and the Hub does not give it: {reason}") from error

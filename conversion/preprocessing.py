@@ -1,0 +1,229 @@
+"""What makes pixels and ids for a model, as the source of the model has it: image processor, tokenizer, padding."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig
+from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.processing_hf_clip import CLEANINGS, HFCLIPProcessor
+from hf_clip.tokenization_hf_clip import HFCLIPTokenizer
+
+from .errors import ConversionError
+
+# OpenAI's transform, and OpenCLIP's for every weights file that does not come with settings of its own.
+OPENAI_TRANSFORM = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+# What OpenCLIP's settings hold besides: the size, which it takes from the model, and the only mode that it has.
+_FURTHER_SETTINGS = {"size", "mode"}
+_INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    # In training a random one of the two; OpenCLIP's other transforms take bicubic.
+    "random": Image.Resampling.BICUBIC,
+}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "HFCLIPTokenizer")
+
+
+def image_processor_of(settings: Mapping[str, Any], size: int) -> HFCLIPImageProcessor:
+    """The image processor for OpenCLIP's `preprocess_cfg` and pictures of `size` pixels a side.
+
+    `resize_mode` is "shortest" (the shorter side becomes `size`, and the middle is kept), "squash" (both sides do) or
+    "longest" (the longer side does, and the rest is filled with `fill_color`). What is missing is OpenAI's.
+
+    Raises:
+        ConversionError: for an unknown setting, and for one of an unknown value.
+    """
+    wrong = set(settings) - set(OPENAI_TRANSFORM) - _FURTHER_SETTINGS
+    settings = OPENAI_TRANSFORM | {key: value for key, value in settings.items() if value is not None}
+    mode = settings["resize_mode"]
+    sizes = {
+        "shortest": {"shortest_edge": size},
+        "longest": {"longest_edge": size},
+        "squash": {"height": size, "width": size},
+    }
+    if wrong or mode not in sizes or settings["interpolation"] not in _INTERPOLATIONS:
+        raise ConversionError(
+            f"preprocessing {dict(settings)} cannot be read: it has {', '.join(OPENAI_TRANSFORM)} alone, with "
+            f"resize_mode {' or '.join(sizes)} and interpolation {' or '.join(_INTERPOLATIONS)}."
+        )
+    mean, std = (
+        list(value) if isinstance(value, list | tuple) else [value] * 3
+        for value in (settings["mean"], settings["std"])
+    )
+    return HFCLIPImageProcessor(
+        size=sizes[mode],
+        crop_size={"height": size, "width": size},
+        do_center_crop=mode != "squash",
+        resample=int(_INTERPOLATIONS[settings["interpolation"]]),
+        image_mean=mean,
+        image_std=std,
+        fill_color=settings["fill_color"],
+    )
+
+
+def image_processor_of_folder(folder: Path) -> HFCLIPImageProcessor:
+    """The image processor for the settings in a folder of transformers' CLIP or SigLIP.
+
+    Raises:
+        ConversionError: if there are none, and if they are those of another processor.
+    """
+    try:
+        settings, _ = HFCLIPImageProcessor.get_image_processor_dict(folder)
+    except OSError as error:
+        raise ConversionError(
+            f"{folder} has no preprocessor_config.json, which says how pictures become pixels: put it there, or pass "
+            "preprocessing={'mean': ..., 'std': ..., 'interpolation': ..., 'resize_mode': ...}."
+        ) from error
+    kind = settings.pop("image_processor_type", None) or settings.pop("feature_extractor_type", "CLIPImageProcessor")
+    family = (
+        kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    )
+    if family == "Siglip":
+        half = [0.5, 0.5, 0.5]
+        defaults = {"size": {"height": 224, "width": 224}, "image_mean": half, "image_std": half}
+        settings = {**defaults, **settings, "do_center_crop": False}
+    elif family not in ("CLIP", "HFCLIP"):
+        raise ConversionError(f"{folder} has a {kind}: the image processors of CLIP and SigLIP can be read.")
+    return HFCLIPImageProcessor.from_dict({key: value for key, value in settings.items() if value is not None})
+
+
+def clip_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
+    """OpenAI's vocabulary with a model's context length.
+
+    Raises:
+        ConversionError: if the model has another number of tokens.
+    """
+    # OpenAI pads with zeros, which are a "!" of the vocabulary, and only some models see it.
+    options = {"pad_token": "!"} if sees_padding(text) else {}
+    tokenizer = HFCLIPTokenizer(model_max_length=text.max_position_embeddings, **options)
+    if len(tokenizer) != text.vocab_size:
+        raise ConversionError(
+            f"the model knows {text.vocab_size} tokens, OpenAI's vocabulary has {len(tokenizer)}: pass tokenizer= "
+            "with the folder or the Hub id of the model's own."
+        )
+    return tokenizer
+
+
+def tokenizer_of_folder(folder: str | Path, length: int, **hub) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id; OpenAI's kind as `HFCLIPTokenizer`.
+
+    Raises:
+        ConversionError: if there are no files of one, or a library that it needs is missing.
+    """
+    path = Path(folder)
+    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConversionError(
+            f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): put its files there, or pass tokenizer= with "
+            "a folder or Hub id that has them."
+        )
+    try:
+        if _is_clip_tokenizer(path):
+            return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=length, **hub)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise ConversionError(f"the tokenizer of {folder} cannot be made ({reason}).") from error
+    if isinstance(tokenizer, HFCLIPTokenizer) or type(tokenizer).__name__ not in _CLIP_TOKENIZERS:
+        return tokenizer
+    return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length, **hub)
+
+
+def _is_clip_tokenizer(folder: Path) -> bool:
+    """Whether a folder says that its tokenizer is CLIP's, or holds the two files that CLIP's had in 2021 alone."""
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") in _CLIP_TOKENIZERS
+    return (folder / "merges.txt").is_file()
+
+
+def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """OpenCLIP's `strip_sep_token`: what ends a text is the padding, id 0, in the separator's place."""
+    cls_token, pad_token = tokenizer.cls_token, tokenizer.pad_token
+    if tokenizer.pad_token_id != 0 or cls_token is None:
+        raise ConversionError(f"strip_sep_token with a {type(tokenizer).__name__}: it is for BERT's vocabularies.")
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single=f"{cls_token} $A {pad_token}",
+        special_tokens=[(cls_token, tokenizer.cls_token_id), (pad_token, 0)],
+    )
+    special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokenizer.model_max_length, **special)
+
+
+def open_clip_tokenizer(
+    name: str, options: Mapping[str, Any], text: HFCLIPTextConfig, **hub
+) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """OpenCLIP's tokenizer and what it does to a text before.
+
+    Args:
+        name: a folder, a Hub id, or "clip" for OpenAI's vocabulary.
+        options: OpenCLIP's `tokenizer_kwargs`.
+
+    Raises:
+        ConversionError: if the tokenizer cannot be had, or an option has no counterpart here.
+    """
+    options = dict(options)
+    cleaning, strips = options.pop("clean", None), options.pop("strip_sep_token", False)
+    if wrong := [key for key, value in options.items() if value not in (None, "", False)]:
+        raise ConversionError(f"tokenizer_kwargs have {', '.join(wrong)}: clean and strip_sep_token can be read.")
+    if name == "clip":
+        if cleaning not in (None, "lower"):
+            raise ConversionError(f"clean={cleaning!r} with OpenAI's vocabulary: 'lower' alone can be read.")
+        return clip_tokenizer(text), None
+    tokenizer = tokenizer_of_folder(name, text.max_position_embeddings, **hub)
+    if strips:
+        tokenizer = without_separator(tokenizer)
+    cleaning = cleaning or "whitespace"
+    if cleaning not in CLEANINGS:
+        raise ConversionError(f"clean={cleaning!r} is unknown: OpenCLIP has {', '.join(CLEANINGS)}.")
+    return tokenizer, None if isinstance(tokenizer, HFCLIPTokenizer) else cleaning
+
+
+def sees_padding(text: HFCLIPTextConfig) -> bool:
+    """Whether what is behind a text's end reaches its vector. Towers of transformers models mask it."""
+    if text.tower != "clip":
+        return False
+    return not text.is_causal or text.pooling == "last"
+
+
+def processor_of(
+    config: HFCLIPConfig,
+    image_processor: HFCLIPImageProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    text_cleaning: str | None = None,
+) -> HFCLIPProcessor:
+    """The two as one. The ids of the tokenizer's special tokens are noted in the config.
+
+    Raises:
+        ConversionError: if the tokenizer has more tokens than the model.
+    """
+    text = config.text_config
+    if len(tokenizer) > text.vocab_size:
+        raise ConversionError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model knows {text.vocab_size}: they do not belong "
+            "together."
+        )
+    text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    if text.pooling not in ("eos", "first_eos") and tokenizer.eos_token_id is not None:
+        text.eos_token_id = tokenizer.eos_token_id
+    padding = "max_length" if sees_padding(text) else "longest"
+    return HFCLIPProcessor(image_processor, tokenizer, text_padding=padding, text_cleaning=text_cleaning)

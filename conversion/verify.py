@@ -1,0 +1,189 @@
+"""Runs a checkpoint and what it was converted to on the same pictures and texts, and compares the vectors.
+
+Each side runs in the code that its format comes from, where that can be imported, with that code's own transform and
+tokenizer; otherwise in this package, by its loader for the format.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+from transformers.utils import is_torchvision_available
+
+from .errors import ConversionError
+from .loading import load
+from .locating import locate
+from .weights import read_torch_file
+
+# Of unit vectors, in float32 arithmetic.
+MAX_DIFFERENCE = 1e-4
+# Where weights were rounded to float16 on the way: 2**-11 of each weight.
+MAX_DIFFERENCE_ROUNDED = 5e-3
+
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+
+TEXTS = [
+    "a photo of a cat",
+    "two dogs, running on the beach at sunset",
+    "7 red apples",
+    "the quick brown fox jumps over the lazy dog " * 12,
+]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a model makes of the pictures and texts: unit vectors (B, D) and logits (pictures, texts), float32."""
+
+    code: str
+    image_BD: torch.Tensor
+    text_BD: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The largest differences between the elements of two models' unit vectors and of their logits."""
+
+    source_code: str
+    result_code: str
+    images: float
+    texts: float
+    logits: float
+    limit: float
+
+    @property
+    def is_passed(self) -> bool:
+        # Not `>`: what is not a number is a difference.
+        return self.images <= self.limit and self.texts <= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference: {self.images:.1e} of image vectors, {self.texts:.1e} of text vectors (at most "
+            f"{self.limit:.0e}), {self.logits:.1e} of logits; source in {self.source_code}, result in "
+            f"{self.result_code}"
+        )
+
+
+def sample_pictures() -> list[Image.Image]:
+    """Pictures with slopes, edges and noise, always the same.
+
+    As long as wide or three times so: a crop then leaves out an even number of pixels, whatever the model's size. With
+    an odd one transformers' processors are off by a pixel, which would hide what is looked for here.
+    """
+    generator = np.random.default_rng(0)
+    pictures = []
+    for width, height in [(224, 224), (450, 150), (120, 360), (301, 301)]:
+        coarse = generator.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+        grown = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+        pixels = grown + generator.integers(-20, 21, grown.shape)
+        pictures.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    return pictures
+
+
+def in_hf_clip(model, processor) -> Vectors:
+    """A loaded model. Its weights are made float32."""
+    model = model.float().eval()
+    inputs = processor(images=sample_pictures(), text=TEXTS, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        output = model(**inputs)
+    return Vectors("hf_clip", output.image_embeds.cpu(), output.text_embeds.cpu(), output.logits_per_image.cpu())
+
+
+def in_transformers(folder: Path) -> Vectors:
+    """A folder of `CLIPModel` or `SiglipModel`."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(
+        images=sample_pictures(),
+        text=TEXTS,
+        padding="max_length",
+        max_length=model.config.text_config.max_position_embeddings,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    return Vectors("transformers", output.image_embeds, output.text_embeds, output.logits_per_image)
+
+
+def in_open_clip(folder: Path) -> Vectors:
+    """A folder for OpenCLIP's `local-dir:`."""
+    # By name: neither peer is a dependency.
+    open_clip = import_module("open_clip")
+    name = f"local-dir:{folder}"
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    pixel_values = torch.stack([preprocess(picture) for picture in sample_pictures()])
+    with torch.no_grad():
+        image_BD = model.eval().encode_image(pixel_values, normalize=True)
+        text_BD = model.encode_text(open_clip.get_tokenizer(name)(TEXTS), normalize=True)
+        logits = model.logit_scale.exp() * image_BD @ text_BD.T
+        if model.logit_bias is not None:
+            logits = logits + model.logit_bias
+    return Vectors("open_clip", image_BD, text_BD, logits)
+
+
+def in_openai(file: Path) -> Vectors:
+    """An archive or a state dict of OpenAI's."""
+    clip = import_module("clip")
+    model = clip.model.build_model(read_torch_file(file).tensors).float()
+    preprocess = clip.clip._transform(model.visual.input_resolution)
+    pixel_values = torch.stack([preprocess(picture) for picture in sample_pictures()])
+    with torch.no_grad():
+        image_BD = F.normalize(model.encode_image(pixel_values), dim=-1)
+        text_BD = F.normalize(model.encode_text(clip.tokenize(TEXTS, truncate=True)), dim=-1)
+    return Vectors("OpenAI's code", image_BD, text_BD, model.logit_scale.exp().detach() * image_BD @ text_BD.T)
+
+
+def in_own_code(format_name: str, path: Path) -> Vectors | None:
+    """The vectors by the code that a format comes from; None where that cannot be imported."""
+    if format_name == "transformers":
+        return in_transformers(path)
+    runners = {"open_clip": in_open_clip, "openai": in_openai}
+    # Both peers need torchvision for their transforms, and say so only from deep within.
+    if format_name not in runners or not is_torchvision_available():
+        return None
+    try:
+        return runners[format_name](path)
+    except ImportError:
+        return None
+
+
+def compare(source: Vectors, result: Vectors, limit: float = MAX_DIFFERENCE) -> Verification:
+    """The largest differences between elements."""
+    pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_BD", "text_BD", "logits")]
+    return Verification(source.code, result.code, *((one - other).abs().max().item() for one, other in pairs), limit)
+
+
+def verify_conversion(
+    source, loaded: tuple, result: Path, result_format: str, options: Mapping[str, Any], is_rounded: bool
+) -> Verification:
+    """Runs a source and the folder that it was converted to.
+
+    Args:
+        loaded: the source's model and processor, by `load(source, **options)`. The model's weights are made float32.
+        is_rounded: whether float32 weights became float16.
+
+    Raises:
+        ConversionError: if the vectors differ by more than `MAX_DIFFERENCE`, or `MAX_DIFFERENCE_ROUNDED`.
+    """
+    theirs = None
+    # What was told to `load` its own code does not know.
+    if not set(options) - {*HUB_OPTIONS, "dtype", "device"}:
+        located = locate(source, **{name: options.get(name) for name in HUB_OPTIONS})
+        source_format = located.kind if located.kind != "file" else loaded[0].source_format
+        if located.kind != "file" or source_format == "openai":
+            theirs = in_own_code(source_format, located.path)
+    one = theirs or in_hf_clip(*loaded)
+    other = in_own_code(result_format, result / "model.pt" if result_format == "openai" else result)
+    other = other or in_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
+    verification = compare(one, other, MAX_DIFFERENCE_ROUNDED if is_rounded else MAX_DIFFERENCE)
+    if not verification.is_passed:
+        raise ConversionError(f"the result's vectors are not the source's: {verification}.")
+    return verification

@@ -1,0 +1,43 @@
+"""What docs/checkpoints.md says runs: its Python in order, and every command whose source is at hand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_clip import cli
+from tests.checkpoints import openai_model, openai_state
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a small model in OpenAI's format, under the name of a large one."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    torch.save(openai_state(openai_model()), tmp_path / "ViT-B-32.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_of_the_page_runs_in_order(place):
+    names: dict = {}
+    for code in re.findall(r"^```python\n(.*?)^```", CHECKPOINTS, re.M | re.S):
+        exec(compile(code, "checkpoints.md", "exec"), names)  # noqa: S102
+    assert names["similarity"].shape == (1, 2)
+    assert names["verification"].is_passed
+
+
+def test_commands_of_the_page_run(place):
+    """In order, as each takes up what the one before wrote. Those that need other weights are parsed."""
+    commands = [shlex.split(line)[1:] for line in CHECKPOINTS.splitlines() if line.startswith("    hf-clip ")]
+    run = [command for command in commands if Path(command[1]).exists() or command[1].startswith("runs/")]
+    assert len(run) >= 4
+    for command in commands:
+        cli.make_parser().parse_args(command)
+    for command in run:
+        assert cli.main(command) == 0
+    assert (place / "runs/openai/model.pt").is_file()
