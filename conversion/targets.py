@@ -209,7 +209,8 @@ def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
     """
     text, vision = config.text_config, config.vision_config
     model_cfg = {"embed_dim": config.projection_dim}
-    if "quick_gelu" in (text.hidden_act, vision.hidden_act):
+    # One switch for both towers; a ResNet has ReLUs, whatever its config says.
+    if text.hidden_act == "quick_gelu" or (vision.tower == "vit" and vision.hidden_act == "quick_gelu"):
         model_cfg["quick_gelu"] = True
     if is_siglip(config):
         model_cfg |= {"init_logit_bias": -10, "custom_text": True}

@@ -287,3 +287,11 @@ def test_a_conversion_that_fails_its_verification_ends_with_1(source, tmp_path, 
     assert cli.main(["convert", *arguments]) == 1
     assert "the result's vectors are not the source's" in capsys.readouterr().err
     assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_quick"), [("RN50", True), ("open_clip/RN50", False), ("open_clip/ViT-B-32", False)]
+)
+def test_open_clip_is_told_the_activation_of_the_towers_that_have_one(name, is_quick):
+    model_cfg = targets.open_clip_model_cfg(HFCLIPConfig.from_architecture(name))
+    assert model_cfg.get("quick_gelu", False) is is_quick
