@@ -18,7 +18,12 @@ setup(
     license_files=["LICENSE", "hf_clip/prompts/LICENSE*", "hf_clip/vocabulary/LICENSE*"],
     python_requires=">=3.11",
     # The folders have plain names for people; installed under those they would clash with anybody's.
-    packages=[*find_packages(include=["hf_clip", "hf_clip.*"]), "hf_clip.conversion", "hf_clip.training"],
+    packages=[
+        *find_packages(include=["hf_clip", "hf_clip.*"]),
+        "hf_clip.conversion",
+        "hf_clip.training",
+        "hf_clip.training.stream",
+    ],
     package_dir={"hf_clip.conversion": "conversion", "hf_clip.training": "training"},
     package_data={
         "hf_clip": [
@@ -42,9 +47,18 @@ setup(
         "ftfy",
     ],
     extras_require={
-        "train": ["datasets>=5", "accelerate>=1.15", "fsspec", "omegaconf>=2.3", "pyarrow", "pyyaml", "tqdm"],
+        "train": [
+            "datasets>=5",
+            "accelerate>=1.15",
+            "fsspec",
+            "omegaconf>=2.3",
+            "pyarrow",
+            "pyyaml",
+            "scikit-learn",
+            "tqdm",
+        ],
         "demo": ["matplotlib", "tensorboard"],
-        "dev": ["pytest>=8", "hypothesis", "ruff", "scikit-learn", "setuptools>=70.1"],
+        "dev": ["pytest>=8", "hypothesis", "ruff", "setuptools>=70.1"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip.cli:main"]},
 )

@@ -16,6 +16,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOME = {
     "HFCLIPImageProcessor": "image_processing_hf_clip",
     "HFCLIPTokenizer": "tokenization_hf_clip",
     "HFCLIPProcessor": "processing_hf_clip",
+    "HFCLIPZeroShotPipeline": "pipeline_hf_clip",
     "ZeroShotClassifier": "zero_shot_hf_clip",
     "join_towers": "joining",
     "contrastive_loss": "loss_hf_clip",
@@ -82,6 +84,12 @@ def _register() -> None:
         AutoImageProcessor.register(config_class, HFCLIPImageProcessor)
         AutoTokenizer.register(config_class, HFCLIPTokenizer)
         AutoProcessor.register(config_class, HFCLIPProcessor)
+    # By its dotted name, which transformers imports when the task is asked for.
+    PIPELINE_REGISTRY.supported_tasks["hf-clip-zero-shot"] = {
+        "impl": "hf_clip.pipeline_hf_clip.HFCLIPZeroShotPipeline",
+        "pt": (AutoModelForZeroShotImageClassification,),
+        "type": "multimodal",
+    }
 
 
 _register()

@@ -5,10 +5,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a signal after saving.
 
 import argparse
 import errno
-import glob
 import json
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,32 +16,45 @@ from functools import partial
 from pathlib import Path
 
 from . import __version__
+from .usage import UsageError
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
-
-class UsageError(ValueError):
-    """Arguments that cannot go together."""
-
-    exit_code = WRONG_USAGE
+DONE, FAILED = 0, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. Errors are one line, unless `--debug` asks for the traceback."""
     options = make_parser().parse_args(arguments)
     _quieten_libraries()
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files may be no text, and terminals may lack letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return options.verb(options)
+        code = options.verb(options)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("hf-clip: interrupted.", file=sys.stderr)
         return FAILED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            return DONE
         if options.debug:
             traceback.print_exc()
         print(f"hf-clip: {_message(error)}", file=sys.stderr)
         return getattr(error, "exit_code", FAILED)
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as `head` leaves it when it has enough."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    has_left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if has_left:
+        # Or Python, at its end, would try to write what is left, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return has_left
 
 
 def _message(error: Exception) -> str:
@@ -63,9 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-clip {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_train(verbs)
+    _add_plan(verbs)
     _add_eval(verbs)
     _add_classify(verbs)
+    _add_prompts(verbs)
     _add_convert(verbs)
+    _add_push(verbs)
     _add_doctor(verbs)
     return parser
 
@@ -91,8 +107,13 @@ def _add_train(verbs) -> None:
         "train a dual encoder from a recipe",
         "hf-clip train --recipe emoji --output-dir runs/emoji --set steps=500",
     )
-    parser.add_argument("--recipe", help="a recipe's name or the path of a YAML file")
+    _add_recipe(parser)
     parser.add_argument("--output-dir", required=True, type=Path, help="folder of the model, its card and its logs")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", help="a recipe's name or the path of a YAML file")
     parser.add_argument(
         "--set",
         action="append",
@@ -101,7 +122,6 @@ def _add_train(verbs) -> None:
         dest="overrides",
         help="replace a value of the recipe, such as optimizer.learning_rate=1e-3; may be repeated",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
 
 
 def train(options: argparse.Namespace) -> int:
@@ -109,15 +129,52 @@ def train(options: argparse.Namespace) -> int:
     from hf_clip.training import train as run_training
 
     if options.recipe is None and not options.resume:
-        from hf_clip.training import list_recipes
-
-        raise UsageError(f"--recipe is missing: name one of {', '.join(list_recipes())}, or a YAML file.")
+        raise _missing_recipe()
     recipe = options.recipe
     if recipe is None:
         recipe = options.output_dir / "recipe.yaml"
         if not recipe.is_file():
             raise UsageError(f"There is no run to resume in {options.output_dir}: start one with --recipe.")
     run_training(load_recipe(recipe, options.overrides), options.output_dir, resume=options.resume)
+    return DONE
+
+
+def _missing_recipe() -> UsageError:
+    from hf_clip.training import list_recipes
+
+    return UsageError(f"--recipe is missing: name one of {', '.join(list_recipes())}, or a YAML file.")
+
+
+def _add_plan(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "plan",
+        plan,
+        "what a run will take: parameters, memory of a process, arithmetic of a step",
+        "hf-clip plan --recipe emoji --processes 8 --device-memory 80 --set micro_batch_size=8",
+    )
+    _add_recipe(parser)
+    parser.add_argument("--processes", type=_positive, default=1, metavar="N", help="one a device (default 1)")
+    devices = "cuda: a GPU that is fast at bf16 (default); cpu: this one"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=devices)
+    memory = "say which micro_batch_size fits into it"
+    parser.add_argument("--device-memory", type=_amount, metavar="GB", help=memory)
+    speed = "of a device, as it is reached in training: say how long a step takes"
+    parser.add_argument("--tflops", type=_amount, metavar="NUMBER", help=speed)
+    parser.add_argument("--explain", action="store_true", help="print the formula of each line")
+
+
+def plan(options: argparse.Namespace) -> int:
+    if options.recipe is None and not options.explain:
+        raise _missing_recipe()
+    from hf_clip.training import load_recipe
+    from hf_clip.training.plan import EXPLANATION, report
+
+    if options.explain:
+        print(EXPLANATION)
+    if options.recipe is not None:
+        config = load_recipe(options.recipe, options.overrides)
+        print(report(config, options.processes, options.device, options.device_memory, options.tflops))
     return DONE
 
 
@@ -129,63 +186,107 @@ def _add_eval(verbs) -> None:
         "judge a model on a data set",
         "hf-clip eval retrieval --model runs/emoji --data examples/emoji/twemoji.parquet --where split=test",
     )
-    parser.add_argument(
-        "protocol",
-        choices=("retrieval", "zero-shot"),
-        help="retrieval: pictures among names; zero-shot: pictures among classes",
-    )
-    parser.add_argument("--model", required=True, help="a model's folder or Hub id")
+    protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    for name, add, description in (
+        ("zero-shot", _add_zero_shot, "pictures among classes, by their names"),
+        ("retrieval", _add_retrieval, "pictures among captions, captions among pictures"),
+        ("linear-probe", _add_linear_probe, "logistic regression on the image tower's features"),
+        ("few-shot", _add_few_shot, "the same on 1 to 16 pictures a class"),
+        ("robustness", _add_robustness, "zero-shot on damaged pictures, or on other data"),
+    ):
+        one = protocols.add_parser(
+            name,
+            help=description,
+            description=description,
+            usage=f"hf-clip eval {name} --model MODEL --data DATA [options]",
+            formatter_class=partial(argparse.HelpFormatter, max_help_position=26),
+        )
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
+        _add_data(one)
+        add(one)
+        _add_outcome(one)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a checkpoint of any format: folder, file or Hub id")
     parser.add_argument("--data", required=True, nargs="+", help="files, a folder, or a Hub id")
-    parser.add_argument("--split", help="split of the data, where it has several")
-    parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="keep these rows; may be repeated, for further values or columns",
-    )
-    parser.add_argument("--image-column", metavar="NAME", help="column of pictures, where it is not found by its name")
-    parser.add_argument("--caption-column", action="append", metavar="NAME", help="column of captions (retrieval)")
-    parser.add_argument("--label-column", metavar="NAME", help="column of classes (zero-shot)")
-    parser.add_argument(
-        "--concept-column", metavar="NAME", help="column whose equal values are pictures of one thing (retrieval)"
-    )
-    parser.add_argument(
-        "--template", action="append", help="text around a class name, such as 'a photo of a {}' (zero-shot)"
-    )
-    parser.add_argument("--batch-size", type=_positive, default=64, help="pictures at once (default 64)")
+    parser.add_argument("--split", metavar="NAME", help="of data with several")
+    where = "keep these rows; may be repeated"
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
+    parser.add_argument("--image-column", metavar="NAME", help="of pictures, if not found by its name")
+
+
+def _add_outcome(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pictures at once (default 64)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
-    parser.add_argument("--output", type=Path, help="write the result to this JSON file too")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="of features (default: in HF_HOME)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    parser.add_argument("--title", help="what the result is called")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
+    parser.add_argument("--push-to-card", action="store_true", help="write the numbers into the model's card")
+
+
+def _add_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label-column", metavar="NAME", help="of classes")
+    parser.add_argument("--label-names", type=Path, metavar="FILE", help="a class a line, in their numbers' order")
+    parser.add_argument("--prompts", metavar="NAME", help="templates and classes of a known data set or file")
+    parser.add_argument("--template", action="append", help="text around a name (default 'a photo of a {}.')")
+
+
+def _add_by(parser: argparse.ArgumentParser) -> None:
+    help_of_by = "measure each value of a column too (default: lang)"
+    parser.add_argument("--by", action="append", default=[], metavar="COLUMN", help=help_of_by)
+
+
+def _add_zero_shot(parser: argparse.ArgumentParser) -> None:
+    _add_classes(parser)
+    _add_by(parser)
+    parser.add_argument("--multi-label", action="store_true", help="labels are lists: mean average precision")
+
+
+def _add_retrieval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--caption-column", action="append", metavar="NAME", help="may be repeated")
+    parser.add_argument("--concept-column", metavar="NAME", help="equal values are pictures of one thing")
+    captions = "which of a picture's are candidates (default all)"
+    parser.add_argument("--captions", choices=("first", "all"), default="all", help=captions)
+    _add_by(parser)
+
+
+def _add_training_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label-column", metavar="NAME", help="of classes")
+    parser.add_argument("--train-data", nargs="+", metavar="DATA", help="to train on (default: as --data)")
+    parser.add_argument("--train-split", metavar="NAME", help="likewise")
+    parser.add_argument("--train-where", action="append", default=[], metavar="COLUMN=VALUE", help="likewise")
+    validation = "of the training data (default: a fifth of it)"
+    parser.add_argument("--validation-split", metavar="NAME", help=validation)
+
+
+def _add_linear_probe(parser: argparse.ArgumentParser) -> None:
+    _add_training_data(parser)
+    _add_by(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the validation split (default 0)")
+
+
+def _add_few_shot(parser: argparse.ArgumentParser) -> None:
+    _add_training_data(parser)
+    parser.add_argument("--shots", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help="1 2 4 8 16")
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N", help="draws (default 5)")
+
+
+def _add_robustness(parser: argparse.ArgumentParser) -> None:
+    _add_classes(parser)
+    parser.add_argument("--corruption", action="append", metavar="NAME", help="may be repeated (default: all)")
+    parser.add_argument("--severity", action="append", type=_positive, metavar="1-5", help="likewise")
+    parser.add_argument("--shifted-data", nargs="+", metavar="DATA", help="other data of the same classes instead")
+    baselines = "JSON: [{top_1, shifted_top_1}, ...] of others"
+    parser.add_argument("--baselines", type=Path, metavar="FILE", help=baselines)
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from hf_clip.evaluation import evaluate_retrieval, evaluate_zero_shot
-    from hf_clip.sources import open_source
+    from hf_clip.evaluation.command import run_evaluation
 
-    is_retrieval = options.protocol == "retrieval"
-    if is_retrieval and options.template:
-        raise UsageError("--template belongs to zero-shot: retrieval takes the captions as they are.")
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise UsageError(f"--output {options.output}: there is no folder {options.output.parent}.")
-    source = open_source(
-        options.data,
-        split=options.split,
-        image_column=options.image_column,
-        caption_columns=options.caption_column,
-        label_column=options.label_column,
-        concept_column=options.concept_column,
-        where=_values_by_column(options.where),
-    )
-    source = source.require_captions() if is_retrieval else source.require_label()
-    model, processor = _load(options.model, options.device)
-    if is_retrieval:
-        result = evaluate_retrieval(model, processor, source, batch_size=options.batch_size)
-    else:
-        templates = options.template or ["a photo of a {}."]
-        result = evaluate_zero_shot(model, processor, source, templates=templates, batch_size=options.batch_size)
-    print(result.table())
-    if options.output is not None:
-        options.output.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    run_evaluation(options, _load)
     return DONE
 
 
@@ -198,48 +299,73 @@ def _add_classify(verbs) -> None:
         'hf-clip classify photos/*.jpg --labels "a cat,a dog" --model runs/emoji',
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, folders or globs")
-    parser.add_argument("--labels", required=True, help="labels with commas between, or @FILE with one a line")
-    parser.add_argument("--model", required=True, help="a model's folder or Hub id")
+    parser.add_argument("--model", required=True, help="a checkpoint of any format, or a Hub id")
+    parser.add_argument("--labels", help="labels with commas between, or @FILE with one a line")
+    parser.add_argument(
+        "--prompts", metavar="NAME", help="templates, and classes without --labels, of a data set or YAML file"
+    )
     parser.add_argument("--template", action="append", help="text around a label (default '{}'); may be repeated")
+    parser.add_argument("--reject", metavar="LABEL", help="a label for what is none of the others")
+    parser.add_argument("--multi-label", action="store_true", help="judge each label by itself")
     parser.add_argument("--top-k", type=_positive, default=3, help="labels shown for each picture (default 3)")
+    parser.add_argument("--threshold", type=_share, default=0.0, help="show labels of this score or more")
     parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default 32)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
-    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
+    parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="default: table")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the pictures with their labels to this PNG")
 
 
 def classify(options: argparse.Namespace) -> int:
-    from hf_clip.zero_shot_hf_clip import ZeroShotClassifier, batched
+    from .classifying import choose_words, classify_pictures, find_pictures, make_classifier
 
-    labels = _read_labels(options.labels)
-    pictures = _find_pictures(options.pictures)
+    classes, templates = choose_words(options.labels, options.prompts, options.template)
+    pictures = find_pictures(options.pictures)
+    if options.sheet is not None and not options.sheet.absolute().parent.is_dir():
+        raise UsageError(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}.")
     model, processor = _load(options.model, options.device)
-    classifier = ZeroShotClassifier(model, processor, labels, options.template or ["{}"])
-    if options.format == "table":
-        width = min(max(len("picture"), *(len(picture) for picture in pictures)), 48)
-        label_width = max(2, min(max(map(len, labels)), 40))
-        places = range(1, min(options.top_k, len(labels)) + 1)
-        print(f"{'picture':{width}}  " + "  ".join(f"label {place:<{label_width}}" for place in places).rstrip())
-    unreadable = 0
-    for batch in batched(pictures, options.batch_size):
-        readable = []
-        for picture in batch:
-            if problem := _decoding_problem(picture):
-                unreadable += 1
-                print(f"hf-clip: {picture}: {problem}", file=sys.stderr)
-            else:
-                readable.append(picture)
-        if not readable:
-            continue
-        guesses = classifier.predict(readable, batch_size=options.batch_size, top_k=options.top_k)
-        for picture, guess in zip(readable, guesses, strict=True):
-            if options.format == "jsonl":
-                print(json.dumps({"picture": picture, "labels": guess}, ensure_ascii=False))
-            else:
-                shown = "  ".join(f"{one['score']:.3f} {one['label'][:label_width]:{label_width}}" for one in guess)
-                print(f"{picture[-width:]:{width}}  {shown}".rstrip())
+    classifier = make_classifier(
+        model, processor, classes, templates, rejection=options.reject, multi_label=options.multi_label
+    )
+    unreadable = classify_pictures(
+        classifier,
+        pictures,
+        top_k=options.top_k,
+        style=options.format,
+        threshold=options.threshold,
+        multi_label=options.multi_label,
+        batch_size=options.batch_size,
+        sheet=options.sheet,
+    )
     if unreadable:
         print(f"hf-clip: {unreadable} of {len(pictures)} pictures could not be read.", file=sys.stderr)
     return FAILED if unreadable else DONE
+
+
+def _add_prompts(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "prompts",
+        prompts,
+        "the paper's class names and templates, one data set a line, or one of them",
+        "hf-clip prompts EuroSAT",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a data set, or a YAML or JSON file of your own")
+
+
+def prompts(options: argparse.Namespace) -> int:
+    from .prompts import describe_prompts, list_prompts, load_prompts
+
+    if options.name is None:
+        print(f"{'data set':32}{'classes':>8}{'templates':>11}{'best':>6}")
+        for prompts in map(load_prompts, list_prompts()):
+            counts = len(prompts.classes), len(prompts.templates), len(prompts.best_templates) or "-"
+            print(f"{prompts.name:32}{counts[0]:8}{counts[1]:11}{counts[2]:>6}")
+        return DONE
+    try:
+        print(describe_prompts(load_prompts(options.name)))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return DONE
 
 
 def _add_convert(verbs) -> None:
@@ -279,6 +405,44 @@ def convert(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_push(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "push",
+        push,
+        "put a model on the Hub, with its processor, card and code",
+        "hf-clip push runs/emoji owner/emoji-clip --private",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a model's folder, of any format")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name; made where there is none")
+    parser.add_argument("--private", action="store_true", help="the repository is private; one that is there must be")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made where there is none (default: main)")
+    parser.add_argument(
+        "--as",
+        dest="to",
+        choices=("hf_clip", "transformers"),
+        default="hf_clip",
+        help="transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
+    )
+    parser.add_argument("--message", help="of the commit")
+
+
+def push(options: argparse.Namespace) -> int:
+    from .pushing import push as run_push
+
+    url = run_push(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        revision=options.revision,
+        to=options.to,
+        message=options.message,
+        say=partial(print, file=sys.stderr),
+    )
+    print(url)
+    return DONE
+
+
 def _add_doctor(verbs) -> None:
     parser = _add_verb(verbs, "doctor", doctor, "what is installed, what works, what would be fast", "hf-clip doctor")
     parser.add_argument("--json", action="store_true", help="as JSON, for bug reports")
@@ -300,78 +464,36 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _load(source: str, device: str | None):
-    from hf_clip.modeling_hf_clip import HFCLIPModel
-    from hf_clip.processing_hf_clip import HFCLIPProcessor
-    from hf_clip.training.device import fastest_device
+    """Model and processor of a checkpoint of any format, on the device."""
+    from .opening import open_model, usable_device
 
-    path = Path(source)
-    if path.exists() and not (path / "config.json").is_file():
-        raise UsageError(f"--model {source} holds no model (it has no config.json).")
-    if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/"))):
-        raise UsageError(f"--model {source} does not exist: give a model's folder, or a Hub id (owner/name).")
-    processor = HFCLIPProcessor.from_pretrained(source)
-    model, loading = HFCLIPModel.from_pretrained(source, output_loading_info=True)
-    if problems := {name: sorted(keys) for name, keys in loading.items() if keys}:
-        raise ValueError(f"{source} does not fit its config.json: {problems}.")
-    return model.to(device or fastest_device()).eval(), processor
-
-
-def _decoding_problem(picture: str) -> str | None:
-    from hf_clip.images_hf_clip import ImageDecodeError, decode_image
-
-    try:
-        decode_image(picture)
-    except ImageDecodeError as error:
-        return str(error)
-    return None
-
-
-def _read_labels(labels: str) -> list[str]:
-    if labels.startswith("@"):
-        file = Path(labels[1:])
-        if not file.is_file():
-            raise UsageError(f"--labels {labels}: there is no file {file}.")
-        names = file.read_text(encoding="utf-8").splitlines()
-    else:
-        names = labels.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UsageError(f"--labels {labels!r} names no label: give some with commas between.")
-    return names
-
-
-def _find_pictures(given: Sequence[str]) -> list[str]:
-    """Files as they are; pictures of folders and globs in sorted order."""
-    found: list[str] = []
-    for item in given:
-        path = Path(item)
-        if path.is_dir():
-            inside = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURE_SUFFIXES]
-        elif path.is_file():
-            inside = [item]
-        else:
-            inside = sorted(glob.glob(item, recursive=True))
-        if not inside:
-            raise UsageError(f"{item}: there is no such picture, and none in such a folder.")
-        found += inside
-    return found
-
-
-def _values_by_column(conditions: Sequence[str]) -> dict[str, list[str]]:
-    """The values that rows may have in each column; a column named twice may have either value."""
-    values: dict[str, list[str]] = {}
-    for condition in conditions:
-        column, equals, value = condition.partition("=")
-        if not equals or not column:
-            raise UsageError(f"--where {condition!r} is not COLUMN=VALUE.")
-        values.setdefault(column, []).append(value)
-    return values
+    return open_model(source, usable_device(device))
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return amount
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 def _quieten_libraries() -> None:

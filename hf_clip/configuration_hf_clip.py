@@ -5,10 +5,12 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
 
 # OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
 # with. It came to mean "pool at the highest id", which is what the original code did (argmax over the ids).
@@ -16,8 +18,8 @@ POOL_AT_HIGHEST_ID = 2
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
-# The activations that every format of CLIP checkpoints can name.
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+# Those of published CLIPs; relu for convolutional towers.
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu")
 
 # Types of a config.json, transformers' among them, and those of this package that they are read as.
 _READ_AS = {
@@ -90,15 +92,33 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-class _HFCLIPConfigMixin:
-    """Lets a config take the `config.json` that transformers' counterpart saved, and raise ValueError when made."""
+class _HFCLIPConfigMixin(SavedWithCode):
+    """Lets a config take the `config.json` that transformers' counterpart saved, and raise ValueError when made.
+
+    What is saved names the classes of models and pipelines too; transformers would write down the config's alone.
+    """
+
+    _auto_class = "AutoConfig"
+    auto_models: ClassVar[dict[str, str]] = {}
+    remote_pipelines: ClassVar[dict[str, dict]] = {}
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
         config_dict, unused = super().get_config_dict(*args, **kwargs)
         return _as_ours(config_dict), unused
 
+    def save_pretrained(self, save_directory, **kwargs):
+        if self._auto_class is not None:
+            self.auto_map, self.custom_pipelines = dict(self.auto_models), dict(self.remote_pipelines)
+        super().save_pretrained(save_directory, **kwargs)
+        if not IS_REMOTE:
+            # Where the package is, these would ask for trust in code that is there already.
+            self.__dict__.pop("auto_map", None)
+            self.__dict__.pop("custom_pipelines", None)
+
     def __post_init__(self, **kwargs):
+        if not IS_REMOTE:
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
             self.backbone_config = _backbone_config(backbone)
         super().__post_init__(**kwargs)
@@ -168,6 +188,7 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     model_type = "hf_clip_text_model"
     base_config_key = "text_config"
     sub_configs = {"backbone_config": AutoConfig}
+    auto_models = {"AutoModel": "modeling_text_hf_clip.HFCLIPTextModel"}
 
     tower: str = "clip"
     vocab_size: int = 49408
@@ -383,6 +404,18 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     model_type = "hf_clip"
     sub_configs_defaults = {"text_config": HFCLIPTextConfig, "vision_config": HFCLIPVisionConfig}
+    auto_models = {
+        "AutoModel": "modeling_hf_clip.HFCLIPModel",
+        "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPModel",
+        "AutoModelForImageClassification": "modeling_hf_clip.HFCLIPForImageClassification",
+    }
+    remote_pipelines = {
+        "hf-clip-zero-shot": {
+            "impl": "pipeline_hf_clip.HFCLIPZeroShotPipeline",
+            "pt": ["AutoModelForZeroShotImageClassification"],
+            "type": "multimodal",
+        }
+    }
 
     text_config: dict | HFCLIPTextConfig | None = None
     vision_config: dict | HFCLIPVisionConfig | None = None
@@ -451,6 +484,10 @@ class HFCLIPSiglipConfig(HFCLIPConfig):
     """
 
     model_type = "hf_clip_siglip"
+    auto_models = {
+        "AutoModel": "modeling_hf_clip.HFCLIPSiglipModel",
+        "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPSiglipModel",
+    }
 
     logit_scale_init_value: int | float = math.log(10)
     logit_bias_init_value: int | float | None = -10.0

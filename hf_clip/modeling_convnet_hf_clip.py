@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
+from .modeling_layers_hf_clip import float_pixels
 
 
 class HFCLIPConvNetLayer(GradientCheckpointingLayer):
@@ -47,9 +48,9 @@ class HFCLIPConvNetModel(PreTrainedModel):
 
     `last_hidden_state` is (B, T, hidden_size), the last map's positions in reading order (there is no class token);
     `pooler_output` is (B, pooled_size), their means over a grid, normalised. `hidden_states` are the stem's map and
-    those after each layer, (B, C, H, W). Any size of picture fits that is a multiple of the stride;
-    `interpolate_pos_encoding` is taken for the other towers' sake, as there are no positions to interpolate. Raises
-    ValueError for sizes that do not fit.
+    those after each layer, (B, C, H, W). Raises ValueError for pictures of another size, unless
+    `interpolate_pos_encoding=True` (the other towers' word: here are no positions to interpolate), and then for sizes
+    that are no multiples of the stride.
     """
 
     config: HFCLIPVisionConfig
@@ -99,12 +100,18 @@ class HFCLIPConvNetModel(PreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
         height, width = pixel_values.shape[-2:]
+        size = self.config.image_size
+        if not interpolate_pos_encoding and (height, width) != (size, size):
+            raise ValueError(
+                f"Pictures of {height} x {width} pixels do not fit the model's {size} x {size}: resize them (the "
+                "processor does), or pass interpolate_pos_encoding=True."
+            )
         if height % self.config.stride or width % self.config.stride:
             raise ValueError(
                 f"Pictures of {height} x {width} do not fit the convnet's stride of {self.config.stride}: "
                 f"make both sides multiples of {self.config.stride}."
             )
-        map_BCHW = self.activation(self.stem(pixel_values.to(self.stem.weight.dtype)))
+        map_BCHW = self.activation(self.stem(float_pixels(pixel_values, self.stem.weight.dtype)))
         for layer in self.layers:
             map_BCHW = layer(map_BCHW)
         pooled_BCGG = F.adaptive_avg_pool2d(map_BCHW, self.config.pool_grid)

@@ -41,6 +41,16 @@ def starting_at(std: float, layer: nn.Module) -> nn.Module:
     return layer
 
 
+def float_pixels(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The pixels in the type of the weights. Raises ValueError for whole numbers: models take normalised pixels."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values of {pixel_values.dtype} are raw pixels: pass what the processor makes "
+            "of pictures, rescaled and normalised."
+        )
+    return pixel_values.to(dtype)
+
+
 def unit_vectors(vectors_BD: torch.Tensor) -> torch.Tensor:
     """Unit vectors, in float32 at least."""
     return F.normalize(vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32)), dim=-1)

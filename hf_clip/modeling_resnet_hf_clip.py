@@ -20,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, starting_at
+from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, float_pixels, starting_at
 
 
 def _convolution(width_in: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -198,7 +198,7 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
             )
         if height < 32 or width < 32:
             raise ValueError(f"Pictures of {height} x {width} pixels are smaller than the ResNet's stride of 32.")
-        map_BCHV = self.stem(pixel_values.to(self.stem.conv1.weight.dtype))
+        map_BCHV = self.stem(float_pixels(pixel_values, self.stem.conv1.weight.dtype))
         for stage in self.stages:
             for layer in stage:
                 map_BCHV = layer(map_BCHV)

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
-from .modeling_layers_hf_clip import require_on_device
+from .modeling_layers_hf_clip import float_pixels, require_on_device
 
 
 def backbone_options(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict[str, bool]:
@@ -212,7 +212,7 @@ class HFCLIPTransformersVisionModel(_TransformersTower):
     ) -> BaseModelOutputWithPooling:
         if "interpolate_pos_encoding" in self._named_arguments:
             kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
-        output = self._run_backbone(pixel_values=pixel_values.to(self.backbone.dtype), **kwargs)
+        output = self._run_backbone(pixel_values=float_pixels(pixel_values, self.backbone.dtype), **kwargs)
         tokens_BTW = output.last_hidden_state
         if tokens_BTW.ndim == 4:
             tokens_BTW = tokens_BTW.flatten(2).transpose(1, 2)

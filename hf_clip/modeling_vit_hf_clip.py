@@ -12,7 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, starting_at
+from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, float_pixels, starting_at
 
 
 class HFCLIPVisionEmbeddings(nn.Module):
@@ -55,9 +55,8 @@ class HFCLIPVisionEmbeddings(nn.Module):
             )
         if height < patch or width < patch:
             raise ValueError(f"Pictures of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
-        patches_BMW = (
-            self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        )
+        pixel_values = float_pixels(pixel_values, self.patch_embedding.weight.dtype)
+        patches_BMW = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         tokens_BTW = patches_BMW
         if self.class_embedding is not None:
             # Here and below not len(): torch.export would take it for a constant.

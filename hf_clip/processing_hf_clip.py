@@ -2,13 +2,14 @@
 
 from transformers.processing_utils import ProcessorMixin
 
+from .remote_code_hf_clip import SavedWithCode
 from .tokenization_hf_clip import canonicalize_text, clean_text, clean_whitespace
 
 PADDINGS = ("longest", "max_length")
 CLEANINGS = {"whitespace": clean_whitespace, "lower": clean_text, "canonicalize": canonicalize_text}
 
 
-class HFCLIPProcessor(ProcessorMixin):
+class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     """An image processor and a tokenizer, called and saved as one.
 
         inputs = processor(text=["a cat", "a dog"], images=picture, return_tensors="pt")
@@ -33,6 +34,7 @@ class HFCLIPProcessor(ProcessorMixin):
         ValueError: for another padding or cleaning.
     """
 
+    _auto_class = "AutoProcessor"
     text_kwargs = {"padding": True, "truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
 
     def __init__(

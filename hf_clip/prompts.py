@@ -77,6 +77,18 @@ def load_prompts(name: str | Path) -> Prompts:
     return _from_file(_FOLDER / f"{known[_simple(str(name))]}.json")
 
 
+def describe_prompts(prompts: Prompts) -> str:
+    """All that is in them as plain text for a terminal: source, licence, templates, and a class a line."""
+    lines = [f"{prompts.name}: {len(prompts.classes)} classes, {len(prompts.templates)} templates"]
+    lines += [f"{key}: {value}" for key, value in (("source", prompts.source), ("licence", prompts.license)) if value]
+    lines += ["", "templates", *(f"  {template}" for template in prompts.templates)]
+    if prompts.best_templates:
+        lines += ["", "best templates", *(f"  {template}" for template in prompts.best_templates)]
+    if prompts.classes:
+        lines += ["", "classes", *(f"{number:6}  {', '.join(names)}" for number, names in enumerate(prompts.classes))]
+    return "\n".join(lines)
+
+
 def _simple(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 

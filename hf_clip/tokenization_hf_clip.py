@@ -18,6 +18,8 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
+from .remote_code_hf_clip import SavedWithCode
+
 try:
     import ftfy
 except ImportError:
@@ -110,7 +112,7 @@ def _word_splitter() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-class HFCLIPTokenizer(CLIPTokenizer):
+class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
     """CLIP's BPE with OpenAI's cleaning. Without arguments the vocabulary is OpenAI's, 49,408 tokens.
 
     Every call (`__call__`, `encode`, `tokenize`, batches, pairs) cleans its texts. Up to and including the
@@ -130,6 +132,8 @@ class HFCLIPTokenizer(CLIPTokenizer):
     Raises:
         ValueError: for left padding, for what is not a string, and for a `max_length` under 2.
     """
+
+    _auto_class = "AutoTokenizer"
 
     def __init__(
         self,

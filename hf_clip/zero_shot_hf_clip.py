@@ -3,14 +3,32 @@
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
 """
 
-# Shapes: B pictures of a batch, C classes, D width of the shared space.
+# Shapes: B pictures of a batch, N pictures, C classes, T classes of a tile, K labels kept, D width of the shared
+# space.
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers.utils import logging
+
+from .images_hf_clip import ImageDecodeError, decode_image
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+
+# Classes scored at once: with 32 pictures, 1 MB of logits.
+TILE = 8192
+FILE_FORMAT = "hf_clip zero-shot classifier"
 
 
 @contextmanager
@@ -39,6 +57,11 @@ def batched(items: Iterable, batch_size: int) -> Iterator[list]:
 
 def unit_text_vectors(model, processor, texts: Sequence[str]) -> torch.Tensor:
     """(len(texts), D) float32 unit vectors on the model's device, from one forward pass."""
+    return _encode_texts(model, processor, texts)[0]
+
+
+def _encode_texts(model, processor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of texts, and their token ids."""
     encoding = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
     mask = encoding.get("attention_mask")
     vectors_BD = model.encode_text(
@@ -47,116 +70,437 @@ def unit_text_vectors(model, processor, texts: Sequence[str]) -> torch.Tensor:
         normalize=False,
     )
     # In half precision a unit vector is only unit to three digits: normalise after widening.
-    return F.normalize(vectors_BD.float(), dim=-1)
+    return F.normalize(vectors_BD.float(), dim=-1), encoding["input_ids"]
 
 
 def unit_image_vectors(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """(B, D) float32 unit vectors on the model's device, from one forward pass over (B, 3, H, W)."""
-    pixels = pixel_values.to(model.device, model.dtype)
-    return F.normalize(model.encode_image(pixels, normalize=False).float(), dim=-1)
+    return F.normalize(model.encode_image(pixel_values.to(model.device), normalize=False).float(), dim=-1)
+
+
+def check_finite(vectors: torch.Tensor, of: str) -> torch.Tensor:
+    """The vectors. Raises ValueError if one holds NaN or infinity: every score would be NaN."""
+    if not torch.isfinite(vectors).all():
+        raise ValueError(
+            f"vectors of {of} hold NaN or infinity: the model has diverged or overflows in {str(vectors.dtype)[6:]} "
+            "or its own dtype. Take an earlier checkpoint, or load it in float32."
+        )
+    return vectors
+
+
+def hash_of_text_tower(model: torch.nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of the text tower's tensors: what label vectors depend on.
+
+    It reads every weight once (a quarter of a second for ViT-B/32's), so it is for saving and loading, not for calls.
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("text_"):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class ZeroShotClassifier:
     """Classifies pictures by labels given as words.
 
-    A class's vector is the mean of the normalised vectors of its templates, normalised again (section 3.1.4
-    of the paper): an ensemble in the space of vectors, as cheap to use as a single prompt. The vectors are
-    computed once, when the classifier is made, `batch_size` texts at a time, so that memory does not grow
-    with labels x templates.
+    A class's vector is the mean of the normalised vectors of its names in all templates, normalised again (section
+    3.1.4 of the paper): an ensemble in the space of vectors, as cheap to use as a single prompt. The vectors are
+    computed once, when the classifier is made, `batch_size` texts at a time, and scored in tiles: beyond the C vectors
+    themselves, memory grows neither with labels nor with templates. `save` and `load` keep them.
+
+    Scores are what the model was trained to give: the softmax over all labels, or, for models with a `logit_bias`
+    (SigLIP), each label's sigmoid. `hf_clip.evaluation.calibrate` fits `temperature`, by which logits are divided.
 
     Args:
-        model: a dual encoder with `encode_image`, `encode_text` and `logit_scale`.
+        model: a dual encoder with `encode_image`, `encode_text`, `logit_scale` and, if trained so, `logit_bias`.
         processor: its processor.
-        labels: C labels. Two classes may share a name, as in published lists of ImageNet's; then they share a
-            score.
+        labels: C labels, or lists of several names for one class, which is shown by the first. Two classes may share a
+            name, as in published lists of ImageNet's; then they share a score.
         templates: texts in which `{}` stands for the label. By default a label is its own text. For models
             trained on sentences of the web the paper found "a photo of a {}." to be a good first choice.
+        rejection: names for a further class of pictures that show none of the labels, such as "something else".
+        temperature: above 1 makes scores less sure, below 1 more.
         batch_size: texts encoded at once.
 
     Attributes:
-        labels: list of C strings.
+        labels: list of C strings, the first name of each class.
+        classes: tuple of C tuples of all names.
         templates: tuple of strings.
+        rejection: tuple of names, or None.
         class_vectors_CD: (C, D) float32 unit vectors on the model's device.
+        rejection_vector_1D: likewise (1, D), or None.
 
     Raises:
         TypeError: if `labels` or `templates` is one string instead of several.
-        ValueError: if there are no labels or no templates, or a template lacks its `{}`.
+        ValueError: if there are no labels or no templates, a template lacks its `{}`, the temperature is not above 0,
+            or the model gives NaN or infinity.
+
+    Warns:
+        UserWarning: if classes of different names become the same token ids (cut at the model's context, say): the
+            model cannot tell them apart.
     """
 
     def __init__(
         self,
         model,
         processor,
-        labels: Iterable[str],
+        labels: Iterable[str | Sequence[str]],
         templates: Iterable[str] = ("{}",),
         *,
+        rejection: str | Sequence[str] | None = None,
+        temperature: float = 1.0,
         batch_size: int = 256,
     ):
-        self.model = model
-        self.processor = processor
-        self.labels = _checked_texts("labels", labels)
-        self.templates = tuple(_checked_texts("templates", templates))
-        for template in self.templates:
+        classes = _checked_classes(labels)
+        templates = tuple(_checked_texts("templates", templates))
+        for template in templates:
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no '{{}}': put '{{}}' where the label belongs.")
-        self.class_vectors_CD = self._encode_classes(batch_size)
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} is not above 0.")
+        rejected = None if rejection is None else _checked_class("rejection", rejection)
+        everything = classes if rejected is None else (*classes, rejected)
+        vectors = _encode_classes(model, processor, everything, templates, batch_size)
+        self._hold(model, processor, classes, templates, rejected, temperature, vectors)
 
-    def _encode_classes(self, batch_size: int) -> torch.Tensor:
-        prompts = (
-            # Not str.format: labels and templates may hold braces of their own.
-            (index, template.replace("{}", label))
-            for index, label in enumerate(self.labels)
-            for template in self.templates
+    def _hold(self, model, processor, classes, templates, rejection, temperature: float, vectors: torch.Tensor):
+        self.model, self.processor = model, processor
+        self.classes, self.templates, self.rejection = classes, templates, rejection
+        self.labels = [names[0] for names in classes]
+        self.temperature = temperature
+        self.class_vectors_CD = vectors[: len(classes)]
+        self.rejection_vector_1D = None if rejection is None else vectors[len(classes) :]
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """Whether the model scores each label by itself, as it was trained (SigLIP), instead of all by a softmax."""
+        return getattr(self.model, "logit_bias", None) is not None
+
+    def save(self, file: str | Path) -> Path:
+        """Writes vectors and words to a safetensors file, with the hash of the text tower that they belong to."""
+        file, vectors = Path(file), self.class_vectors_CD
+        if self.rejection_vector_1D is not None:
+            vectors = torch.cat([vectors, self.rejection_vector_1D])
+        words = {
+            "classes": self.classes,
+            "templates": self.templates,
+            "rejection": self.rejection,
+            "temperature": self.temperature,
+        }
+        # Not in the header, which safetensors holds to 100 MB.
+        text = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        save_file(
+            {"vectors": vectors.cpu().contiguous(), "words": text},
+            partial,
+            {"format": FILE_FORMAT, "text_tower": hash_of_text_tower(self.model)},
         )
-        sums_CD = None
-        with evaluation_mode(self.model):
-            for batch in batched(prompts, batch_size):
-                class_ids, texts = zip(*batch, strict=True)
-                vectors_BD = unit_text_vectors(self.model, self.processor, texts)
-                if sums_CD is None:
-                    sums_CD = vectors_BD.new_zeros(len(self.labels), vectors_BD.shape[1])
-                sums_CD.index_add_(0, torch.tensor(class_ids, device=sums_CD.device), vectors_BD)
-            return F.normalize(sums_CD, dim=-1)
+        os.replace(partial, file)
+        return file
+
+    @classmethod
+    def load(cls, file: str | Path, model, processor) -> "ZeroShotClassifier":
+        """The classifier of a file that `save` wrote, without encoding a text.
+
+        Raises:
+            ValueError: if the file holds no classifier, or one of other weights than the model's text tower.
+        """
+        try:
+            with safe_open(file, framework="pt") as content:
+                metadata = content.metadata() or {}
+                if metadata.get("format") != FILE_FORMAT:
+                    raise ValueError(f"{file} holds no zero-shot classifier: write one with ZeroShotClassifier.save.")
+                vectors, text = content.get_tensor("vectors"), content.get_tensor("words")
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read ({error}): write it again.") from None
+        if metadata["text_tower"] != hash_of_text_tower(model):
+            raise ValueError(
+                f"{file} belongs to other weights than this model's text tower: load the model that it was saved "
+                "with, in the same dtype, or make the classifier anew from its labels."
+            )
+        words = json.loads(text.numpy().tobytes())
+        classes = tuple(map(tuple, words["classes"]))
+        rejection = None if words["rejection"] is None else tuple(words["rejection"])
+        loaded = cls.__new__(cls)
+        templates, temperature = tuple(words["templates"]), words["temperature"]
+        loaded._hold(model, processor, classes, templates, rejection, temperature, vectors.to(model.device))
+        return loaded
 
     def logits(self, image_vectors_BD: torch.Tensor) -> torch.Tensor:
-        """(B, C) float32 logits of (B, D) unit vectors: cosines times the model's logit scale."""
+        """(B, C) float32 logits of (B, D) unit vectors, as the model's own: cosines times its scale, plus its bias."""
+        return self._logits(image_vectors_BD, self.class_vectors_CD)
+
+    def _logits(self, image_vectors_BD: torch.Tensor, class_vectors_TD: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             scale = self.model.logit_scale.float().exp().reshape(())
-            return scale * image_vectors_BD.to(self.class_vectors_CD) @ self.class_vectors_CD.T
+            logits_BT = scale * image_vectors_BD.to(class_vectors_TD) @ class_vectors_TD.T
+            return logits_BT + self.model.logit_bias.float().reshape(()) if self.has_sigmoid else logits_BT
 
-    def predict(self, images: Iterable, batch_size: int = 32, top_k: int | None = None) -> list[list[dict]]:
+    def embed(self, images, batch_size: int = 32, **options) -> torch.Tensor:
+        """(N, D) float32 unit vectors of pictures on the model's device. Arguments, errors: those of `predict`."""
+        batches = self._batches(images, batch_size, **options)
+        vectors = [vectors_BD for _, vectors_BD in batches]
+        if not vectors:
+            raise ValueError("there are no pictures to encode: pass at least one.")
+        return torch.cat(vectors)
+
+    def rank(
+        self, image_vectors_BD: torch.Tensor, top_k: int | None = None, *, multi_label: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and numbers of the best classes of (B, D) unit vectors, both (B, K), best first.
+
+        Of equal scores the class that stands first comes first. Number C is the rejection class. Arguments and errors
+        are those of `predict`.
+        """
+        is_softmax = not (multi_label or self.has_sigmoid)
+        total = len(self.labels) + (self.rejection is not None and not multi_label)
+        kept = total if top_k is None else min(top_k, total)
+        tile = TILE if kept < TILE else total
+        tiles = list(zip(range(0, len(self.labels), tile), self.class_vectors_CD.split(tile), strict=True))
+        if total > len(self.labels):
+            tiles.append((len(self.labels), self.rejection_vector_1D))
+        best_BK, numbers_BK, normalizer_B1 = None, None, None
+        with torch.inference_mode():
+            for start, class_vectors_TD in tiles:
+                logits_BT = self._logits(image_vectors_BD, class_vectors_TD) / self.temperature
+                numbers_BT = torch.arange(start, start + logits_BT.shape[1], device=logits_BT.device)
+                numbers_BT = numbers_BT.expand_as(logits_BT)
+                if is_softmax:
+                    of_tile_B1 = logits_BT.logsumexp(-1, keepdim=True)
+                    normalizer_B1 = of_tile_B1 if start == 0 else torch.logaddexp(normalizer_B1, of_tile_B1)
+                if best_BK is not None:
+                    logits_BT = torch.cat([best_BK, logits_BT], dim=-1)
+                    numbers_BT = torch.cat([numbers_BK, numbers_BT], dim=-1)
+                # topk does not say which of two equal logits comes first; a stable sort does.
+                best_BK, places_BK = logits_BT.sort(dim=-1, descending=True, stable=True)
+                best_BK, places_BK = best_BK[:, :kept], places_BK[:, :kept]
+                numbers_BK = numbers_BT.gather(-1, places_BK)
+            if is_softmax:
+                return (best_BK - normalizer_B1).exp(), numbers_BK
+            if not self.has_sigmoid:
+                best_BK = best_BK - self._logits(image_vectors_BD, self.rejection_vector_1D) / self.temperature
+            return best_BK.sigmoid(), numbers_BK
+
+    def rows(self, scores_BK: torch.Tensor, numbers_BK: torch.Tensor, threshold: float = 0.0) -> list[list[dict]]:
+        """What `rank` found, as `predict` gives it."""
+        names = [*self.labels, *(self.rejection or ())[:1]]
+        return [
+            [
+                {"label": names[number], "score": score}
+                for number, score in zip(numbers, scores, strict=True)
+                if score >= threshold
+            ]
+            for numbers, scores in zip(numbers_BK.tolist(), scores_BK.tolist(), strict=True)
+        ]
+
+    def predict(self, images, batch_size: int = 32, top_k: int | None = None, **options) -> list[list[dict]]:
         """For each picture its labels with their scores, best first.
 
         Args:
-            images: pictures of any kind that the processor takes, in a list or any other iterable.
+            images: pictures of any kind that `decode_image` takes, in a list or any other iterable, (B, ...) array or
+                tensor; a folder's path, for the pictures below it in sorted order; a `datasets` data set or stream.
             batch_size: pictures encoded at once.
             top_k: how many labels to give for each picture; None gives all of them.
+            multi_label: judge each label by itself, as several may apply. Models trained with a softmax then need a
+                rejection class: a label's score is the softmax of the two.
+            threshold: labels of lower scores are left out; where all are, the list is empty.
+            image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
+            return_errors: give the ImageDecodeError of a picture that cannot be decoded in place of its list.
+            show_progress: whether to draw a bar on standard error; by default where that is a terminal.
 
         Returns:
-            One list per picture of dicts with `label` and `score`; scores are the softmax over all labels, so
-            they sum to 1 if `top_k` is None.
+            One list per picture of dicts with `label` and `score`. The scores of a softmax sum to 1 over all labels
+            and the rejection class, which stands among them under its first name, except with `multi_label`.
 
         Raises:
             TypeError: if `images` is one picture instead of several.
-            ValueError: if `top_k` or `batch_size` is below 1; whatever the processor raises for a broken
-                picture.
+            ImageDecodeError: (a ValueError) with the position of a picture that cannot be decoded.
+            ValueError: if `top_k` or `batch_size` is below 1, if `multi_label` needs a rejection class, if rows have
+                no such column, or if the model gives NaN or infinity.
         """
-        # A single path would be taken apart into its letters, a single picture fail obscurely.
-        if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):
-            raise TypeError(f"images is one {type(images).__name__}: pass a list of pictures, [picture] for one.")
+        return list(self.stream(images, batch_size, top_k, **options))
+
+    def stream(
+        self,
+        images,
+        batch_size: int = 32,
+        top_k: int | None = None,
+        *,
+        multi_label: bool = False,
+        threshold: float = 0.0,
+        image_column: str | None = None,
+        return_errors: bool = False,
+        show_progress: bool | None = None,
+    ) -> Iterator[list[dict] | ImageDecodeError]:
+        """`predict`, one picture after the other: for streams longer than memory. Arguments are checked at once."""
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} is below 1: set it to 1 or more, or to None for all labels.")
-        kept = len(self.labels) if top_k is None else min(top_k, len(self.labels))
-        predictions = []
-        with evaluation_mode(self.model):
-            for batch in batched(images, batch_size):
-                pixel_values = self.processor(images=batch, return_tensors="pt")["pixel_values"]
-                logits_BC = self.logits(unit_image_vectors(self.model, pixel_values))
-                scores_BK, classes_BK = logits_BC.softmax(dim=-1).topk(kept, dim=-1)
-                for scores, classes in zip(scores_BK.tolist(), classes_BK.tolist(), strict=True):
-                    pairs = zip(classes, scores, strict=True)
-                    predictions.append([{"label": self.labels[index], "score": score} for index, score in pairs])
-        return predictions
+        if multi_label and not self.has_sigmoid and self.rejection is None:
+            raise ValueError(
+                "multi_label=True: this model was trained with a softmax, which judges a label only against others. "
+                "Give the classifier something to weigh each label against, such as rejection='something else'."
+            )
+        batches = self._batches(
+            images, batch_size, image_column=image_column, return_errors=return_errors, show_progress=show_progress
+        )
+
+        def answers():
+            for pictures, vectors_BD in batches:
+                found = iter(self.rows(*self.rank(vectors_BD, top_k, multi_label=multi_label), threshold))
+                for picture in pictures:
+                    yield picture if isinstance(picture, ImageDecodeError) else next(found)
+
+        return answers()
+
+    def _batches(
+        self, images, batch_size, *, image_column=None, return_errors=False, show_progress=None
+    ) -> Iterator[tuple[list, torch.Tensor]]:
+        """Pictures, errors among them, and the vectors of those without."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is below 1: set it to 1 or more.")
+        images = open_pictures(images, image_column)
+        if show_progress is None:
+            show_progress = sys.stderr is not None and sys.stderr.isatty()
+        total = len(images) if isinstance(images, Sized) else None
+        shown = logging.tqdm(images, total=total, unit="picture", leave=False, disable=not show_progress)
+
+        def decoded():
+            for position, image in enumerate(shown):
+                try:
+                    yield decode_image(image)
+                except ImageDecodeError as error:
+                    if not return_errors:
+                        raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
+                    yield error
+
+        def encoded():
+            for pictures in batched(decoded(), batch_size):
+                readable = [picture for picture in pictures if not isinstance(picture, ImageDecodeError)]
+                vectors_BD = self.class_vectors_CD[:0]
+                if readable:
+                    # Not around the loop: between two batches the caller's own code runs.
+                    with evaluation_mode(self.model):
+                        pixel_values = self.processor(images=readable, return_tensors="pt")["pixel_values"]
+                        vectors_BD = check_finite(unit_image_vectors(self.model, pixel_values), "pictures")
+                yield pictures, vectors_BD
+
+        return encoded()
+
+
+def open_pictures(images, image_column: str | None = None) -> Iterable:
+    """An iterable of pictures for `decode_image`, from what `ZeroShotClassifier.predict` takes."""
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        found = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        if not found:
+            raise ValueError(f"{images} holds no pictures ({', '.join(PICTURE_SUFFIXES)}).")
+        return found
+    # A single path would be taken apart into its letters, an array into its rows or its channels.
+    is_one = isinstance(images, str | bytes | Path | Mapping) or getattr(images, "ndim", 4) in (2, 3)
+    if is_one or not isinstance(images, Iterable):
+        raise TypeError(f"images is one {type(images).__name__}: pass a list of pictures, [picture] for one.")
+    features = getattr(images, "features", None) or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    column = image_column or (columns[0] if columns else None)
+    if columns:
+        # Undecoded: a stream of datasets ends at its first broken picture.
+        undecoded = type(features[columns[0]])(decode=False)
+        for name in columns:
+            images = images.cast_column(name, undecoded)
+    return _Pictures(images, column) if isinstance(images, Sized) else _pictures_of_rows(images, column)
+
+
+class _Pictures:
+    """The pictures of a collection that knows its length."""
+
+    def __init__(self, rows, column: str | None):
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator:
+        return _pictures_of_rows(self.rows, self.column)
+
+
+def _pictures_of_rows(rows: Iterable, column: str | None) -> Iterator:
+    for row in rows:
+        # What `decode_image` takes as a picture is a mapping of bytes and path.
+        if isinstance(row, Mapping) and (column is not None or not row.keys() <= {"bytes", "path"}):
+            wanted = column or "image"
+            if wanted not in row:
+                raise ValueError(f"rows have no column {wanted!r}: set image_column to one of {', '.join(row)}.")
+            row = row[wanted]
+        yield row
+
+
+def _encode_classes(model, processor, classes, templates, batch_size: int) -> torch.Tensor:
+    """(C, D) float32 unit vectors of classes that are tuples of names."""
+    prompts = (
+        # Not str.format: labels and templates may hold braces of their own.
+        (number, template.replace("{}", name))
+        for number, names in enumerate(classes)
+        for name in names
+        for template in templates
+    )
+    sums_CD, keys_C = None, [0] * len(classes)
+    with evaluation_mode(model):
+        for batch in _of_like_length(prompts, batch_size):
+            numbers, texts = zip(*batch, strict=True)
+            vectors_BD, ids = _encode_texts(model, processor, texts)
+            if sums_CD is None:
+                sums_CD = vectors_BD.new_zeros(len(classes), vectors_BD.shape[1])
+            sums_CD.index_add_(0, torch.tensor(numbers, device=sums_CD.device), vectors_BD)
+            for number, row in zip(numbers, ids.tolist(), strict=True):
+                keys_C[number] += hash(_without_padding(row))
+        vectors_CD = check_finite(F.normalize(sums_CD, dim=-1), "labels")
+    _warn_of_equal_texts(classes, keys_C)
+    return vectors_CD
+
+
+def _of_like_length(prompts: Iterable[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
+    """Batches of prompts, sorted by length within every 16: padding is work."""
+    for several in batched(prompts, 16 * batch_size):
+        yield from batched(sorted(several, key=lambda prompt: len(prompt[1])), batch_size)
+
+
+def _without_padding(ids: list[int]) -> tuple[int, ...]:
+    end = len(ids)
+    while end > 1 and ids[end - 1] == ids[end - 2]:
+        end -= 1
+    return tuple(ids[:end])
+
+
+def _warn_of_equal_texts(classes: Sequence[tuple[str, ...]], keys_C: list[int]) -> None:
+    first: dict[int, int] = {}
+    pairs = [
+        (classes[first[key]][0], names[0])
+        for number, (names, key) in enumerate(zip(classes, keys_C, strict=True))
+        if classes[first.setdefault(key, number)] != names
+    ]
+    if pairs:
+        others = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+        one, other = (name if len(name) <= 60 else f"{name[:57]}..." for name in pairs[0])
+        warnings.warn(
+            f"labels {one!r} and {other!r}{others} become the same tokens (cut at the model's context, or alike but "
+            "for case and spaces): their scores will be equal. Shorten them, or let their first words differ.",
+            stacklevel=4,
+        )
+
+
+def _checked_classes(labels: Iterable[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    if isinstance(labels, str):
+        raise TypeError(f"labels={labels!r} is one string: pass a list of strings.")
+    classes = tuple(_checked_class("labels", names) for names in labels)
+    if not classes:
+        raise ValueError("labels is empty: pass at least one.")
+    return classes
+
+
+def _checked_class(name: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        _checked_texts(name, [names] if isinstance(names, str) or not isinstance(names, list | tuple) else names)
+    )
 
 
 def _checked_texts(name: str, texts: Iterable[str]) -> list[str]:

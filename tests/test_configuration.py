@@ -272,7 +272,7 @@ CONVNET = {
         (HFCLIPVisionConfig, {"image_size": 8, "patch_size": 16}, "image_size=8.*set image_size=16"),
         (HFCLIPTextConfig, {"tower": "vit"}, "tower='vit' is not known: use one of 'clip', 'transformers'"),
         (HFCLIPTextConfig, {"pooling": "class"}, "pooling='class'.*'eos', 'last', 'first', 'mean'"),
-        (HFCLIPTextConfig, {"hidden_act": "relu"}, "hidden_act='relu'.*'quick_gelu', 'gelu', 'gelu_pytorch_tanh'"),
+        (HFCLIPTextConfig, {"hidden_act": "swish"}, "hidden_act='swish'.*'quick_gelu', 'gelu', 'gelu_pytorch_tanh'"),
         (HFCLIPTextConfig, {"projection_type": "mpl"}, "projection_type='mpl'.*'linear', 'mlp', 'none'"),
         (HFCLIPTextConfig, {"projection_type": "none", "projection_bias": True}, "projection_bias=True has no proj"),
         (HFCLIPVisionConfig, {"tower": "rnn"}, "tower='rnn'.*'vit', 'convnet', 'resnet', 'transformers', 'timm'"),

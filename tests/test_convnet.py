@@ -65,14 +65,15 @@ TEXTS = torch.tensor([[48, 1, 2, 49], [48, 3, 49, 49], [48, 4, 5, 49], [48, 6, 4
 def test_shapes(height, width):
     model = tower()
     assert model.config.stride == 16
-    output = model(pictures(height, width), output_hidden_states=True)
+    size = {"interpolate_pos_encoding": True}
+    output = model(pictures(height, width), output_hidden_states=True, **size)
     assert output.last_hidden_state.shape == (4, height // 16 * (width // 16), 32)
     assert output.pooler_output.shape == (4, model.config.pooled_size) == (4, 128)
     # What went into the first layer, and what came out of each: every stage halves the sides once.
     widths_and_strides = [(8, 2), (16, 4), (24, 8), (32, 16), (32, 16)]
     maps = [(channels, height // stride, width // stride) for channels, stride in widths_and_strides]
     assert [tuple(state.shape[1:]) for state in output.hidden_states] == maps
-    assert model(pictures(height, width)).hidden_states is None
+    assert model(pictures(height, width), **size).hidden_states is None
 
 
 def test_pooling_averages_the_places_of_the_grid():
@@ -117,9 +118,11 @@ def test_norms_take_groups_of_channels_over_the_picture():
     torch.testing.assert_close(layer(picture_BCHW), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_sizes_that_do_not_fit_the_stride_raise():
+def test_other_sizes_raise_unless_asked_for_and_so_do_those_that_do_not_fit_the_stride():
+    with pytest.raises(ValueError, match="64 x 48 pixels do not fit the model's 32 x 32"):
+        tower()(pictures(64, 48))
     with pytest.raises(ValueError, match="32 x 40 do not fit the convnet's stride of 16"):
-        tower()(pictures(32, 40))
+        tower()(pictures(32, 40), interpolate_pos_encoding=True)
 
 
 def test_channels_last_gives_the_same_vectors():

@@ -63,6 +63,7 @@ def test_retrieval_by_hand():
             "recall_at_5": 1,
             "recall_at_10": 1,
             "median_rank": 2,
+            "mean_reciprocal_rank": (1 + 1 / 2 + 1 / 3) / 3,
             "chance_at_1": 1 / 3,
             "queries": 3,
             "candidates": 3,
@@ -76,6 +77,7 @@ def test_retrieval_by_hand():
             "recall_at_5": 1,
             "recall_at_10": 1,
             "median_rank": 1.5,
+            "mean_reciprocal_rank": (1 + 1 / 2) / 2,
             "chance_at_1": 1.5 / 3,
             "queries": 2,
             "candidates": 3,
@@ -280,7 +282,7 @@ def test_results_are_json_and_print_what_was_counted():
     assert numbers["skipped"] == {"unknown_format": 1, "no_caption": 1}
     header, titles, to_text, *_ = lines = result.table().splitlines()
     assert header == "fruit" and "R@1" in titles
-    assert to_text.split()[-6:] == ["0.833", "1.000", "1.000", "1", "6", "3"]
+    assert to_text.split()[-7:] == ["0.833", "1.000", "1.000", "1", "0.889", "6", "3"]
     assert lines[-1] == "left out: 1 no_caption, 1 unknown_format"
 
 
@@ -344,7 +346,7 @@ def test_zero_shot_by_hand(tmp_path):
     numbers = json.loads(json.dumps(result.to_dict()))
     assert numbers["per_class"][1] == {"label": "up", "pictures": 3, "top_1": pytest.approx(2 / 3)}
     assert numbers["per_class"][2] == {"label": "left", "pictures": 0, "top_1": None}
-    assert "0.750      -           0.833   0.333         4        3" in result.table()
+    assert "  0.750      -           0.833      -        0.250   0.333         4        3" in result.table()
 
 
 def test_classes_given_as_numbers_need_names_and_take_them_in_order(tmp_path):
@@ -454,8 +456,11 @@ def test_retrievals_are_drawn_from_the_rows_that_were_kept(tmp_path):
     result.names[0] = "$ a very long name, " * 5
     ink(plot_retrievals(result, Pictures(), tmp_path / "sheet.png"))
     assert sorted(asked) == [0, 1, 3, 4, 5, 6]
-    with pytest.raises(ValueError, match="need two"):
-        plot_retrievals(evaluate_fruit(pairs[:1]), Pictures(), tmp_path / "sheet.png")
+
+
+def test_pictures_that_all_have_one_name_are_refused():
+    with pytest.raises(ValueError, match="all 2 pictures have one name, 'red apple'"):
+        evaluate_fruit(fruit_pairs()[:2])
 
 
 def test_training_curves_survive_a_killed_and_resumed_run(tmp_path):

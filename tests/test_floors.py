@@ -15,21 +15,25 @@ ROOT = Path(__file__).parents[1]
 
 # Pattern of files (a whole row is one room), its floor. The first row that fits a file counts.
 ROOMS = [
-    ("hf_clip/cli.py hf_clip/__init__.py hf_clip/training/__main__.py", 5),
-    ("hf_clip/configuration_hf_clip.py", 0),
+    ("hf_clip/cli.py hf_clip/opening.py hf_clip/__init__.py hf_clip/training/__main__.py", 5),
+    ("hf_clip/configuration_hf_clip.py hf_clip/remote_code_hf_clip.py", 0),
     ("hf_clip/loss_hf_clip.py", 0),
     ("hf_clip/images_hf_clip.py", 0),
+    ("hf_clip/usage.py", 0),
     ("hf_clip/vocabulary/make_vocabulary.py", 0),
     ("hf_clip/modeling_*hf_clip.py", 1),
     ("hf_clip/*processing_hf_clip.py hf_clip/tokenization_hf_clip.py", 1),
+    ("hf_clip/urls_hf_clip.py", 1),
     ("hf_clip/zero_shot_hf_clip.py", 2),
     ("hf_clip/joining.py", 2),
     ("hf_clip/prompts.py", 2),
+    ("hf_clip/classifying.py", 3),
     ("hf_clip/sources/*.py", 2),
-    ("hf_clip/hub.py", 2),
+    ("hf_clip/hub/*.py", 2),
     ("hf_clip/pipeline_hf_clip.py", 3),
     ("hf_clip/evaluation/*.py", 3),
     ("hf_clip/conversion/*.py", 3),
+    ("hf_clip/pushing.py", 4),
     ("hf_clip/training/*.py", 4),
 ]
 # Folders that stand beside the package in the tree and inside it when installed.

@@ -8,9 +8,18 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from PIL import Image
 
-from hf_clip.hub import CardFacts, card_licence, check_model_card, write_model_card
+from hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip.hub import (
+    CardFacts,
+    adapt_card,
+    add_results,
+    card_licence,
+    check_model_card,
+    made_with,
+    write_model_card,
+)
+from hf_clip.hub.architecture import image_tower, text_tower
 from tests.toys import tiny_clip
 
 LABELS = ["a red square", "something blue"]
@@ -66,10 +75,10 @@ def saved(tmp_path_factory):
     return folder
 
 
-def card_of(folder, **changes) -> tuple[dict, str]:
-    """The front matter and the body of a card."""
+def card_of(folder, *, runs_snippets: bool = False, **changes) -> tuple[dict, str]:
+    """The front matter and the body of a card; the snippets are run where their output matters."""
     facts = {"model_name": "tiny", "training_data": DATA, "results": [RETRIEVAL, ZERO_SHOT], **changes}
-    path = write_model_card(folder, CardFacts(**facts))
+    path = write_model_card(folder, CardFacts(**facts), runs_snippets=runs_snippets)
     text = path.read_text(encoding="utf-8")
     front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.S).groups()
     return yaml.safe_load(front), body
@@ -226,21 +235,172 @@ def test_what_the_hub_would_refuse_is_refused_before_it_is_written(saved):
             check_model_card(text)
 
 
-def test_snippets_run(saved, monkeypatch):
-    _, body = card_of(saved, example_labels=LABELS)
+def snippets(text: str) -> list[tuple[str, str]]:
+    """(code, what the card says that it prints)"""
+    return re.findall(r"```python\n(.*?)\n```\n\nIt prints\n\n```text\n(.*?)\n```", text, re.S)
+
+
+def test_snippets_print_what_the_card_says(saved, monkeypatch, capsys):
+    _, body = card_of(saved, runs_snippets=True, example_labels=LABELS, example_template="a drawing of {}")
     monkeypatch.chdir(saved.parent)
-    Image.new("RGB", (32, 32), "red").save("picture.png")
-    stock, ours = re.findall(r"```python\n(.*?)```", body, re.S)
-    printed = {}
-    for code in (stock, ours):
-        *lines, last = code.strip().splitlines()
-        names = {}
-        exec("\n".join(lines), names)
-        printed[code] = eval(last, names)
+    (saved.parent / "example.png").write_bytes((saved / "example.png").read_bytes())
+    found = snippets(body)
+    assert len(found) == body.count("```python") == 3
+    for code, printed in found:
+        exec(code, {})
+        assert capsys.readouterr().out.rstrip() == printed
     # The stock pipeline and the classifier agree.
-    [by_classifier] = printed[ours]
-    by_pipeline = {row["label"]: row["score"] for row in printed[stock]}
-    assert {row["label"]: row["score"] for row in by_classifier} == pytest.approx(by_pipeline, abs=1e-5)
+    assert found[0][1] == found[1][1] and {line.split(" ", 1)[1] for line in found[0][1].splitlines()} == set(LABELS)
+
+
+def test_a_snippet_that_does_not_run_is_no_card(saved):
+    card_of(saved)
+    before = (saved / "README.md").read_text(encoding="utf-8")
+    (saved / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(RuntimeError, match="does not run"):
+        card_of(saved, runs_snippets=True, example_picture="broken.png")
+    assert (saved / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_the_widget_shows_the_snippets_example(saved):
+    front, _ = card_of(saved, example_labels=LABELS)
+    assert front["widget"] == [
+        {"src": "example.png", "candidate_labels": "a red square, something blue", "example_title": "a red square"}
+    ]
+    assert (saved / "example.png").is_file()
+    # The widget takes labels apart at commas.
+    assert "widget" not in card_of(saved, example_labels=["black, white", "red"])[0]
+
+
+PROBE = {
+    "protocol": "linear-probe",
+    "title": "fashion",
+    "top_1": 0.8,
+    "top_5": None,
+    "mean_per_class": 0.79,
+    "penalty": 0.1,
+    "train_pictures": 500,
+    "pictures": 100,
+    "classes": 10,
+}
+FEW_SHOT = {
+    "protocol": "few-shot",
+    "title": "fashion",
+    "shots": [
+        {"shots": 1, "mean": 0.4, "standard_deviation": None},
+        {"shots": 16, "mean": 0.6, "standard_deviation": 0.02},
+    ],
+    "seeds": 5,
+    "pictures": 100,
+    "classes": 10,
+}
+ROBUSTNESS = {
+    "protocol": "robustness",
+    "title": "fashion",
+    "top_1": 0.5,
+    "corrupted_top_1": 0.25,
+    "shifted_title": "sketches",
+    "shifted_top_1": 0.3,
+    "expected_top_1": 0.28,
+    "effective_robustness": 0.02,
+    "pictures": 100,
+    "classes": 10,
+}
+
+
+def test_every_protocol_has_its_numbers_and_its_table(saved):
+    front, body = card_of(saved, results=[RETRIEVAL, ZERO_SHOT, PROBE, FEW_SHOT, ROBUSTNESS])
+    found = {
+        (entry["task"]["type"], metric["type"]): metric["value"]
+        for entry in front["model-index"][0]["results"]
+        if entry["dataset"]["name"] == "fashion"
+        for metric in entry["metrics"]
+    }
+    assert found == {
+        ("zero-shot-image-classification", "accuracy"): 0.345,
+        ("zero-shot-image-classification", "mean_per_class_accuracy"): 0.333,
+        ("zero-shot-image-classification", "corrupted_accuracy"): 0.25,
+        ("zero-shot-image-classification", "shifted_accuracy"): 0.3,
+        ("zero-shot-image-classification", "effective_robustness"): 0.02,
+        ("image-classification", "accuracy"): 0.8,
+        ("image-classification", "mean_per_class_accuracy"): 0.79,
+        ("image-classification", "accuracy_1_shot"): 0.4,
+        ("image-classification", "accuracy_16_shot"): 0.6,
+        ("image-classification", "accuracy_16_shot_deviation"): 0.02,
+    }
+    assert "| fashion | 0.800 | - | 0.790 | 0.1 | 500 | 100 | 10 |" in body
+    assert "| fashion | 16 | 0.600 | 0.020 | 5 | 100 | 10 |" in body
+    assert "| fashion | 0.500 | 0.250 | sketches | 0.300 | 0.280 | +0.020 | 100 | 10 |" in body
+
+
+def test_results_are_added_to_a_card_once(saved):
+    card_of(saved, results=[RETRIEVAL])
+    before = (saved / "README.md").read_text(encoding="utf-8")
+    text = add_results(before, [ZERO_SHOT])
+    assert "| fashion | 0.345 |" in text and "| unseen style, seen concepts | image to text | 0.612 |" in text
+    names = [entry.dataset_name for entry in ModelCard(text).data.eval_results]
+    assert names.count("fashion") == 2 and len(names) == 6
+    with pytest.raises(ValueError, match="has results of fashion"):
+        add_results(text, [ZERO_SHOT])
+    card_of(saved, results=[])
+    text = add_results((saved / "README.md").read_text(encoding="utf-8"), [ZERO_SHOT])
+    assert "was not evaluated" not in text and "| fashion | 0.345 |" in text
+
+
+def test_a_card_is_adapted_to_its_name_on_the_hub_and_to_no_more(saved):
+    card_of(saved, example_labels=LABELS, example_template="a drawing of {}")
+    path = saved / "README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "\nA line of the user.\n", encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    adapt_card(saved, "owner/name")
+    after = path.read_text(encoding="utf-8")
+    assert "A line of the user." in after
+    assert all('"owner/name"' in code and "a red square" in code for code, _ in snippets(after))
+    assert "a drawing of {}" in after
+    # All but the section of use is as it was.
+    without = [re.sub(r"^## Use\n.*?(?=^## )", "", text, flags=re.M | re.S) for text in (before, after)]
+    assert without[0] == without[1]
+
+
+def test_a_card_of_someone_elses_keeps_its_text(saved):
+    path = saved / "README.md"
+    path.write_text("---\nlicense: openrail\ntags:\n- vision\n---\n\n# Theirs\n\n## Use\nof it\n", encoding="utf-8")
+    path.write_text(path.read_text().replace("## Use\n", "## How to\n"))
+    adapt_card(saved, "owner/name")
+    card = ModelCard.load(path)
+    assert (card.data.license, card.data.library_name, card.data.tags) == ("openrail", "transformers", ["vision"])
+    assert card.text.strip() == "# Theirs\n\n## How to\nof it"
+
+
+@pytest.mark.parametrize(
+    "vision, described",
+    [
+        ({"tower": "convnet", "stem_width": 8, "stage_widths": [16, 32], "stage_depths": [1, 2], "hidden_size": 32,
+          "norm_group_size": 8}, "convnet, 1 x 16 channels, 2 x 32 channels"),
+        ({"tower": "resnet", "stem_width": 8, "stage_depths": [3, 4, 6, 3], "num_attention_heads": 4,
+          "hidden_size": 256}, "ResNet, stages of 3, 4, 6, 3 blocks, width 8, pooled by 4 heads of attention"),
+        ({"tower": "timm", "backbone": "resnet18", "projection_type": "mlp"}, "timm's resnet18"),
+        ({"tower": "transformers", "pooling": "average",
+          "backbone_config": {"model_type": "vit", "hidden_size": 48, "num_hidden_layers": 2}},
+         "transformers' vit, 2 layers, width 48"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_image_tower_is_described(vision, described):
+    assert image_tower(HFCLIPVisionConfig(**{"image_size": 64, **vision})) == described
+
+
+def test_a_text_tower_of_transformers_is_described():
+    backbone = {"model_type": "xlm-roberta", "hidden_size": 24, "num_hidden_layers": 3}
+    config = HFCLIPTextConfig(tower="transformers", pooling="mean", backbone_config=backbone)
+    assert text_tower(config) == "transformers' xlm-roberta, 3 layers, width 24"
+
+
+def test_the_card_says_what_made_the_model(saved):
+    _, body = card_of(saved)
+    made = made_with()
+    assert f"Made with hf\\_clip {made['hf_clip']}".replace("\\", "") in body
+    if "revision" in made:
+        assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?", made["revision"]) and made["revision"] in body
 
 
 def test_the_card_reads_as_written(saved):

@@ -140,7 +140,9 @@ def test_exif_orientation_is_applied_once(format, orientation):
     image = Image.new("RGB", (32, 16), "black")
     image.paste("white", (0, 0, 8, 8))
     image.paste((90, 90, 90), (24, 0, 32, 8))
-    result = pixels(encode(image, format, exif=exif))[..., 0]
+    decoded = decode_image(encode(image, format, exif=exif))
+    assert np.array_equal(pixels(decoded), np.asarray(decoded)), "a decoded picture is turned once more"
+    result = np.asarray(decoded)[..., 0]
     assert result.shape == ((16, 32) if orientation <= 4 else (32, 16))
     corners = {"top left": result[3, 3], "top right": result[3, -4]}
     corners |= {"bottom left": result[-4, 3], "bottom right": result[-4, -4]}

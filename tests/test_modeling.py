@@ -566,3 +566,11 @@ def test_exports_with_any_number_of_pictures_and_texts(tmp_path):
         torch.testing.assert_close(loaded(more)[name], tower(more)[name], **CLOSE)
     with pytest.raises(RuntimeError, match="no end token"):
         loaded(torch.ones_like(texts()))
+
+
+def test_raw_pixels_are_refused():
+    """A byte of 255 would be a pixel 100 times brighter than white; the vectors would look well."""
+    raw = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    for encode in (ours().encode_image, ours().vision_model):
+        with pytest.raises(ValueError, match="pixel_values of torch.uint8 are raw pixels"):
+            encode(raw)

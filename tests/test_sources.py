@@ -1,5 +1,6 @@
 """Sources: every format comes out as the same samples, and what is wrong is said in one line."""
 
+import gzip
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_clip.sources import SourceError, clean_captions, iterate_samples, open_source
+from hf_clip.sources import SourceError, clean_captions, iterate_samples, list_shards, open_source
 from tests.counts import soak_count
 
 CAPTIONS = ["a red square", "NA", 'two lines\nand "quotes", commas', "null", "größe 日本"]
@@ -205,6 +206,49 @@ def test_streams_pickle_and_resume(make, tmp_path):
     assert [sample.captions for sample in iterate_samples(source)] == [[text] for text in CAPTIONS[2:]]
 
 
+@pytest.mark.parametrize("rows_of_shard", [2, 256])
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__.removeprefix("make_"))
+def test_shards_hold_each_row_once_and_open_at_any(make, rows_of_shard, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_clip.sources.shards.ROWS_PER_SHARD", rows_of_shard)
+    source = open_source(make(tmp_path))
+    stream = list(iterate_samples(source))
+    shards = list_shards(source)
+    assert sum(shard.num_rows for shard in shards) == 5
+    start = 0
+    for shard in shards:
+        for first in range(shard.num_rows + 1):
+            read, expected = list(shard.read(first)), stream[start + first : start + shard.num_rows]
+            assert [(s.index, s.captions) for s in read] == [(s.index, s.captions) for s in expected]
+            assert [contents(s) for s in read] == [contents(s) for s in expected]
+            assert [s.key.split(" (")[0] for s in read] == [s.key.split(" (")[0] for s in expected]
+        start += shard.num_rows
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__.removeprefix("make_"))
+def test_shards_hold_the_rows_asked_for_alone(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_clip.sources.shards.ROWS_PER_SHARD", 2)
+    column = open_source(make(tmp_path)).caption_columns[0]
+    source = open_source(make(tmp_path), where={column: ["NA", CAPTIONS[4], CAPTIONS[2]]})
+    stream = list(iterate_samples(source))
+    assert [s.captions for s in stream] == [[CAPTIONS[1]], [CAPTIONS[2]], [CAPTIONS[4]]]
+    read = [sample for shard in list_shards(source) for sample in shard.read()]
+    assert [(s.index, s.captions) for s in read] == [(s.index, s.captions) for s in stream]
+    assert [contents(s) for s in read] == [contents(s) for s in stream]
+    last = list_shards(source)[-1]
+    assert [s.captions for s in last.read(last.num_rows - 1)] == [[CAPTIONS[4]]]
+
+
+def test_tars_that_cannot_be_looked_into_are_read_from_their_beginning(tmp_path, monkeypatch):
+    members = [{f"{i}.png": picture(i), f"{i}.txt": CAPTIONS[i]} for i in range(5)]
+    plain = tar(tmp_path / "a/0.tar", members[0] | members[1] | members[2])
+    packed = write(tmp_path / "b/0.tar", gzip.compress(plain.read_bytes()))
+    for file in (plain, packed):
+        monkeypatch.setattr("hf_clip.sources.shards.MAX_TARS_TO_INDEX", 0 if file == plain else 64)
+        (shard,) = list_shards(open_source(file))
+        assert shard.num_rows is None
+        assert [s.captions for s in shard.read(1)] == [[CAPTIONS[1]], [CAPTIONS[2]]]
+
+
 def test_lists_and_patterns_of_files(tmp_path):
     first, second = (
         parquet(tmp_path / "b.parquet", ["one"]),
@@ -259,6 +303,33 @@ def test_class_folders_in_split_folders(tmp_path):
         write(tmp_path / name, picture(1))
     assert [s.label for s in samples(tmp_path, split="test")] == ["cat", "cat", "dog"]
     assert "splits test, train" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["in a header", "between members", "header overwritten"])
+def test_a_cut_tar_is_not_taken_for_a_short_one(tmp_path, cut):
+    members = {f"{i}.{suffix}": content for i in range(4) for suffix, content in (("png", picture(i)), ("txt", "dog"))}
+    file = tar(tmp_path / "pairs.tar", members)
+    with tarfile.open(file) as archive:
+        third = archive.getmembers()[4].offset
+    content = bytearray(file.read_bytes())
+    if cut == "header overwritten":
+        content[third : third + 512] = b"x" * 512
+    else:
+        del content[third + (100 if cut == "in a header" else 0) :]
+    whole = open_source(file)
+    file.write_bytes(content)
+    assert "cut or damaged" in error_of(file)
+    with pytest.raises(SourceError, match="cut or damaged"):
+        list_shards(whole)
+
+
+def test_blank_concepts_and_labels_are_none(tmp_path):
+    parquet(tmp_path / "x.parquet", concept=["", " ", "a", None, "b"], label=["", "dog", " ", "cat", None])
+    read = samples(tmp_path / "x.parquet")
+    assert [s.concept for s in read] == [None, None, "a", None, "b"]
+    assert [s.label for s in read] == [None, "dog", None, "cat", None]
+    parquet(tmp_path / "nan.parquet", concept=[float("nan")] * 5)
+    assert [s.concept for s in samples(tmp_path / "nan.parquet")] == [None] * 5
 
 
 def test_labels_concepts_and_where(tmp_path):

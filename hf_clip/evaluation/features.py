@@ -4,14 +4,20 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
+from hf_clip.evaluation.cache import PICTURES_PER_FILE, FeatureCache, model_key
+from hf_clip.evaluation.corruptions import Corruption
 from hf_clip.images_hf_clip import ImageDecodeError, decode_image
 from hf_clip.zero_shot_hf_clip import batched, evaluation_mode, unit_image_vectors, unit_text_vectors
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 @dataclass
@@ -19,7 +25,8 @@ class ImageFeatures:
     """Vectors of the pictures that could be read.
 
     Attributes:
-        vectors_ND: (N, D) float32 unit vectors on the CPU.
+        vectors_ND: (N, D) float32 vectors on the CPU; unit vectors, unless features before the projection were asked
+            for.
         kept: N positions in the stream that was given: `vectors_ND[i]` belongs to picture `kept[i]`.
         skipped: how many pictures could not be decoded, by `ImageDecodeError.reason`.
     """
@@ -27,6 +34,34 @@ class ImageFeatures:
     vectors_ND: torch.Tensor
     kept: list[int]
     skipped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the vectors of an evaluation are made.
+
+    Attributes:
+        batch_size, text_batch_size: pictures and texts encoded at once.
+        cache: where vectors of pictures are kept, and looked up first; None keeps none.
+        processes: Accelerate's state, where several processes evaluate together: each encodes a share and all get the
+            same result. None: this process does it alone, whatever others there are.
+        before_projection: the image tower's pooled features instead of unit vectors of the shared space: what the
+            paper's linear probes stand on (appendix A.3).
+        corruption: what is done to the pictures before the model sees them.
+    """
+
+    batch_size: int = 64
+    text_batch_size: int = 256
+    cache: FeatureCache | None = None
+    processes: "PartialState | None" = None
+    before_projection: bool = False
+    corruption: Corruption | None = None
+
+    def key(self, model, processor) -> str:
+        """The folder of a cache that holds vectors made so."""
+        kind = "before_projection" if self.before_projection else "projected"
+        changed = f"-{self.corruption.name}-{self.corruption.severity}" if self.corruption else ""
+        return f"{model_key(model, processor)}-{kind}{changed}"
 
 
 def progress(items: Iterable, description: str, *, total: int | None = None, unit: str = "it") -> Iterable:
@@ -38,20 +73,34 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def embed_texts(model, processor, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+def embed_texts(
+    model, processor, texts: Sequence[str], *, batch_size: int = 256, processes: "PartialState | None" = None
+) -> torch.Tensor:
     """(M, D) float32 unit vectors on the CPU of M texts, `batch_size` at a time.
 
-    Raises ValueError if `texts` is empty.
+    With several processes each encodes every so-many-th batch. Raises ValueError if `texts` is empty.
     """
     if not texts:
         raise ValueError("there are no texts to encode: pass at least one.")
+    rank, world_size = _place(processes)
     batches = progress(batched(texts, batch_size), "texts", total=-(-len(texts) // batch_size), unit="batch")
     with evaluation_mode(model):
-        return torch.cat([unit_text_vectors(model, processor, batch).cpu() for batch in batches])
+        own = [
+            (number, unit_text_vectors(model, processor, batch).cpu())
+            for number, batch in enumerate(batches)
+            if number % world_size == rank
+        ]
+    return torch.cat([vectors_BD for _, vectors_BD in _gathered(own, processes)])
 
 
 def embed_images(
-    model, processor, images: Iterable, *, batch_size: int = 64, total: int | None = None
+    model,
+    processor,
+    images: Iterable,
+    *,
+    batch_size: int = 64,
+    total: int | None = None,
+    encoding: Encoding | None = None,
 ) -> ImageFeatures:
     """Vectors of a stream of pictures, of any kind that `decode_image` reads, held `batch_size` at a time.
 
@@ -62,31 +111,85 @@ def embed_images(
         images: the stream. An item may come from anywhere: it is read once, in order.
         batch_size: pictures encoded at once.
         total: how many there are, for the progress bar.
+        encoding: more of how, in place of `batch_size`. With a cache or several processes pictures are held
+            `PICTURES_PER_FILE` at a time, as they are given, and every process goes through the whole stream.
 
     Raises:
         ValueError: if no picture could be read; the message gives the reasons.
     """
-    features = ImageFeatures(torch.empty(0), [])
+    encoding = encoding or Encoding(batch_size)
+    shown = progress(images, "pictures", total=total, unit="picture")
+    encode = _picture_encoder(model, processor, encoding)
+    with evaluation_mode(model):
+        if encoding.cache is None and encoding.processes is None:
+            parts = [(0, encode(shown))]
+        else:
+            parts = _gathered(list(_encode_shares(model, processor, shown, encoding, encode)), encoding.processes)
+    kept = [number * PICTURES_PER_FILE + position for number, part in parts for position in part.kept]
+    features = ImageFeatures(torch.empty(0), kept, sum((part.skipped for _, part in parts), Counter()))
+    if not kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(features.skipped.items()))
+        raise ValueError(
+            f"no picture could be read ({reasons or 'the data set is empty'}): check the image column and the files."
+        )
+    features.vectors_ND = torch.cat([part.vectors_ND for _, part in parts if part.kept])
+    return features
 
-    def readable():
-        for position, image in enumerate(progress(images, "pictures", total=total, unit="picture")):
+
+def _picture_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable], ImageFeatures]:
+    def readable(images: Iterable, features: ImageFeatures) -> Iterator:
+        for position, image in enumerate(images):
             try:
                 picture = decode_image(image)
             except ImageDecodeError as error:
                 features.skipped[error.reason] += 1
                 continue
             features.kept.append(position)
-            yield picture
+            yield picture if encoding.corruption is None else encoding.corruption(picture, processor)
 
-    vectors = []
-    with evaluation_mode(model):
-        for batch in batched(readable(), batch_size):
+    def encode(images: Iterable) -> ImageFeatures:
+        features, vectors = ImageFeatures(torch.empty(0), []), []
+        for batch in batched(readable(images, features), encoding.batch_size):
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-            vectors.append(unit_image_vectors(model, pixel_values).cpu())
-    if not vectors:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(features.skipped.items()))
-        raise ValueError(
-            f"no picture could be read ({reasons or 'the data set is empty'}): check the image column and the files."
-        )
-    features.vectors_ND = torch.cat(vectors)
-    return features
+            if encoding.before_projection:
+                pixels = pixel_values.to(model.device, model.dtype)
+                vectors.append(model.vision_model(pixels).pooler_output.float().cpu())
+            else:
+                vectors.append(unit_image_vectors(model, pixel_values).cpu())
+        if vectors:
+            features.vectors_ND = torch.cat(vectors)
+        return features
+
+    return encode
+
+
+def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encode) -> Iterator[tuple]:
+    """(number of the share, its features) of this process's shares, from the cache where they are there."""
+    rank, world_size = _place(encoding.processes)
+    key = encoding.key(model, processor) if encoding.cache else ""
+    for number, pictures in enumerate(batched(images, PICTURES_PER_FILE)):
+        if number % world_size != rank:
+            continue
+        if encoding.cache is None:
+            yield number, encode(pictures)
+            continue
+        path = encoding.cache.path(key, pictures)
+        if found := encoding.cache.read(path):
+            features = ImageFeatures(*found)
+        else:
+            features = encode(pictures)
+            encoding.cache.write(path, features.vectors_ND, features.kept, features.skipped)
+        yield number, features
+
+
+def _place(processes: "PartialState | None") -> tuple[int, int]:
+    return (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+
+
+def _gathered(own: list[tuple], processes: "PartialState | None") -> list[tuple]:
+    """The numbered shares of all processes, in order. Shares are of any length: none is padded."""
+    if processes is not None and processes.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        own = gather_object(own)
+    return sorted(own, key=lambda item: item[0])

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hf_clip.evaluation.retrieval import RetrievalResult
+from hf_clip.evaluation.wording import WordingResult
 from hf_clip.images_hf_clip import decode_image
 
 # 8.5 inches at 200 dots are shown at half their size in a README, where 9 points then are 12 pixels.
@@ -196,6 +197,24 @@ def plot_similarity(pictures: Sequence, captions: Sequence[str], cosines_NM, out
             spine.set_visible(False)
         framed = " The framed cells belong together." if rows == columns else ""
         axes.set_xlabel(f"Cosine of each picture and each caption.{framed}", color=FAINT)
+        return _save(figure, output)
+
+
+def plot_wording(result: WordingResult, output: str | Path) -> Path:
+    """Accuracy by each template, best first, beside that of all together, as PNG. Raises ImportError as above."""
+    ranked = sorted(result.templates, key=lambda entry: entry[1])
+    with _style():
+        figure = _figure(WIDTH_INCHES, 0.9 + 0.17 * len(ranked))
+        axes = figure.add_subplot()
+        axes.scatter([accuracy for _, accuracy in ranked], range(len(ranked)), color=BLUE, s=16)
+        axes.set_yticks(range(len(ranked)), [_drawable(template[:60]) for template, _ in ranked], fontsize=7)
+        axes.set_ylim(-0.8, len(ranked) - 0.2)
+        axes.axvline(result.ensemble, color=GREEN, linewidth=1.2, label=f"all together: {result.ensemble:.3f}")
+        axes.axvline(
+            result.mean, color=FAINT, linestyle="--", label=f"mean: {result.mean:.3f} ± {result.deviation:.3f}"
+        )
+        axes.set_xlabel(f"top-1 over {result.pictures} pictures of {result.classes} classes")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.6 / (0.9 + 0.17 * len(ranked))), ncols=2)
         return _save(figure, output)
 
 

@@ -7,18 +7,24 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_clip.evaluation.features import embed_images, embed_texts
-from hf_clip.sources import Source, iterate_samples
+from hf_clip.evaluation.features import Encoding, embed_images, embed_texts
+from hf_clip.evaluation.labelled import iterate_rows, value_of
+from hf_clip.sources import Source
 
 CUTOFFS = (1, 5, 10)
 
 # Cosines closer than this are one: equal vectors differ by rounding with their place in a matrix product.
 TIE_TOLERANCE = 1e-6
+
+# What float32 leaves of a vector's length once it was normalised.
+UNIT_TOLERANCE = 5e-7
+ROWS_AT_ONCE = 16384
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Ranks:
     positives_N: torch.Tensor
 
     def metrics(self, candidate_count: int) -> dict[str, float | int]:
-        """Recalls, median rank, and the counts that they rest on, over the queries with a true candidate."""
+        """Recalls, median and mean reciprocal rank, and their counts, over the queries with a true candidate."""
         has_positive = self.positives_N > 0
         ranks = self.ranks_N[has_positive].numpy()
         if not len(ranks):
@@ -44,6 +50,7 @@ class Ranks:
         return {
             **{f"recall_at_{k}": float((ranks <= k).mean()) for k in CUTOFFS},
             "median_rank": float(np.median(ranks)),
+            "mean_reciprocal_rank": float((1 / ranks).mean()),
             "chance_at_1": float(self.positives_N[has_positive].double().mean()) / candidate_count,
             "queries": len(ranks),
             "candidates": candidate_count,
@@ -51,7 +58,7 @@ class Ranks:
 
 
 def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
-    """Recall at 1, 5 and 10 and the median rank by cosine, from pictures to texts and from texts to pictures.
+    """Recall at 1, 5 and 10, median and mean reciprocal rank by cosine, from pictures to texts and the other way.
 
     A query counts as found at k if any of its true candidates is among the first k. Ties are resolved against
     the model: a false candidate with the cosine of the true one (within 1e-6) is placed before it, so a model
@@ -65,8 +72,8 @@ def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int
 
     Returns:
         `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10`,
-        `median_rank`, `chance_at_1` (what a random order scores), `queries` and `candidates`. Queries without
-        a true candidate are left out; all candidates stay.
+        `median_rank`, `mean_reciprocal_rank`, `chance_at_1` (what a random order scores), `queries` and `candidates`.
+        Queries without a true candidate are left out; all candidates stay.
 
     Raises:
         ValueError: if shapes or indices do not fit, nothing belongs together, or a vector holds NaN or
@@ -93,7 +100,10 @@ def rank_positives(
         raise ValueError(f"pictures have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model.")
     images_P, texts_P = _pairs(positives, len(image_ND), len(text_MD))
     cosines_P = torch.cat(
-        [(image_ND[i] * text_MD[t]).sum(-1) for i, t in zip(images_P.split(65536), texts_P.split(65536), strict=True)]
+        [
+            (image_ND[images] * text_MD[texts]).sum(-1)
+            for images, texts in zip(images_P.split(ROWS_AT_ONCE), texts_P.split(ROWS_AT_ONCE), strict=True)
+        ]
     )
     sides = _Side(len(image_ND), images_P, cosines_P), _Side(len(text_MD), texts_P, cosines_P)
     for row in range(0, len(image_ND), tile_size):
@@ -134,19 +144,20 @@ class _Side:
 
 
 def _unit_vectors(name: str, vectors) -> torch.Tensor:
+    """Float unit vectors, the given ones where they are such: half a million of them are a gigabyte."""
     vectors = torch.as_tensor(vectors).detach().cpu()
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ValueError(f"{name} has the shape {tuple(vectors.shape)}: pass one row for each item, at least one.")
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    norms = torch.cat([rows.norm(dim=-1) for rows in vectors.split(ROWS_AT_ONCE)])
     # A comparison with NaN is false: a model that diverged would seem to have nothing before its true
     # candidates.
-    is_broken = ~torch.isfinite(vectors).all(dim=1)
-    if is_broken.any():
+    if broken := int((~torch.isfinite(norms)).sum()):
         raise ValueError(
-            f"{name} holds NaN or infinity in {int(is_broken.sum())} of {len(vectors)} rows: the model has "
+            f"{name} holds NaN or infinity in {broken} of {len(vectors)} rows: the model has "
             "diverged or overflows in its dtype. Evaluate an earlier checkpoint, or in float32."
         )
-    return F.normalize(vectors, dim=-1)
+    return vectors if (norms - 1).abs().max() < UNIT_TOLERANCE else F.normalize(vectors, dim=-1)
 
 
 def _pairs(positives: Sequence[int | Iterable[int]], image_count: int, text_count: int):
@@ -177,10 +188,11 @@ class RetrievalResult:
         skipped: how many pictures were left out, by reason.
         seconds: time that the evaluation took, decoding included.
         names: the M candidates.
-        targets: for each of the N pictures the index of its name.
+        targets: for each of the N pictures the index of its name, the first where it has several.
         rows: for each of the N pictures its position in the data that was given, skipped ones counted.
         ranks: `Ranks` of the pictures' names.
         image_vectors_ND, text_vectors_MD: float32 unit vectors on the CPU.
+        groups: for each column that was asked for, the metrics among the pictures of each value and their texts alone.
     """
 
     title: str
@@ -193,6 +205,7 @@ class RetrievalResult:
     ranks: Ranks = field(repr=False)
     image_vectors_ND: torch.Tensor = field(repr=False)
     text_vectors_MD: torch.Tensor = field(repr=False)
+    groups: dict[str, dict[str, dict]] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -200,22 +213,17 @@ class RetrievalResult:
             "protocol": "retrieval",
             "title": self.title,
             **self.metrics,
+            "by": self.groups,
             "skipped": dict(self.skipped),
             "seconds": round(self.seconds, 3),
         }
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
-        lines = [
-            self.title,
-            f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'median':>8}{'queries':>9}{'candidates':>12}",
-        ]
-        for direction, label in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
-            found = self.metrics[direction]
-            recalls = "".join(f"{found[f'recall_at_{k}']:7.3f}" for k in CUTOFFS)
-            counts = f"{found['median_rank']:8g}{found['queries']:9d}{found['candidates']:12d}"
-            lines.append(f"{label:14}{recalls}{counts}")
+        lines = [self.title, *_metric_lines("", {"": self.metrics})]
         lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
+        for column, values in self.groups.items():
+            lines += ["", *_metric_lines(column, values)]
         if self.skipped:
             lines.append(
                 "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
@@ -237,6 +245,29 @@ class RetrievalResult:
         cosines_M = self.text_vectors_MD @ self.image_vectors_ND[index]
         scores, names = cosines_M.topk(min(count, len(self.names)))
         return list(zip(names.tolist(), scores.tolist(), strict=True))
+
+
+def _metric_lines(column: str, metrics_by_value: dict[str, dict]) -> list[str]:
+    width = max(len(column), *map(len, metrics_by_value)) + 2 if column else 0
+    titles = f"{'R@1':>7}{'R@5':>7}{'R@10':>7}{'median':>8}{'MRR':>7}{'queries':>9}{'candidates':>12}"
+    lines = [f"{column:{width}}{'':14}{titles}"]
+    for value, metrics in metrics_by_value.items():
+        for direction, label in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+            found = metrics[direction]
+            recalls = "".join(f"{found[f'recall_at_{k}']:7.3f}" for k in CUTOFFS)
+            ranks = f"{found['median_rank']:8g}{found['mean_reciprocal_rank']:7.3f}"
+            lines.append(f"{value:{width}}{label:14}{recalls}{ranks}{found['queries']:9d}{found['candidates']:12d}")
+    return lines
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A picture's captions, what it shows, and its value in each column that results are wanted by."""
+
+    row: int
+    concept: Hashable | None
+    captions: list[str]
+    values: tuple[str | None, ...] = ()
 
 
 def evaluate_pairs(
@@ -265,60 +296,14 @@ def evaluate_pairs(
         total: number of pairs, for the progress bar.
 
     Raises:
-        ValueError: if no picture with a name could be read.
+        ValueError: if no picture with a name could be read, or all have one name: then nothing is to be found.
     """
-    started = time.perf_counter()
-    named, unnamed = [], Counter()
-
-    def pictures() -> Iterator:
-        for row, (picture, concept, name) in enumerate(pairs):
-            if name and name.strip():
-                named.append((row, concept, name.strip()))
-                yield picture
-            else:
-                unnamed["no_caption"] += 1
-
-    features = embed_images(model, processor, pictures(), batch_size=batch_size, total=total)
-    rows, concepts, given_names = zip(*(named[position] for position in features.kept), strict=True)
-    names, targets = _merge_names(concepts, given_names)
-    text_vectors_MD = embed_texts(model, processor, names, batch_size=text_batch_size)
-    image_ranks, text_ranks = rank_positives(features.vectors_ND, text_vectors_MD, targets)
-    return RetrievalResult(
-        title=title,
-        metrics={
-            "image_to_text": image_ranks.metrics(len(names)),
-            "text_to_image": text_ranks.metrics(len(rows)),
-        },
-        skipped=features.skipped + unnamed,
-        seconds=time.perf_counter() - started,
-        names=names,
-        targets=targets,
-        rows=list(rows),
-        ranks=image_ranks,
-        image_vectors_ND=features.vectors_ND,
-        text_vectors_MD=text_vectors_MD,
+    items = (
+        (picture, _Item(row, concept, [name.strip()] if name and name.strip() else []))
+        for row, (picture, concept, name) in enumerate(pairs)
     )
-
-
-def _merge_names(concepts: Sequence[Hashable | None], given_names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Candidates without duplicates, and for each picture the index of its candidate."""
-    name_of_concept: dict[Hashable, str] = {}
-    index_of_name: dict[str, int] = {}
-    names, targets = [], []
-    for concept, given in zip(concepts, given_names, strict=True):
-        name = given if concept is None else name_of_concept.setdefault(concept, given)
-        key = " ".join(name.split()).casefold()
-        if key not in index_of_name:
-            index_of_name[key] = len(names)
-            names.append(name)
-        targets.append(index_of_name[key])
-    return names, targets
-
-
-def source_pairs(source: Source) -> Iterator[tuple[object, Hashable | None, str | None]]:
-    """(picture, concept, name) of each row, for `evaluate_pairs`; the first caption is the name."""
-    for sample in iterate_samples(source.require_captions()):
-        yield sample.image, sample.concept, sample.captions[0] if sample.captions else None
+    encoding = Encoding(batch_size, text_batch_size)
+    return _evaluate_items(model, processor, items, title=title, encoding=encoding, total=total)
 
 
 def evaluate_retrieval(
@@ -329,19 +314,139 @@ def evaluate_retrieval(
     title: str | None = None,
     batch_size: int = 64,
     text_batch_size: int = 256,
+    captions: Literal["first", "all"] = "first",
+    by: Sequence[str] = (),
+    encoding: Encoding | None = None,
 ) -> RetrievalResult:
-    """Retrieval over a source, as `evaluate_pairs` has it; pictures are decoded as they come and not kept.
+    """Retrieval over a source; pictures are decoded as they come and not kept.
 
-    The first caption of the first caption column is a picture's name, the concept column tells which pictures
-    show the same. Raises ValueError if no picture with a name could be read, and SourceError if there are no
-    captions.
+    The concept column, where there is one, tells which pictures show the same.
+
+    Args:
+        captions: "first": the first caption of the first caption column is a picture's name, and the only candidate
+            of its concept, as `evaluate_pairs` has it. "all": every caption is a candidate, and a picture's are all
+            those of its concept (five a picture in Flickr30k and COCO). Lines of one field are captions of their own.
+        by: columns, for each of whose values the same is measured among its pictures and texts alone, such as the
+            language; opened as the source's `keyword_columns`.
+        title: what the result is called.
+        batch_size, text_batch_size: pictures and texts encoded at once.
+        encoding: more of how vectors are made, in place of the batch sizes.
+
+    Raises:
+        SourceError: if there are no captions, or the source was opened without a column of `by`.
+        ValueError: if `captions` is neither; if no picture with a caption could be read, or all have one.
     """
-    return evaluate_pairs(
+    if captions not in ("first", "all"):
+        raise ValueError(f"captions={captions!r} is unknown: use 'first' or 'all'.")
+    source = source.require_captions()
+    items = (
+        (sample.image, _Item(row, sample.concept, found, tuple(value_of(source, content, column) for column in by)))
+        for row, (sample, content) in enumerate(iterate_rows(source, by))
+        for found in [_split_lines(sample.captions) if captions == "all" else sample.captions[:1]]
+    )
+    return _evaluate_items(
         model,
         processor,
-        source_pairs(source),
+        items,
         title=title or f"retrieval on {source.name}",
-        batch_size=batch_size,
-        text_batch_size=text_batch_size,
+        encoding=encoding or Encoding(batch_size, text_batch_size),
         total=source.num_rows,
+        has_one_name=captions == "first",
+        by=by,
     )
+
+
+def _split_lines(captions: Iterable[str]) -> list[str]:
+    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+
+
+def _evaluate_items(
+    model,
+    processor,
+    items: Iterable[tuple[object, _Item]],
+    *,
+    title: str,
+    encoding: Encoding,
+    total: int | None,
+    has_one_name: bool = True,
+    by: Sequence[str] = (),
+) -> RetrievalResult:
+    started = time.perf_counter()
+    named, unnamed = [], Counter()
+
+    def pictures() -> Iterator:
+        for picture, item in items:
+            if item.captions:
+                named.append(item)
+                yield picture
+            else:
+                unnamed["no_caption"] += 1
+
+    features = embed_images(model, processor, pictures(), total=total, encoding=encoding)
+    kept = [named[position] for position in features.kept]
+    names, positives = _candidates(kept, has_one_name)
+    if len(names) < 2:
+        raise ValueError(
+            f"{title}: all {len(kept)} pictures have one name, {names[0]!r}, which any model finds: check the caption "
+            "and concept columns, and what `where` keeps."
+        )
+    text_vectors_MD = embed_texts(
+        model, processor, names, batch_size=encoding.text_batch_size, processes=encoding.processes
+    )
+    image_ranks, text_ranks = rank_positives(features.vectors_ND, text_vectors_MD, positives)
+    vectors = features.vectors_ND, text_vectors_MD
+    return RetrievalResult(
+        title=title,
+        metrics={
+            "image_to_text": image_ranks.metrics(len(names)),
+            "text_to_image": text_ranks.metrics(len(kept)),
+        },
+        skipped=features.skipped + unnamed,
+        seconds=time.perf_counter() - started,
+        names=names,
+        targets=[texts[0] for texts in positives],
+        rows=[item.row for item in kept],
+        ranks=image_ranks,
+        image_vectors_ND=features.vectors_ND,
+        text_vectors_MD=text_vectors_MD,
+        groups={
+            column: _metrics_by_value(vectors, positives, [item.values[place] for item in kept])
+            for place, column in enumerate(by)
+        },
+    )
+
+
+def _candidates(items: Sequence[_Item], has_one_name: bool) -> tuple[list[str], list[list[int]]]:
+    """Candidates without duplicates, and for each picture the indices of its own."""
+    texts_of_concept: dict[Hashable, list[str]] = {}
+    for item in items:
+        if item.concept is not None and not (has_one_name and item.concept in texts_of_concept):
+            texts_of_concept.setdefault(item.concept, []).extend(item.captions)
+    index_of_name: dict[str, int] = {}
+    names, positives = [], []
+    for item in items:
+        texts = item.captions if item.concept is None else texts_of_concept[item.concept]
+        indices = []
+        for text in texts:
+            index = index_of_name.setdefault(" ".join(text.split()).casefold(), len(names))
+            if index == len(names):
+                names.append(text)
+            indices.append(index)
+        positives.append(list(dict.fromkeys(indices)))
+    return names, positives
+
+
+def _metrics_by_value(vectors, positives: list[list[int]], values: list[str | None]) -> dict[str, dict]:
+    """Metrics within each value: its pictures among the texts that belong to them, and the other way."""
+    image_vectors_ND, text_vectors_MD = vectors
+    found = {}
+    for value in sorted({value for value in values if value is not None}):
+        images = [image for image, own in enumerate(values) if own == value]
+        texts = sorted({text for image in images for text in positives[image]})
+        place = {text: index for index, text in enumerate(texts)}
+        found[value] = retrieval_metrics(
+            image_vectors_ND[images],
+            text_vectors_MD[texts],
+            [[place[text] for text in positives[image]] for image in images],
+        )
+    return found

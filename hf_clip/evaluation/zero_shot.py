@@ -1,17 +1,22 @@
 """Zero-shot classification over a labelled data set, as the paper reports it (section 3.1 and appendix A)."""
 
-# Shapes: N pictures, C classes, K candidates kept.
+# Shapes: B pictures of a batch, N pictures, C classes, K candidates kept.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from hf_clip.evaluation.features import embed_images
-from hf_clip.sources import Source, iterate_samples
-from hf_clip.zero_shot_hf_clip import ZeroShotClassifier
+from hf_clip.evaluation import metrics
+from hf_clip.evaluation.features import Encoding
+from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, names_of_labels
+from hf_clip.sources import Source
+from hf_clip.zero_shot_hf_clip import ZeroShotClassifier, check_finite
+
+PICTURES_AT_ONCE = 1024
 
 
 @dataclass
@@ -20,61 +25,85 @@ class ZeroShotResult:
 
     Attributes:
         title: what was evaluated.
-        top_1: share of pictures whose class came first.
+        top_1: share of pictures whose class came first; where pictures have several, whose first was one of them.
         top_5: share of pictures whose class was among the first five; None with five classes or fewer, where
             it would always be 1.
-        mean_per_class: `top_1` of each class that has pictures, averaged over classes.
-        per_class: number of pictures and `top_1` of each class, in the order of the labels.
-        chance: what guessing one of the classes evenly scores.
+        mean_per_class: `top_1` of each class that has pictures, averaged over classes; None with several labels.
+        per_class: number of pictures and `top_1` (or `average_precision`) of each class, in the order of the labels.
+        chance: what guessing one of the classes evenly scores; None with several labels.
         templates: the texts that the labels were set in.
         skipped: how many pictures were left out, by reason.
         seconds: time that the evaluation took, decoding included.
+        pictures: how many were classified.
+        calibration_error: see `metrics.expected_calibration_error`; None with several labels.
+        mean_average_precision, mean_average_precision_11: with several labels, by all points and by VOC 2007's eleven.
+        groups: the same numbers for each value of each column that was asked for.
+        confusion_CC: pictures of each class (rows) by the class that came first; None with several labels.
+        confidences_N, is_hit_N: the first class's score of each picture, and whether it was right.
     """
 
     title: str
     top_1: float
     top_5: float | None
-    mean_per_class: float
+    mean_per_class: float | None
     per_class: list[dict]
-    chance: float
+    chance: float | None
     templates: tuple[str, ...]
     skipped: Counter[str]
     seconds: float
-
-    @property
-    def pictures(self) -> int:
-        return sum(row["pictures"] for row in self.per_class)
+    pictures: int
+    calibration_error: float | None = None
+    mean_average_precision: float | None = None
+    mean_average_precision_11: float | None = None
+    groups: dict[str, dict[str, dict]] = field(default_factory=dict)
+    confusion_CC: np.ndarray | None = None
+    confidences_N: np.ndarray | None = None
+    is_hit_N: np.ndarray | None = None
 
     @property
     def classes(self) -> int:
         return len(self.per_class)
 
+    @property
+    def labels(self) -> list[str]:
+        return [row["label"] for row in self.per_class]
+
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
+        confusions = {}
+        if self.confusion_CC is not None:
+            confusions["frequent_confusions"] = metrics.frequent_confusions(self.confusion_CC, self.labels)
         return {
             "protocol": "zero-shot",
             "title": self.title,
-            "top_1": self.top_1,
-            "top_5": self.top_5,
-            "mean_per_class": self.mean_per_class,
+            **{key: getattr(self, key) for key in NUMBERS},
             "chance": self.chance,
             "pictures": self.pictures,
             "classes": self.classes,
             "templates": list(self.templates),
             "per_class": self.per_class,
+            **confusions,
+            "by": self.groups,
             "skipped": dict(self.skipped),
             "seconds": round(self.seconds, 3),
         }
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
-        top_5 = "-" if self.top_5 is None else f"{self.top_5:.3f}"
+        chance = "-" if self.chance is None else f"{self.chance:.3f}"
         lines = [
             self.title,
-            f"{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'chance':>8}{'pictures':>10}{'classes':>9}",
-            f"{self.top_1:7.3f}{top_5:>7}{self.mean_per_class:16.3f}{self.chance:8.3f}"
-            f"{self.pictures:10d}{self.classes:9d}",
+            f"{HEADER}{'chance':>8}{'pictures':>10}{'classes':>9}",
+            f"{_cells(vars(self))}{chance:>8}{self.pictures:10d}{self.classes:9d}",
         ]
+        for column, rows in self.groups.items():
+            width = max(len(column), *map(len, rows)) + 2
+            lines += [
+                "",
+                f"{column:{width}}{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'mAP':>7}{'calibration':>13}",
+            ]
+            lines[-1] += f"{'pictures':>10}"
+            lines += [f"{value:{width}}{_cells(row)}{row['pictures']:10d}" for value, row in rows.items()]
         if self.skipped:
             lines.append(
                 "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
@@ -82,113 +111,218 @@ class ZeroShotResult:
         return "\n".join(lines)
 
 
+NUMBERS = (
+    "top_1",
+    "top_5",
+    "mean_per_class",
+    "calibration_error",
+    "mean_average_precision",
+    "mean_average_precision_11",
+)
+COLUMNS = (
+    ("top-1", "top_1"),
+    ("top-5", "top_5"),
+    ("mean per class", "mean_per_class"),
+    ("mAP", "mean_average_precision"),
+    ("calibration", "calibration_error"),
+)
+HEADER = "".join(f"{title:>{max(len(title) + 2, 7)}}" for title, _ in COLUMNS)
+
+
+def _cells(numbers: dict) -> str:
+    shown = ((title, "-" if numbers[key] is None else f"{numbers[key]:.3f}") for title, key in COLUMNS)
+    return "".join(f"{value:>{max(len(title) + 2, 7)}}" for title, value in shown)
+
+
 def evaluate_zero_shot(
     model,
     processor,
     source: Source,
     *,
-    label_names: Sequence[str] | None = None,
+    label_names: Sequence[str | Sequence[str]] | None = None,
     templates: Sequence[str] = ("{}",),
     title: str | None = None,
     batch_size: int = 64,
+    by: Sequence[str] = (),
+    is_multi_label: bool = False,
+    encoding: Encoding | None = None,
 ) -> ZeroShotResult:
-    """Top-1, top-5 and mean per class of zero-shot classification over a source with labels.
+    """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
 
     Classes of equal score are placed in the order of the labels, as argmax does. Pictures that cannot be
     read, and those without a label, are left out and counted.
 
     Args:
-        label_names: the names of the classes in the order of their numbers. By default they are the source's
-            own, or else the labels that occur, sorted, where labels are words.
+        label_names: the classes in the order of their numbers, each by one name or several. By default they are the
+            source's own, or else the labels that occur, sorted, where labels are words.
         templates: texts in which `{}` stands for the class's name; see `ZeroShotClassifier`.
         title: what the result is called.
         batch_size: pictures encoded at once.
+        by: columns, for each of whose values the same is measured; opened as the source's `keyword_columns`.
+        is_multi_label: a picture's label is a list: mean average precision is measured. All N x C scores are held.
+        encoding: more of how vectors are made, in place of `batch_size`.
 
     Raises:
-        SourceError: if the source has no label column.
+        SourceError: if the source has no label column, or was opened without a column of `by`.
         ValueError: if the classes have no names, a label is none of them, no picture with a label could be
             read, or a vector holds NaN or infinity.
     """
-    started = time.perf_counter()
-    classes = _Classes(label_names, source.require_label().label_names)
-    labels, unlabelled = [], Counter()
+    task = ZeroShotTask(model, processor, source, label_names, templates, by, is_multi_label)
+    return task.run(encoding or Encoding(batch_size), title or f"zero-shot classification of {source.name}")
 
-    def pictures() -> Iterator:
-        for sample in iterate_samples(source):
-            if sample.label is None or sample.label == "-1":
-                unlabelled["no_label"] += 1
-            else:
-                classes.check(sample.label, sample.key)
-                labels.append(sample.label)
-                yield sample.image
 
-    features = embed_images(model, processor, pictures(), batch_size=batch_size, total=source.num_rows)
-    names, numbers = classes.resolve([labels[position] for position in features.kept])
-    classifier = ZeroShotClassifier(model, processor, names, templates)
-    numbers_N = torch.tensor(numbers)
-    is_hit_NK = _ranked_classes(classifier, features.vectors_ND) == numbers_N[:, None]
-    per_class = _per_class(names, numbers_N, is_hit_NK[:, 0])
-    seen = [row["top_1"] for row in per_class if row["pictures"]]
-    return ZeroShotResult(
-        title=title or f"zero-shot classification of {source.name}",
-        top_1=is_hit_NK[:, 0].double().mean().item(),
-        top_5=is_hit_NK.any(1).double().mean().item() if len(names) > 5 else None,
-        mean_per_class=sum(seen) / len(seen),
-        per_class=per_class,
-        chance=1 / len(names),
-        templates=classifier.templates,
-        skipped=features.skipped + unlabelled,
-        seconds=time.perf_counter() - started,
-    )
+class ZeroShotTask:
+    """A zero-shot evaluation that can be run again under other conditions: texts are encoded once."""
+
+    def __init__(self, model, processor, source: Source, label_names, templates, by=(), is_multi_label: bool = False):
+        self.model, self.processor, self.source = model, processor, source.require_label()
+        self.templates, self.by, self.is_multi_label = templates, by, is_multi_label
+        self.classes = _Classes(label_names, names_of_labels(source))
+        self.classifier: ZeroShotClassifier | None = None
+
+    def run(self, encoding: Encoding, title: str) -> ZeroShotResult:
+        """Arguments and errors as `evaluate_zero_shot` has them."""
+        started = time.perf_counter()
+        found = embed_labelled(
+            self.model,
+            self.processor,
+            self.source,
+            encoding,
+            by=self.by,
+            is_multi_label=self.is_multi_label,
+            check=self.classes.check,
+        )
+        if self.classifier is None:
+            self.classes.settle(found.labels)
+            self.classifier = ZeroShotClassifier(
+                self.model, self.processor, self.classes.names, self.templates, batch_size=encoding.text_batch_size
+            )
+        guesses = _Guesses(self.classifier, found, self.classes.number_of, self.is_multi_label)
+        everything = np.arange(len(found.labels))
+        return ZeroShotResult(
+            title=title,
+            **guesses.numbers(everything),
+            per_class=guesses.per_class(self.classifier.labels),
+            chance=None if self.is_multi_label else 1 / len(self.classifier.labels),
+            templates=self.classifier.templates,
+            skipped=found.skipped,
+            seconds=time.perf_counter() - started,
+            groups={column: guesses.by_value(values) for column, values in found.groups.items()},
+            confusion_CC=guesses.confusion(len(self.classifier.labels)),
+            confidences_N=guesses.confidences_N,
+            is_hit_N=guesses.is_hit_NK[:, 0],
+        )
 
 
 class _Classes:
     """The classes, from what the caller says, what the source says, and which labels occur."""
 
-    def __init__(self, given: Sequence[str] | None, of_source: Sequence[str] | None):
-        self.names = list(given or of_source or ())
-        if given and of_source and len(given) != len(of_source):
-            raise ValueError(
-                f"{len(given)} label_names for {len(of_source)} classes: give one for each, in their order."
-            )
+    def __init__(self, given: Sequence[str | Sequence[str]] | None, of_source: Sequence[str] | None):
+        self.names = [(names,) if isinstance(names, str) else tuple(names) for names in given or of_source or ()]
+        if given and of_source:
+            if len(given) != len(of_source):
+                raise ValueError(
+                    f"{len(given)} label_names for {len(of_source)} classes: give one for each, in their order."
+                )
+            self.names = _in_the_order_of(of_source, self.names)
         # A source that knows its classes gives labels by its names, another one by their numbers as text.
         numbers = {} if of_source else {str(number): number for number in range(len(self.names))}
-        self.number_of = numbers | {name: number for number, name in enumerate(of_source or self.names)}
+        named = {name: number for number, names in enumerate(self.names) for name in names}
+        self.number_of = numbers | ({name: number for number, name in enumerate(of_source)} if of_source else named)
 
     def check(self, label: str, place: str) -> None:
         """Raise ValueError unless `label` can be one of the classes; `place` says where it stands."""
         if self.names and label not in self.number_of:
             raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give label_names for all.")
         if not self.names and label.lstrip("-").isdigit():
-            raise ValueError(f"{place}: label {label!r} has no name. Give label_names in the order of the numbers.")
+            raise ValueError(
+                f"{place}: label {label!r} has no name. Give label_names in the order of the numbers "
+                "(eval: --label-names FILE)."
+            )
 
-    def resolve(self, labels: list[str]) -> tuple[list[str], list[int]]:
-        """The names of the classes, and the number of each label."""
-        names = self.names or sorted(set(labels))
-        number_of = self.number_of or {name: number for number, name in enumerate(names)}
-        return names, [number_of[label] for label in labels]
+    def settle(self, labels: list[tuple[str, ...]]) -> None:
+        """Take the labels that occur for the classes, where nobody named them."""
+        if not self.names:
+            self.names = [(name,) for name in sorted({label for several in labels for label in several})]
+            self.number_of = {names[0]: number for number, names in enumerate(self.names)}
 
 
-def _ranked_classes(classifier: ZeroShotClassifier, image_vectors_ND: torch.Tensor) -> torch.Tensor:
-    """(N, K) numbers of the first K <= 5 classes of each picture."""
-    if not (torch.isfinite(image_vectors_ND).all() and torch.isfinite(classifier.class_vectors_CD).all()):
-        raise ValueError(
-            "vectors hold NaN or infinity: the model has diverged or overflows in its dtype. "
-            "Evaluate an earlier checkpoint, or in float32."
-        )
-    # topk does not say which of two equal scores comes first; a stable sort does.
-    return torch.cat(
-        [
-            classifier.logits(vectors_BD).sort(dim=-1, descending=True, stable=True).indices[:, :5].cpu()
-            for vectors_BD in image_vectors_ND.split(1024)
+def _in_the_order_of(of_source: Sequence[str], names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The names as given, or in the other order where both lists hold the same: published lists have their own."""
+
+    def simple(name: str) -> str:
+        return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+    by_name = {simple(name): several for several in names for name in several}
+    wanted = [by_name.get(simple(name)) for name in of_source]
+    return wanted if None not in wanted and len(set(wanted)) == len(names) else names
+
+
+class _Guesses:
+    """What the classifier says of each picture, and what is true."""
+
+    def __init__(
+        self, classifier: ZeroShotClassifier, found: LabelledFeatures, number_of: dict[str, int], is_multi_label: bool
+    ):
+        vectors_ND = check_finite(found.vectors_ND, "pictures")
+        batches = vectors_ND.split(PICTURES_AT_ONCE)
+        ranked = [classifier.rank(vectors_BD.to(classifier.class_vectors_CD), 5) for vectors_BD in batches]
+        self.confidences_N = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
+        self.numbers_NK = torch.cat([numbers_BK.cpu() for _, numbers_BK in ranked]).numpy()
+        self.class_count = len(classifier.labels)
+        self.is_multi_label = is_multi_label
+        if is_multi_label:
+            self.logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in batches]).numpy()
+            self.is_true_NC = np.zeros(self.logits_NC.shape, dtype=bool)
+            for row, labels in enumerate(found.labels):
+                self.is_true_NC[row, [number_of[label] for label in labels]] = True
+            self.is_hit_NK = np.take_along_axis(self.is_true_NC, self.numbers_NK, axis=1)
+        else:
+            self.truth_N = np.array([number_of[labels[0]] for labels in found.labels])
+            self.is_hit_NK = self.numbers_NK == self.truth_N[:, None]
+
+    def numbers(self, rows: np.ndarray) -> dict:
+        """The metrics over some of the pictures, by their places."""
+        hits_NK = self.is_hit_NK[rows]
+        found = {"pictures": len(rows), **dict.fromkeys(NUMBERS)}
+        found["top_1"] = metrics.accuracy(hits_NK[:, 0])
+        found["top_5"] = metrics.accuracy(hits_NK.any(1)) if self.class_count > 5 else None
+        if self.is_multi_label:
+            scores_NC, is_true_NC = self.logits_NC[rows], self.is_true_NC[rows]
+            found["mean_average_precision"] = metrics.mean_average_precision(scores_NC, is_true_NC)
+            found["mean_average_precision_11"] = metrics.mean_average_precision(scores_NC, is_true_NC, points=11)
+        else:
+            found["mean_per_class"] = metrics.mean_per_class(self.truth_N[rows], hits_NK[:, 0])
+            found["calibration_error"] = metrics.expected_calibration_error(self.confidences_N[rows], hits_NK[:, 0])
+        return found
+
+    def by_value(self, values: list[str | None]) -> dict[str, dict]:
+        """`numbers` of the pictures of each value, the values sorted; pictures without one are in none."""
+        rows_of: dict[str, list[int]] = {}
+        for row, value in enumerate(values):
+            if value is not None:
+                rows_of.setdefault(value, []).append(row)
+        return {value: self.numbers(np.array(rows_of[value])) for value in sorted(rows_of)}
+
+    def per_class(self, names: list[str]) -> list[dict]:
+        if self.is_multi_label:
+            columns = zip(names, self.logits_NC.T, self.is_true_NC.T, strict=True)
+            return [
+                {
+                    "label": name,
+                    "pictures": int(true_N.sum()),
+                    "average_precision": metrics.average_precision(scores_N, true_N) if true_N.any() else None,
+                }
+                for name, scores_N, true_N in columns
+            ]
+        counts_C = np.bincount(self.truth_N, minlength=len(names)).tolist()
+        hits_C = np.bincount(self.truth_N[self.is_hit_NK[:, 0]], minlength=len(names)).tolist()
+        return [
+            {"label": name, "pictures": count, "top_1": hits / count if count else None}
+            for name, count, hits in zip(names, counts_C, hits_C, strict=True)
         ]
-    )
 
-
-def _per_class(names: list[str], labels_N: torch.Tensor, is_hit_N: torch.Tensor) -> list[dict]:
-    counts_C = torch.bincount(labels_N, minlength=len(names)).tolist()
-    hits_C = torch.bincount(labels_N[is_hit_N], minlength=len(names)).tolist()
-    return [
-        {"label": name, "pictures": count, "top_1": hits / count if count else None}
-        for name, count, hits in zip(names, counts_C, hits_C, strict=True)
-    ]
+    def confusion(self, class_count: int) -> np.ndarray | None:
+        if self.is_multi_label:
+            return None
+        return metrics.confusion(self.truth_N, self.numbers_NK[:, 0], class_count)

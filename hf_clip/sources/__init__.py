@@ -8,14 +8,17 @@ the other formats through generators of this room (`readers.py` says why).
 from .errors import SourceError
 from .opening import open_source
 from .sample import ROW_KEY, Sample, Source, clean_captions, iterate_samples, to_sample
+from .shards import Shard, list_shards
 
 __all__ = [
     "ROW_KEY",
     "Sample",
+    "Shard",
     "Source",
     "SourceError",
     "clean_captions",
     "iterate_samples",
+    "list_shards",
     "open_source",
     "to_sample",
 ]

@@ -1,7 +1,8 @@
 """Opening: one function for each way that data can stand, all ending in the same kind of stream."""
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from .readers import (
     read_rows,
 )
 from .sample import ROW_KEY, Source, as_text, iterate_samples
+from .shards import Keep, find_indexed_rows, find_marked_rows, find_row_groups
 
 ROWS_TO_LOOK_AT = 100
 PICTURES_PER_SHARD = 1024
@@ -135,7 +137,9 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
     )
     # One shard a row group, so that no more than one is in memory, and lanes and workers share a single file.
     dataset = dataset.reshard()
-    return _finish(dataset, name, columns, request, all_columns=features, num_rows=total, file_starts=tuple(starts))
+    find_rows = partial(find_row_groups, files, columns)
+    known = {"num_rows": total, "file_starts": tuple(starts)}
+    return _finish(dataset, name, columns, request, all_columns=features, find_rows=find_rows, **known)
 
 
 def _open_saved_to_disk(folder: Path, request: Request) -> Source:
@@ -150,7 +154,7 @@ def _open_saved_to_disk(folder: Path, request: Request) -> Source:
     if len(dataset) == 0:
         raise SourceError(f"{str(folder)!r} has no rows. Save the data set again.")
     stream = dataset.to_iterable_dataset(num_shards=-(-len(dataset) // PICTURES_PER_SHARD))
-    return _open_typed(stream, str(folder), request, len(dataset))
+    return _open_typed(stream, str(folder), request, len(dataset), saved=dataset)
 
 
 def _open_hub(data: str, request: Request) -> Source:
@@ -175,8 +179,14 @@ def _open_hub(data: str, request: Request) -> Source:
         ) from error
 
 
-def _open_typed(dataset: datasets.IterableDataset, name: str, request: Request, num_rows: int | None) -> Source:
-    """Open a stream whose features are known and whose pictures are inside."""
+def _open_typed(
+    dataset: datasets.IterableDataset,
+    name: str,
+    request: Request,
+    num_rows: int | None,
+    saved: datasets.Dataset | None = None,
+) -> Source:
+    """Open a stream whose features are known and whose pictures are inside; `saved` has its rows by number."""
     features = dataset.features
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) == "text":
@@ -184,8 +194,11 @@ def _open_typed(dataset: datasets.IterableDataset, name: str, request: Request, 
             f"column {columns.image!r} of {name!r} holds text, not pictures. Columns: {', '.join(features)}. "
             f"{how_to_set('image_column')}. Paths are read from local CSV, JSON lines and parquet files."
         )
-    dataset = dataset.select_columns(columns.read)
-    return _finish(dataset, name, columns, request, all_columns=features, num_rows=num_rows)
+    dataset, find_rows = dataset.select_columns(columns.read), None
+    if saved is not None:
+        rows = saved.select_columns(columns.read).cast_column(columns.image, datasets.Image(decode=False))
+        find_rows = partial(find_indexed_rows, rows)
+    return _finish(dataset, name, columns, request, all_columns=features, num_rows=num_rows, find_rows=find_rows)
 
 
 def _open_rows(files: list[Path], name: str, request: Request) -> Source:
@@ -213,7 +226,8 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
         features=features,
         gen_kwargs={"files": [str(file) for file in files], "columns": columns},
     )
-    return _finish(dataset, name, columns, request, all_columns=head)
+    find_rows = partial(find_marked_rows, files, columns)
+    return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
 
 
 def _open_pictures(files: list[Path], root: Path | None, name: str, request: Request) -> Source:
@@ -253,14 +267,17 @@ def _finish(
     all_columns: Sequence[str] | Mapping[str, Any],
     num_rows: int | None = None,
     file_starts: tuple[tuple[str, int], ...] = (),
+    find_rows: Callable[[Keep | None], list] | None = None,
 ) -> Source:
     """Cast the pictures, keep the rows asked for, read the first."""
     dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     label = dataset.features.get(columns.label) if columns.label else None
-    whole = dataset
+    whole, keep = dataset, None
     if request.where:
         names = {column: getattr(dataset.features[column], "names", None) for column in columns.where}
-        dataset = dataset.filter(_has_values, fn_kwargs={"where": request.where, "names": names})
+        wanted = {"where": request.where, "names": names}
+        dataset = dataset.filter(_has_values, fn_kwargs=wanted)
+        keep = partial(_has_values, **wanted)
         num_rows, file_starts = None, ()
     source = Source(
         dataset=dataset,
@@ -274,6 +291,7 @@ def _finish(
         num_rows=num_rows,
         columns=tuple(all_columns),
         file_starts=file_starts,
+        find_rows=None if find_rows is None else partial(find_rows, keep),
     )
     if next(iterate_samples(source), None) is None:
         raise _no_rows(whole, name, request)

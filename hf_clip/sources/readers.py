@@ -7,12 +7,13 @@ lists among them are the shards.
 """
 
 import csv
+import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,16 +27,28 @@ from .sample import ROW_KEY, as_text, clean_captions
 PARQUET_BATCH_ROWS = 256
 
 
+class Mark(NamedTuple):
+    """A row's place in its file: `offset` bytes (rows, for formats without lines), and the number in its key."""
+
+    offset: int
+    number: int
+
+
 def generate_rows(files: list[str], columns: Columns) -> Iterator[dict[str, Any]]:
     for file in files:
         for key, row in read_rows(file):
-            texts = {column: as_text(row.get(column)) for column in columns.read}
-            captions = {column: clean_captions(row.get(column)) for column in columns.captions}
-            image = row.get(columns.image)
-            if not isinstance(image, dict):
-                path = locate(image, Path(file))
-                image = {"bytes": None, "path": path} if path else None
-            yield {**texts, **captions, columns.image: image, ROW_KEY: key}
+            yield arrange_row(file, key, row, columns)
+
+
+def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The columns that are read of a row of a table or tar, captions as lists, the picture as bytes or path."""
+    texts = {column: as_text(row.get(column)) for column in columns.read}
+    captions = {column: clean_captions(row.get(column)) for column in columns.captions}
+    image = row.get(columns.image)
+    if not isinstance(image, dict):
+        path = locate(image, Path(file))
+        image = {"bytes": None, "path": path} if path else None
+    return {**texts, **captions, columns.image: image, ROW_KEY: key}
 
 
 def generate_pictures(shards: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
@@ -46,10 +59,16 @@ def generate_pictures(shards: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]
 
 def read_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, row) of each row of a table or tar, the key as in `Sample`."""
+    for _, key, row in read_marked_rows(file):
+        yield key, row
+
+
+def read_marked_rows(file: str, start: Mark | None = None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
+    """(mark, key, row) of each row of a table or tar, from a mark that an earlier pass gave, or from the first."""
     suffix = Path(file).suffix.lower()
     read = {".csv": _read_csv, ".tsv": _read_csv, ".tar": _read_tar, ".parquet": _read_parquet}.get(suffix, _read_json)
     try:
-        yield from read(file)
+        yield from read(file, start)
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{file!r} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}). "
@@ -65,50 +84,82 @@ def csv_header(file: Path) -> list[str]:
     return next((list(row) for _, row in read_rows(str(file))), [])
 
 
-def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Spreadsheets begin a file with a byte order mark; plain UTF-8 would take it for part of the first name.
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        first = stream.readline()
-        stream.seek(0)
-        delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=first.count)
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+class _Lines:
+    """Lines of a UTF-8 file, ends kept, from byte `offset` on; then `offset` is where the next one begins."""
+
+    def __init__(self, file: str, offset: int = 0):
+        binary = open(file, "rb")
+        # Spreadsheets begin a file with a byte order mark; plain UTF-8 would take it for part of the first name.
+        self.offset = offset or 3 * (binary.read(3) == b"\xef\xbb\xbf")
+        binary.seek(self.offset)
+        self._stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._stream)
+        self.offset += len(line.encode())
+        return line
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stream.close()
+
+
+def _read_csv(file: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
+    with _Lines(file) as lines:
+        first = next(lines, "")
+    delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=first.count)
+    with _Lines(file) as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise SourceError(f"{file!r} has a column name twice: {', '.join(header)}. Rename one.")
-        line = reader.line_num + 1
+        start = start or Mark(lines.offset, reader.line_num + 1)
+    with _Lines(file, start.offset) as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        mark = start
         for values in reader:
             if values and len(values) != len(header):
                 raise SourceError(
-                    f"{file!r} line {line} has {len(values)} fields, the header has {len(header)}. "
+                    f"{file!r} line {mark.number} has {len(values)} fields, the header has {len(header)}. "
                     "Put captions that hold a separator or a line break into double quotes."
                 )
             if values:
-                yield f"{file} line {line}", dict(zip(header, values, strict=True))
-            line = reader.line_num + 1
+                yield mark, f"{file} line {mark.number}", dict(zip(header, values, strict=True))
+            mark = Mark(lines.offset, start.number + reader.line_num)
 
 
-def _read_json(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_json(file: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
     """Rows of JSON lines, or of one JSON list."""
-    with open(file, encoding="utf-8-sig") as stream:
-        is_list = file.lower().endswith(".json") and stream.read(1) == "["
-        stream.seek(0)
-        if is_list:
-            yield from _json_list(file, stream.read())
-            return
-        for number, line in enumerate(stream, start=1):
+    if file.lower().endswith(".json"):
+        with open(file, encoding="utf-8-sig") as stream:
+            if stream.read(1) == "[":
+                stream.seek(0)
+                yield from _json_list(file, stream.read(), start)
+                return
+    start = start or Mark(0, 1)
+    with _Lines(file, start.offset) as lines:
+        mark = start._replace(offset=lines.offset)
+        for line in lines:
             if line.strip():
-                yield f"{file} line {number}", _json_object(line, f"{file!r} line {number}")
+                yield mark, f"{file} line {mark.number}", _json_object(line, f"{file!r} line {mark.number}")
+            mark = Mark(lines.offset, mark.number + 1)
 
 
-def _json_list(file: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_list(file: str, text: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
     try:
         items = json.loads(text)
     except ValueError as error:
         raise SourceError(f"{file!r} is no JSON ({one_line(error)}). Mend it, or write one object a line.") from error
-    for number, item in enumerate(items):
+    for number in range(start.number if start else 0, len(items)):
+        item = items[number]
         if not isinstance(item, dict):
             raise SourceError(f"{file!r} item {number} is no JSON object: {str(item)[:40]!r}. Write one object a row.")
-        yield f"{file} row {number}", item
+        yield Mark(number, number), f"{file} row {number}", item
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:
@@ -123,32 +174,85 @@ def _json_object(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+def _read_parquet(file: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
+    number, first = 0, start.number if start else 0
     with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for row in batch.to_pylist():
-                yield f"{file} row {number}", row
-                number += 1
-
-
-def _read_tar(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Samples of a WebDataset tar: members in a row whose paths are equal up to the file name's first dot."""
-    current, row = None, {}
-    with tarfile.open(file, "r|*") as archive:
-        for member in archive:
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            if not member.isfile() or not stem:
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if number + rows <= first:
+                number += rows
                 continue
-            key = f"{folder}/{stem}" if folder else stem
-            if key != current and row:
-                yield f"{file} sample {current}", row
-                row = {}
-            current = key
-            _add_member(row, suffix.lower(), archive.extractfile(member).read(), f"{file}/{member.name}")
-    if row:
-        yield f"{file} sample {current}", row
+            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group]):
+                for row in batch.to_pylist():
+                    if number >= first:
+                        yield Mark(number, number), f"{file} row {number}", row
+                    number += 1
+
+
+def _read_tar(file: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
+    """Samples of a WebDataset tar: members in a row whose paths are equal up to the file name's first dot."""
+    mark, current, row = start or Mark(0, 0), None, {}
+    first = mark.offset
+    with open(file, "rb") as stream:
+        stream.seek(first)
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for member in archive:
+                key, suffix = _sample_of_member(member)
+                if key is None:
+                    continue
+                if key != current and current is not None:
+                    yield mark, f"{file} sample {current}", row
+                    mark, row = Mark(first + member.offset, mark.number + 1), {}
+                current = key
+                _add_member(row, suffix, archive.extractfile(member).read(), f"{file}/{member.name}")
+            _require_end(file, archive, stream, first)
+    if current is not None:
+        yield mark, f"{file} sample {current}", row
+
+
+def _require_end(file: str, archive: tarfile.TarFile, stream: io.BufferedReader, first: int = 0) -> None:
+    """Raises where no end mark follows the last member: tarfile takes a damaged header for the end."""
+    # What is compressed as a whole has a checksum and an end of its own.
+    if getattr(archive.fileobj, "comptype", "tar") == "tar":
+        stream.seek(first + archive.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise SourceError(
+                f"{file!r} is cut or damaged at byte {first + archive.offset}: no header and no end of the archive is "
+                "there. Write or fetch it again."
+            )
+
+
+def marks_of_tar(file: str) -> list[Mark] | None:
+    """The mark of each sample, by the tar's headers alone; None for a tar that is compressed as a whole.
+
+    Raises:
+        SourceError: the tar is cut or damaged.
+    """
+    try:
+        archive = tarfile.open(file, "r:")
+    except tarfile.ReadError:
+        return None
+    marks, current = [], None
+    with archive:
+        try:
+            for member in archive:
+                key, _ = _sample_of_member(member)
+                if key is not None and key != current:
+                    marks.append(Mark(member.offset, len(marks)))
+                    current = key
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise SourceError(f"{file!r} is cut or damaged ({one_line(error)}). Write or fetch it again.") from error
+        _require_end(file, archive, archive.fileobj)
+    return marks
+
+
+def _sample_of_member(member: tarfile.TarInfo) -> tuple[str | None, str]:
+    """(the sample's key, the rest of the name) of a tar's member; no key where it belongs to none."""
+    folder, _, base = member.name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not member.isfile() or not stem:
+        return None, ""
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
 def _add_member(row: dict[str, Any], suffix: str, content: bytes, path: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Source:
         num_rows: where it is known without reading everything.
         columns: the names of all columns that the data has, for messages.
         file_starts: (file, index of its first row in the stream) of each file, where known.
+        find_rows: lists parts that can be read on their own, for `list_shards`; None: those of `dataset`.
     """
 
     dataset: datasets.IterableDataset
@@ -46,6 +47,7 @@ class Source:
     num_rows: int | None = None
     columns: tuple[str, ...] = ()
     file_starts: tuple[tuple[str, int], ...] = ()
+    find_rows: Callable[[], list] | None = None
 
     def require_captions(self) -> "Source":
         """This source, if it has captions; else a SourceError that names the columns there are."""
@@ -101,8 +103,8 @@ def iterate_samples(source: Source) -> Iterator[Sample]:
         ) from error
 
 
-def to_sample(source: Source, row: Mapping[str, Any], index: int) -> Sample:
-    """The sample of a row of `source.dataset`; `index` is the row's place in the stream."""
+def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | None = None) -> Sample:
+    """The sample of a row of `source.dataset`; `index` is its place in the stream, `key` where it is, if known."""
     label = row[source.label_column] if source.label_column is not None else None
     if source.label_names is not None and isinstance(label, int):
         # datasets writes -1 for rows without a label.
@@ -112,12 +114,12 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int) -> Sample:
     path = image.get("path")
     return Sample(
         index=index,
-        key=row.get(ROW_KEY) or _row_key(source, index) + (f" ({path})" if path else ""),
+        key=key or row.get(ROW_KEY) or _row_key(source, index) + (f" ({path})" if path else ""),
         image={"bytes": _fetch(image), "path": path},
         captions=[caption for column in source.caption_columns for caption in clean_captions(row[column])],
         keywords=[word for column in source.keyword_columns for word in clean_captions(row[column])],
-        label=as_text(label),
-        concept=as_text(concept),
+        label=_as_name(label),
+        concept=_as_name(concept),
     )
 
 
@@ -150,6 +152,12 @@ def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_name(value: Any) -> str | None:
+    """A label or a concept as text; None for NaN and blanks, or all rows without one would be of one kind."""
+    text = None if value != value else as_text(value)
+    return text if text and text.strip() else None
 
 
 def _has_utf8(text: str) -> bool:

@@ -1,0 +1,104 @@
+"""Vectors kept on disk, so that an evaluation that was stopped goes on where it was."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+# Of how many pictures a file holds the vectors: what is lost by a stop, and read at once to know its key.
+PICTURES_PER_FILE = 256
+
+
+def default_cache_folder() -> Path:
+    """`hf_clip/features` in the home of the Hub's caches (`HF_HOME`)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hf_clip" / "features"
+
+
+def model_key(model, processor) -> str:
+    """A hash of all that vectors of pictures depend on: weights, shape, pixels, this package's version.
+
+    It reads every weight once, about a second a gigabyte: a sample of them would miss a small change.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (getattr(model, "config", None), getattr(processor, "image_processor", None)):
+        content = part.to_dict() if hasattr(part, "to_dict") else repr(type(part))
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    digest.update(f"{type(model).__name__} {version('hf-clip')}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """A folder of vectors, by the hash of the model and the hash of the very pictures that they belong to.
+
+    A changed model, another crop, other pictures or another order find nothing; the same pictures under another name,
+    or in another evaluation, are found. Files can be removed at any time; a damaged one counts as absent.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def path(self, key: str, pictures: Iterable[Any]) -> Path:
+        """Where the vectors of these pictures stand; `key` says what made them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for picture in pictures:
+            content = _content(picture)
+            # The length keeps apart what would be one when strung together.
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        return self.folder / key / f"{digest.hexdigest()}.safetensors"
+
+    def read(self, path: Path) -> tuple[torch.Tensor, list[int], Counter[str]] | None:
+        """(vectors, positions of their pictures, pictures left out by reason), or None."""
+        try:
+            with safe_open(path, "pt") as file:
+                kept, skipped = (json.loads(file.metadata()[key]) for key in ("kept", "skipped"))
+                return file.get_tensor("vectors"), kept, Counter(skipped)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def write(self, path: Path, vectors_ND: torch.Tensor, kept: list[int], skipped: Counter[str]) -> None:
+        """Keep what `read` gives; the file appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        metadata = {"kept": json.dumps(kept), "skipped": json.dumps(skipped)}
+        try:
+            save_file({"vectors": vectors_ND.contiguous()}, unfinished, metadata)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _content(picture: Any) -> bytes:
+    """Bytes that say which picture it is."""
+    if isinstance(picture, dict):
+        if picture.get("bytes") is not None:
+            return bytes(picture["bytes"])
+        picture = picture.get("path")
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, str | os.PathLike):
+        try:
+            found = os.stat(picture)
+        except (OSError, ValueError):
+            return f"no file {picture}".encode(errors="replace")
+        return f"file {os.path.abspath(picture)} {found.st_size} {found.st_mtime_ns}".encode(errors="replace")
+    if picture is None:
+        return b""
+    pixels = np.asarray(picture)
+    mode = picture.mode if isinstance(picture, Image.Image) else str(pixels.dtype)
+    return f"{mode} {pixels.shape} ".encode() + pixels.tobytes()

@@ -1,0 +1,105 @@
+"""The temperature at which scores come nearest to probabilities.
+
+C. Guo, G. Pleiss, Y. Sun, K. Weinberger, "On Calibration of Modern Neural Networks", 2017, section 4.2.
+"""
+
+# Shapes: N pictures, C classes.
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional as F
+
+from hf_clip.evaluation.metrics import expected_calibration_error
+
+LOWEST, HIGHEST = 0.01, 100.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found.
+
+    Attributes:
+        temperature: that makes the classes of the pictures likeliest; LOWEST or HIGHEST where none does.
+        error: expected calibration error of the scores at that temperature, on the same pictures: one number is
+            fitted to all of them, so it flatters little where they are many.
+        error_before: likewise at the classifier's former temperature.
+        pictures: how many there were.
+    """
+
+    temperature: float
+    error: float
+    error_before: float
+    pictures: int
+
+    def to_dict(self) -> dict:
+        """The numbers, ready for JSON."""
+        return asdict(self)
+
+
+def fit_temperature(logits_NC: torch.Tensor, classes_N: torch.Tensor, *, has_sigmoid: bool = False) -> float:
+    """The temperature, from LOWEST to HIGHEST, at which the classes are likeliest: softmax, or a sigmoid each.
+
+    The loss is convex in 1 / temperature, so that shrinking an interval around its least value finds it, to 1e-4 of
+    its size. Raises ValueError if there are no pictures, or a class is none of the logits'.
+    """
+    if not len(logits_NC) or not ((classes_N >= 0) & (classes_N < logits_NC.shape[1])).all():
+        raise ValueError(f"classes must be numbers from 0 to {logits_NC.shape[1] - 1}, of one picture or more.")
+
+    def loss(log_temperature: float) -> float:
+        total = 0.0
+        for logits, classes in zip(logits_NC.split(1024), classes_N.split(1024), strict=True):
+            scaled = logits.double() / math.exp(log_temperature)
+            if has_sigmoid:
+                target = F.one_hot(classes, scaled.shape[1]).double()
+                total += F.binary_cross_entropy_with_logits(scaled, target, reduction="sum").item()
+            else:
+                total += F.cross_entropy(scaled, classes, reduction="sum").item()
+        return total
+
+    low, high, golden = math.log(LOWEST), math.log(HIGHEST), (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    of_left, of_right = loss(left), loss(right)
+    while high - low > 1e-4:
+        if of_left <= of_right:
+            high, right, of_right = right, left, of_left
+            left = high - golden * (high - low)
+            of_left = loss(left)
+        else:
+            low, left, of_left = left, right, of_right
+            right = low + golden * (high - low)
+            of_right = loss(right)
+    return math.exp((low + high) / 2)
+
+
+def calibrate(classifier, images: Iterable, classes: Sequence[int | str], *, batch_size: int = 32) -> Calibration:
+    """Fits a `ZeroShotClassifier`'s temperature to labelled pictures, and sets it.
+
+    Args:
+        classifier: its rejection class, if any, takes no part.
+        images: pictures, as `ZeroShotClassifier.predict` takes them.
+        classes: of each picture, the class's number or label.
+
+    Raises:
+        ValueError: if a label is unknown, or there is not one class a picture; what `predict` raises.
+    """
+    number_of = {label: number for number, label in enumerate(classifier.labels)}
+    if unknown := sorted({each for each in classes if isinstance(each, str) and each not in number_of}):
+        raise ValueError(f"{unknown[0]!r} is none of the classifier's labels: give those, or their numbers.")
+    numbers_N = torch.tensor([number_of[each] if isinstance(each, str) else each for each in classes])
+    vectors_ND = classifier.embed(images, batch_size)
+    if len(vectors_ND) != len(numbers_N):
+        raise ValueError(f"{len(vectors_ND)} pictures and {len(numbers_N)} classes: give one for each.")
+    logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in vectors_ND.split(1024)])
+    temperature = fit_temperature(logits_NC, numbers_N, has_sigmoid=classifier.has_sigmoid)
+
+    def error(at: float) -> float:
+        scores_NC = (logits_NC / at).sigmoid() if classifier.has_sigmoid else (logits_NC / at).softmax(-1)
+        confidence_N, guesses_N = scores_NC.max(-1)
+        return expected_calibration_error(confidence_N, guesses_N == numbers_N)
+
+    before = error(classifier.temperature)
+    classifier.temperature = temperature
+    return Calibration(temperature, error(temperature), before, len(numbers_N))

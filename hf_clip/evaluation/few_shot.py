@@ -1,0 +1,140 @@
+"""Few-shot classification (section 3.1.5 of the paper): linear probes on 1, 2, 4, 8 and 16 pictures of each class."""
+
+# Shapes: N pictures.
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hf_clip.evaluation import metrics
+from hf_clip.evaluation.features import Encoding, progress
+from hf_clip.evaluation.labelled import embed_labelled
+from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
+from hf_clip.sources import Source
+
+SHOTS = (1, 2, 4, 8, 16)
+
+
+@dataclass
+class FewShotResult:
+    """What few-shot probes found.
+
+    Attributes:
+        title: what was evaluated.
+        shots: for each number of pictures a class: `shots`, `mean` and `standard_deviation` (over the draws, with
+            n - 1; None of one draw) of the top-1 accuracy, `scores` of each draw, and the `penalty` used.
+        classes, pictures, train_pictures: counts; of the training pictures the shots are drawn.
+        seeds: how many draws there were.
+        skipped: test pictures left out, by reason.
+        seconds: time that the evaluation took.
+    """
+
+    title: str
+    shots: list[dict]
+    classes: int
+    pictures: int
+    train_pictures: int
+    seeds: int
+    skipped: Counter[str]
+    seconds: float
+
+    def to_dict(self) -> dict:
+        """Numbers and counts, ready for JSON."""
+        return {
+            "protocol": "few-shot",
+            **vars(self),
+            "chance": 1 / self.classes,
+            "skipped": dict(self.skipped),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def table(self) -> str:
+        """The numbers as plain text for a terminal."""
+        lines = [f"{self.title}: {self.pictures} pictures, {self.classes} classes, {self.seeds} draws"]
+        lines.append(f"{'shots':>7}{'top-1':>8}{'deviation':>11}{'penalty':>10}")
+        for row in self.shots:
+            deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
+            lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
+        return "\n".join(lines)
+
+
+def evaluate_few_shot(
+    model,
+    processor,
+    train: Source,
+    test: Source,
+    *,
+    validation: Source | None = None,
+    validation_share: float = 0.2,
+    shots: Sequence[int] = SHOTS,
+    seeds: int = 5,
+    title: str | None = None,
+    batch_size: int = 64,
+    encoding: Encoding | None = None,
+) -> FewShotResult:
+    """Accuracy on `test` of logistic regressions fitted on a few pictures of each class of `train`.
+
+    For each number of shots the penalty is searched on the validation split with the first draw's pictures, and kept
+    for the other draws. The first pictures of a draw are those of its smaller numbers of shots.
+
+    Args:
+        validation: None sets aside `validation_share` of each class of `train`; no shot is drawn from those.
+        shots: pictures of each class.
+        seeds: how many draws; draw number i is seeded with i.
+        title, batch_size, encoding: as in `evaluate_linear_probe`.
+
+    Raises:
+        ImportError, SourceError, ValueError: as `evaluate_linear_probe`; ValueError too if `shots` or `seeds` is below
+            1, or a class has fewer pictures than the most shots.
+    """
+    started = time.perf_counter()
+    if not shots or min(shots) < 1 or seeds < 1:
+        raise ValueError(f"shots={list(shots)} and seeds={seeds}: there must be one of each, and none below 1.")
+    encoding = replace(encoding or Encoding(batch_size), before_projection=True)
+    training = TrainingSet.embed(model, processor, train, validation, validation_share, 0, encoding)
+    found = embed_labelled(model, processor, test, encoding)
+    test_ND, truth_N = as_arrays(found)
+    training.check_classes(truth_N)
+    names, counts = np.unique(training.kept[1], return_counts=True)
+    if counts.min() < max(shots):
+        raise ValueError(
+            f"class {str(names[counts.argmin()])!r} has {counts.min()} pictures to draw from, fewer than {max(shots)} "
+            "shots: ask for fewer, or add pictures."
+        )
+    draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(seeds)]
+    return FewShotResult(
+        title=title or f"few-shot classification of {test.name}",
+        shots=[_probe(training, (test_ND, truth_N), count, draws) for count in progress(shots, "shots")],
+        classes=len(names),
+        pictures=len(truth_N),
+        train_pictures=len(training.kept[1]),
+        seeds=seeds,
+        skipped=found.skipped,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarray]) -> dict:
+    """Accuracy on `test` (features, labels) after the first `shots` pictures of each class in each draw."""
+    search = PenaltySearch()
+    features_ND, labels_N = training.kept
+    chosen = [draw[:, :shots].ravel() for draw in draws]
+    penalty, _ = search.run((features_ND[chosen[0]], labels_N[chosen[0]]), training.held_out)
+    probes = [search.fit(features_ND[few], labels_N[few], penalty) for few in chosen]
+    scores = [metrics.accuracy(probe.predict(test[0]) == test[1]) for probe in probes]
+    return {
+        "shots": shots,
+        "mean": float(np.mean(scores)),
+        "standard_deviation": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        "scores": scores,
+        "penalty": penalty,
+    }
+
+
+def draw_shots(labels_N: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """(classes, shots) places of pictures, a row for each class in sorted order, none twice."""
+    random = np.random.default_rng(seed)
+    return np.stack([random.permutation(np.flatnonzero(labels_N == name))[:shots] for name in np.unique(labels_N)])

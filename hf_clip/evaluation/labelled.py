@@ -1,0 +1,126 @@
+"""Vectors of labelled pictures: what zero-shot classification, probes and few-shot learning stand on."""
+
+# Shapes: N pictures, D width of the vectors.
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hf_clip.evaluation.features import Encoding, embed_images
+from hf_clip.sources import Sample, Source, SourceError, iterate_samples
+from hf_clip.sources.sample import as_text
+
+
+@dataclass
+class LabelledFeatures:
+    """Vectors of the pictures that could be read and have a label.
+
+    Attributes:
+        vectors_ND: (N, D) float32 on the CPU.
+        labels: of each picture as texts; one, unless the data has several.
+        groups: for each column that was asked for, its value for each picture as text, or None.
+        skipped: how many pictures were left out, by reason.
+    """
+
+    vectors_ND: torch.Tensor
+    labels: list[tuple[str, ...]]
+    groups: dict[str, list[str | None]]
+    skipped: Counter[str]
+
+
+def embed_labelled(
+    model,
+    processor,
+    source: Source,
+    encoding: Encoding,
+    *,
+    by: Sequence[str] = (),
+    is_multi_label: bool = False,
+    check: Callable[[str, str], None] | None = None,
+) -> LabelledFeatures:
+    """Vectors and labels of a source's pictures.
+
+    Args:
+        by: columns whose values are wanted too; the source must have been opened with them as `keyword_columns`.
+        is_multi_label: the label column holds lists.
+        check: called with each label and where it stands, before its picture is encoded.
+
+    Raises:
+        SourceError: if the source has no label column, or was opened without a column of `by`.
+        ValueError: if no picture with a label could be read; what `check` raises.
+    """
+    labels, groups, unlabelled = [], [], Counter()
+    names = names_of_labels(source)
+
+    def pictures() -> Iterator:
+        for sample, row in iterate_rows(source.require_label(), by):
+            found = _labels_of(row[source.label_column], names) if is_multi_label else (sample.label,)
+            if not found or found[0] in (None, "-1"):
+                unlabelled["no_label"] += 1
+                continue
+            for label in found if check else ():
+                check(label, sample.key)
+            labels.append(found)
+            groups.append([value_of(source, row, column) for column in by])
+            yield sample.image
+
+    features = embed_images(model, processor, pictures(), total=source.num_rows, encoding=encoding)
+    kept_groups = [groups[position] for position in features.kept]
+    return LabelledFeatures(
+        features.vectors_ND,
+        [labels[position] for position in features.kept],
+        {column: [values[place] for values in kept_groups] for place, column in enumerate(by)},
+        features.skipped + unlabelled,
+    )
+
+
+def iterate_rows(source: Source, columns: Sequence[str] = ()) -> Iterator[tuple[Sample, Mapping[str, Any]]]:
+    """Each sample with the row that it comes from, in which `columns` can be read."""
+    for column in columns:
+        if column not in (
+            *source.keyword_columns,
+            source.label_column,
+            source.concept_column,
+            *source.caption_columns,
+        ):
+            raise SourceError(
+                f"{source.name!r} was opened without the column {column!r}: name it among the keyword_columns of "
+                f"open_source. Columns: {', '.join(source.columns)}."
+            )
+    rows = []
+
+    def remembered() -> Iterator[Mapping[str, Any]]:
+        for row in source.dataset:
+            rows[:] = [row]
+            yield row
+
+    for sample in iterate_samples(replace(source, dataset=remembered())):
+        yield sample, rows[0]
+
+
+def value_of(source: Source, row: Mapping[str, Any], column: str) -> str | None:
+    """The value of a row's column as text; classes by their names."""
+    value, names = row[column], _names_of(source, column)
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return as_text(value)
+
+
+def names_of_labels(source: Source) -> tuple[str, ...] | None:
+    """The names of the classes, where the data knows them, in lists of labels too."""
+    return source.label_names or _names_of(source, source.label_column)
+
+
+def _names_of(source: Source, column: str | None) -> tuple[str, ...] | None:
+    feature = (getattr(source.dataset, "features", None) or {}).get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return tuple(names) if names else None
+
+
+def _labels_of(value: Any, names: Sequence[str] | None) -> tuple[str, ...]:
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    named = [names[one] if names and isinstance(one, int) else as_text(one) for one in values]
+    return tuple(dict.fromkeys(one for one in named if one))

@@ -1,0 +1,309 @@
+"""Linear probes as the paper has them (section 3.2 and appendix A.3): how much a linear map finds in the features.
+
+Features are the image tower's before the projection. The classifier is a logistic regression fitted by L-BFGS, its
+L2 penalty found by a search on a validation split, and fitted again on all training pictures.
+"""
+
+# Shapes: N pictures, D width of the features.
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hf_clip.evaluation import metrics
+from hf_clip.evaluation.features import Encoding
+from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled
+from hf_clip.sources import Source
+
+MAX_ITERATIONS = 1000
+# The paper's 96 steps from 1e-6 to 1e6, eight to a factor of ten.
+STEPS_PER_DECADE = 8
+PENALTIES = tuple(10.0 ** (-6 + step / STEPS_PER_DECADE) for step in range(12 * STEPS_PER_DECADE + 1))
+COARSE_STEP = 2 * STEPS_PER_DECADE
+
+
+@dataclass
+class LinearProbeResult:
+    """What a linear probe found.
+
+    Attributes:
+        title: what was evaluated.
+        top_1, top_5, mean_per_class: of the test pictures; `top_5` is None with five classes or fewer.
+        penalty: the L2 penalty (scikit-learn's 1 / C) that did best on the validation split.
+        validation_top_1: what it scored there.
+        sweep: accuracy on the validation split by each penalty that was tried.
+        unconverged: fits that stopped at the limit of iterations.
+        classes, train_pictures, validation_pictures, pictures: counts; the training pictures include the validation's.
+        per_class: number of test pictures and `top_1` of each class.
+        groups: top-1 and counts for each value of each column that was asked for.
+        skipped: test pictures left out, by reason.
+        seconds: time that the evaluation took.
+    """
+
+    title: str
+    top_1: float
+    top_5: float | None
+    mean_per_class: float
+    penalty: float
+    validation_top_1: float
+    sweep: Mapping[float, float]
+    unconverged: int
+    classes: int
+    train_pictures: int
+    validation_pictures: int
+    pictures: int
+    per_class: list[dict]
+    groups: dict[str, dict[str, dict]]
+    skipped: Counter[str]
+    seconds: float
+
+    def to_dict(self) -> dict:
+        """Numbers and counts, ready for JSON."""
+        numbers = {**vars(self), "sweep": [[penalty, score] for penalty, score in sorted(self.sweep.items())]}
+        numbers["by"], numbers["skipped"] = numbers.pop("groups"), dict(self.skipped)
+        return {"protocol": "linear-probe", **numbers, "seconds": round(self.seconds, 3)}
+
+    def table(self) -> str:
+        """The numbers as plain text for a terminal."""
+        top_5 = "-" if self.top_5 is None else f"{self.top_5:.3f}"
+        lines = [
+            self.title,
+            f"{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'penalty':>10}{'validation':>12}{'pictures':>10}"
+            f"{'trained on':>12}{'classes':>9}",
+            f"{self.top_1:7.3f}{top_5:>7}{self.mean_per_class:16.3f}{self.penalty:10.2e}{self.validation_top_1:12.3f}"
+            f"{self.pictures:10d}{self.train_pictures:12d}{self.classes:9d}",
+        ]
+        for column, rows in self.groups.items():
+            width = max(len(column), *map(len, rows)) + 2
+            lines += ["", f"{column:{width}}{'top-1':>7}{'mean per class':>16}{'pictures':>10}"]
+            lines += [
+                f"{value:{width}}{row['top_1']:7.3f}{row['mean_per_class']:16.3f}{row['pictures']:10d}"
+                for value, row in rows.items()
+            ]
+        if self.unconverged:
+            lines.append(f"{self.unconverged} fits stopped after {MAX_ITERATIONS} iterations, as in the paper.")
+        return "\n".join(lines)
+
+
+def evaluate_linear_probe(
+    model,
+    processor,
+    train: Source,
+    test: Source,
+    *,
+    validation: Source | None = None,
+    validation_share: float = 0.2,
+    seed: int = 0,
+    title: str | None = None,
+    batch_size: int = 64,
+    by: Sequence[str] = (),
+    encoding: Encoding | None = None,
+) -> LinearProbeResult:
+    """Accuracy on `test` of a logistic regression on the features of `train`.
+
+    Args:
+        validation: where the penalty is chosen; None sets aside `validation_share` of each class of `train`, drawn by
+            `seed`. What is reported was fitted on both together.
+        title: what the result is called.
+        batch_size: pictures encoded at once.
+        by: columns of `test`, for each of whose values accuracy is measured too.
+        encoding: more of how features are made, in place of `batch_size`.
+
+    Raises:
+        ImportError: without scikit-learn.
+        SourceError: if a source has no label column.
+        ValueError: if a source has no readable picture with a label, a class of `test` is missing in `train`, or
+            `train` has one class, or too few pictures to set some aside.
+    """
+    started = time.perf_counter()
+    encoding = replace(encoding or Encoding(batch_size), before_projection=True)
+    training = TrainingSet.embed(model, processor, train, validation, validation_share, seed, encoding)
+    found = embed_labelled(model, processor, test, encoding, by=by)
+    test_ND, truth_N = as_arrays(found)
+    training.check_classes(truth_N)
+    search = PenaltySearch()
+    penalty, sweep = search.run(training.kept, training.held_out)
+    probe = search.fit(training.features_ND, training.labels_N, penalty)
+    ranked_NK = np.argsort(-probe.predict_proba(test_ND), axis=1, kind="stable")[:, :5]
+    is_hit_NK = probe.classes_[ranked_NK] == truth_N[:, None]
+    return LinearProbeResult(
+        title=title or f"linear probe on {test.name}",
+        **_numbers(truth_N, is_hit_NK[:, 0]),
+        top_5=metrics.accuracy(is_hit_NK.any(1)) if len(probe.classes_) > 5 else None,
+        penalty=penalty,
+        validation_top_1=sweep[penalty],
+        sweep=sweep,
+        unconverged=search.unconverged,
+        classes=len(probe.classes_),
+        train_pictures=len(training.labels_N),
+        validation_pictures=int(training.is_held_out_N.sum()),
+        per_class=_per_class(truth_N, is_hit_NK[:, 0]),
+        groups={column: _by_value(values, truth_N, is_hit_NK[:, 0]) for column, values in found.groups.items()},
+        skipped=found.skipped,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass
+class TrainingSet:
+    """Features and labels to train on, and which of them are set aside to choose the penalty by.
+
+    Attributes:
+        name: of the data, for messages.
+        features_ND, labels_N, is_held_out_N: of each picture.
+    """
+
+    name: str
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+    is_held_out_N: np.ndarray
+
+    @classmethod
+    def embed(cls, model, processor, train: Source, validation: Source | None, share: float, seed: int, encoding):
+        """Of `train`, with `validation` set aside; where that is None, `share` of each class of `train`."""
+        check_scikit_learn()
+        features_ND, labels_N = as_arrays(embed_labelled(model, processor, train, encoding))
+        if validation is None:
+            return cls(train.name, features_ND, labels_N, hold_out(labels_N, share, seed))
+        held_ND, held_labels_N = as_arrays(embed_labelled(model, processor, validation, encoding))
+        is_held_out_N = np.repeat([False, True], [len(labels_N), len(held_labels_N)])
+        return cls(
+            train.name,
+            np.concatenate([features_ND, held_ND]),
+            np.concatenate([labels_N, held_labels_N]),
+            is_held_out_N,
+        )
+
+    @property
+    def kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of the pictures that are not set aside."""
+        return self.features_ND[~self.is_held_out_N], self.labels_N[~self.is_held_out_N]
+
+    @property
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of those that are."""
+        return self.features_ND[self.is_held_out_N], self.labels_N[self.is_held_out_N]
+
+    def check_classes(self, truth_N: np.ndarray) -> None:
+        """Raise ValueError unless there is something to tell apart, and nothing that was never seen."""
+        known = set(self.kept[1])
+        if len(known) < 2:
+            one = str(self.labels_N[0])
+            raise ValueError(f"{self.name} has one class to train on, {one!r}: give two or more.")
+        if unseen := sorted(set(truth_N) - known):
+            shown = ", ".join(map(repr, map(str, unseen[:3])))
+            raise ValueError(
+                f"{len(unseen)} classes of the test data are not in {self.name}: {shown}. Train on all of them."
+            )
+
+
+class PenaltySearch:
+    """Fits logistic regressions, and finds the penalty of the best.
+
+    Attributes:
+        unconverged: how many fits stopped at the limit of iterations.
+    """
+
+    def __init__(self):
+        self.unconverged = 0
+
+    def fit(self, features_ND: np.ndarray, labels_N: np.ndarray, penalty: float):
+        """scikit-learn's LogisticRegression by L-BFGS, at most 1,000 iterations, C = 1 / penalty."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        probe = LogisticRegression(C=1 / penalty, solver="lbfgs", max_iter=MAX_ITERATIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            probe.fit(features_ND, labels_N)
+        self.unconverged += bool(probe.n_iter_.max() >= MAX_ITERATIONS)
+        return probe
+
+    def run(self, train: tuple, validation: tuple) -> tuple[float, dict[float, float]]:
+        """The best penalty on `validation`, and the accuracy there of each that was tried; both (features, labels)."""
+
+        def score(penalty: float) -> float:
+            features_ND, labels_N = validation
+            return metrics.accuracy(self.fit(*train, penalty).predict(features_ND) == labels_N)
+
+        return search_penalty(score)
+
+
+def search_penalty(score: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The penalty of `PENALTIES` with the best score, by the paper's binary search: at most 15 of the 97 are tried.
+
+    It starts with 1e-6, 1e-4, ..., 1e6, and tries both sides of the best so far at half the distance, down to eight
+    steps a factor of ten. Of equal scores the greatest penalty wins: the simplest model.
+    """
+    scores: dict[int, float] = {}
+
+    def best() -> int:
+        return max(scores, key=lambda place: (scores[place], place))
+
+    places = list(range(0, len(PENALTIES), COARSE_STEP))
+    step = COARSE_STEP
+    while step:
+        for place in places:
+            if 0 <= place < len(PENALTIES) and place not in scores:
+                scores[place] = score(PENALTIES[place])
+        step //= 2
+        places = [best() - step, best() + step]
+    return PENALTIES[best()], {PENALTIES[place]: found for place, found in scores.items()}
+
+
+def hold_out(labels_N: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) whether each picture is set aside: `share` of each class, rounded, and never all of one.
+
+    Raises:
+        ValueError: if `share` is not between 0 and 1, or no class has pictures enough.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share={share} is not between 0 and 1.")
+    random = np.random.default_rng(seed)
+    is_held_N = np.zeros(len(labels_N), dtype=bool)
+    for name in np.unique(labels_N):
+        rows = random.permutation(np.flatnonzero(labels_N == name))
+        is_held_N[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
+    if not is_held_N.any():
+        raise ValueError(f"{len(labels_N)} pictures are too few to set {share:.0%} of each class aside: add some.")
+    return is_held_N
+
+
+def as_arrays(found: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,). Raises ValueError where a feature is NaN or infinite."""
+    features_ND = found.vectors_ND.numpy()
+    if not np.isfinite(features_ND).all():
+        raise ValueError(
+            "features hold NaN or infinity: the model has diverged or overflows in its dtype. Evaluate an earlier "
+            "checkpoint, or in float32."
+        )
+    return features_ND, np.array([labels[0] for labels in found.labels])
+
+
+def _numbers(truth_N: np.ndarray, is_hit_N: np.ndarray) -> dict:
+    mean = metrics.mean_per_class(truth_N, is_hit_N)
+    return {"pictures": len(truth_N), "top_1": metrics.accuracy(is_hit_N), "mean_per_class": mean}
+
+
+def _per_class(truth_N: np.ndarray, is_hit_N: np.ndarray) -> list[dict]:
+    rows_of_class = {str(name): np.flatnonzero(truth_N == name) for name in np.unique(truth_N)}
+    return [
+        {"label": name, "pictures": len(rows), "top_1": metrics.accuracy(is_hit_N[rows])}
+        for name, rows in rows_of_class.items()
+    ]
+
+
+def _by_value(values: list[str | None], truth_N: np.ndarray, is_hit_N: np.ndarray) -> dict[str, dict]:
+    rows_of = {value: [row for row, own in enumerate(values) if own == value] for value in set(values) - {None}}
+    return {value: _numbers(truth_N[rows_of[value]], is_hit_N[rows_of[value]]) for value in sorted(rows_of)}
+
+
+def check_scikit_learn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Linear probes need scikit-learn: pip install 'hf_clip[train]'.") from error

@@ -1,0 +1,169 @@
+"""Many named data sets, one table, beside the numbers that others published."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hf_clip.evaluation.features import Encoding
+from hf_clip.evaluation.retrieval import evaluate_retrieval
+from hf_clip.evaluation.zero_shot import evaluate_zero_shot
+from hf_clip.prompts import load_prompts
+from hf_clip.sources import open_source
+
+PROTOCOLS = ("zero-shot", "retrieval")
+
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """A data set of a suite.
+
+    Attributes:
+        name: in the table.
+        data: as `open_source` takes it; paths are relative to the suite's file.
+        protocol: "zero-shot" or "retrieval".
+        metric: what the table shows, such as "top_1" or "text_to_image.recall_at_1".
+        split, where, image_column, caption_columns, label_column, concept_column: as `open_source` takes them.
+        prompts: a data set of `list_prompts`, for its templates and, unless the data knows its classes, their names.
+        templates: instead of those of `prompts`.
+        captions: "first" or "all", as `evaluate_retrieval` takes it.
+        published: numbers of other models by their names.
+    """
+
+    name: str
+    data: str
+    protocol: str = "zero-shot"
+    metric: str = "top_1"
+    split: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    image_column: str | None = None
+    caption_columns: Sequence[str] | None = None
+    label_column: str | None = None
+    concept_column: str | None = None
+    prompts: str | None = None
+    templates: Sequence[str] = ()
+    captions: str = "all"
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SuiteResult:
+    """What a suite found.
+
+    Attributes:
+        results: `to_dict()` of each data set's result by its name.
+        scores: the number that the table shows.
+        published: numbers of others by data set and model.
+        failed: why a data set could not be evaluated.
+    """
+
+    results: dict[str, dict] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    published: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Numbers and counts, ready for JSON."""
+        return vars(self)
+
+    def table(self) -> str:
+        """This model's numbers beside the others', as plain text for a terminal."""
+        models = list(dict.fromkeys(model for numbers in self.published.values() for model in numbers))
+        width = max(map(len, [*self.scores, *self.failed, "data set"])) + 2
+        columns = [("this model", 12), *((model, len(model) + 2) for model in models)]
+        lines = [f"{'data set':{width}}" + "".join(f"{title:>{room}}" for title, room in columns)]
+        for name, score in self.scores.items():
+            numbers = [score, *(self.published[name].get(model) for model in models)]
+            cells = zip(numbers, columns, strict=True)
+            row = ("-".rjust(room) if number is None else f"{number:{room}.3f}" for number, (_, room) in cells)
+            lines.append(f"{name:{width}}" + "".join(row))
+        lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.failed.items()]
+        return "\n".join(lines)
+
+
+def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[SuiteEntry]:
+    """The data sets of a YAML file whose key `datasets` maps names to the attributes of `SuiteEntry`.
+
+    Raises:
+        ValueError: if the file is none such, a key is unknown, or `only` names a data set that is not in it.
+    """
+    import yaml
+
+    path = Path(file)
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+        found = content["datasets"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no suite: a YAML file with a key `datasets` ({error}).") from None
+    known = {each.name for each in fields(SuiteEntry)} - {"name"}
+    entries = []
+    for name, settings in found.items():
+        if not isinstance(settings, dict) or "data" not in settings:
+            raise ValueError(f"{path}: {name} has no `data`: name files, a folder or a Hub id.")
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(
+                f"{path}: {name} has unknown keys: {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
+            )
+        entry = SuiteEntry(name, **settings)
+        if entry.protocol not in PROTOCOLS:
+            raise ValueError(f"{path}: {name}: protocol {entry.protocol!r} is unknown: use {' or '.join(PROTOCOLS)}.")
+        entries.append(entry)
+    if only is None:
+        return entries
+    if missing := sorted(set(only) - found.keys()):
+        raise ValueError(f"{', '.join(missing)}: not in {path}, which has {', '.join(found)}.")
+    return [entry for entry in entries if entry.name in set(only)]
+
+
+def run_suite(
+    model, processor, entries: Iterable[SuiteEntry], folder: str | Path = ".", *, encoding: Encoding | None = None
+) -> SuiteResult:
+    """Evaluates a model on each data set; one that cannot be had or read is noted, and the others go on.
+
+    Args:
+        folder: that relative paths of data start from: the suite file's.
+        encoding: how vectors are made.
+    """
+    suite = SuiteResult()
+    for entry in entries:
+        try:
+            result = _evaluate(model, processor, entry, Path(folder), encoding or Encoding())
+        except (ValueError, OSError) as error:
+            suite.failed[entry.name] = " ".join(str(error).split())
+            continue
+        suite.results[entry.name] = found = result.to_dict()
+        for key in entry.metric.split("."):
+            found = found[key]
+        suite.scores[entry.name] = found
+        suite.published[entry.name] = entry.published
+    return suite
+
+
+def _evaluate(model, processor, entry: SuiteEntry, folder: Path, encoding: Encoding):
+    local = folder / entry.data
+    source = open_source(
+        str(local) if local.exists() else entry.data,
+        split=entry.split,
+        where=entry.where,
+        image_column=entry.image_column,
+        caption_columns=entry.caption_columns,
+        label_column=entry.label_column,
+        concept_column=entry.concept_column,
+    )
+    if entry.protocol == "retrieval":
+        return evaluate_retrieval(
+            model, processor, source, title=entry.name, captions=entry.captions, encoding=encoding
+        )
+    names, templates = None, entry.templates or ("a photo of a {}.",)
+    if entry.prompts:
+        prompts = load_prompts(entry.prompts)
+        names, templates = prompts.classes or None, entry.templates or prompts.templates
+    return evaluate_zero_shot(
+        model,
+        processor,
+        source,
+        label_names=names,
+        templates=templates,
+        title=entry.name,
+        encoding=encoding,
+    )

@@ -1,0 +1,80 @@
+"""A saved model in rows of a table: its towers, by its config, and its size, by its weights."""
+
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+
+
+def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:
+    """(what, how) of the towers, the shared space and the parameters.
+
+    Raises:
+        FileNotFoundError: if the folder has no weights.
+    """
+    counts, logit_scale = _weights(folder)
+    rows = [
+        ("image tower", f"{image_tower(config.vision_config)}; {config.vision_config.image_size} pixels a side"),
+        ("text tower", text_tower(config.text_config)),
+        ("shared space", f"{config.projection_dim} dimensions"),
+        ("parameters", f"{sum(counts.values()):,} (image {counts['vision']:,}, text {counts['text']:,})"),
+    ]
+    if logit_scale is not None:
+        rows.append(("factor on the cosines (1 / temperature)", f"{math.exp(logit_scale):.2f}"))
+    return rows
+
+
+def image_tower(config: HFCLIPVisionConfig) -> str:
+    if config.tower == "convnet":
+        stages = zip(config.stage_widths, config.stage_depths, strict=True)
+        return ", ".join(["convnet", *(f"{depth} x {width} channels" for width, depth in stages)])
+    if config.tower == "resnet":
+        blocks = ", ".join(map(str, config.stage_depths))
+        return (
+            f"ResNet, stages of {blocks} blocks, width {config.stem_width}, pooled by {config.num_attention_heads} "
+            "heads of attention"
+        )
+    if config.tower == "timm":
+        return f"timm's {config.backbone}"
+    if config.tower == "transformers":
+        return _of_transformers(config)
+    return (
+        f"ViT, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"patches of {config.patch_size} pixels"
+    )
+
+
+def text_tower(config: HFCLIPTextConfig) -> str:
+    if config.tower == "transformers":
+        return _of_transformers(config)
+    return (
+        f"transformer, {config.num_hidden_layers} layers, width {config.hidden_size}, "
+        f"{config.num_attention_heads} heads; {config.vocab_size} tokens in the vocabulary, "
+        f"{config.max_position_embeddings} in a text"
+    )
+
+
+def _of_transformers(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
+    backbone = config.backbone_config
+    width = getattr(backbone, "hidden_size", None)
+    layers = getattr(backbone, "num_hidden_layers", None)
+    shape = [f"{layers} layers" if layers else "", f"width {width}" if isinstance(width, int) else ""]
+    return ", ".join([f"transformers' {backbone.model_type}", *filter(None, shape)])
+
+
+def _weights(folder: Path) -> tuple[dict[str, int], float | None]:
+    """Numbers of parameters by tower, from the headers of the weight files, and the learnt logit scale."""
+    counts, logit_scale = {"vision": 0, "text": 0, "other": 0}, None
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{str(folder)!r} has no model.safetensors: save the model there before its card.")
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():
+                tower = "vision" if name.startswith("vis") else "text" if name.startswith("text") else "other"
+                counts[tower] += math.prod(weights.get_slice(name).get_shape())
+                if name == "logit_scale":
+                    logit_scale = float(weights.get_tensor(name))
+    return counts, logit_scale

@@ -1,0 +1,253 @@
+"""Model cards: a `README.md` that the Hub accepts, whose numbers were measured and whose snippets were run."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from hf_clip.configuration_hf_clip import HFCLIPConfig
+
+from .architecture import describe
+from .licences import LICENCES, card_licence
+from .markdown import escape, one_line, slug, table
+from .origin import made_with
+from .results import eval_results, is_measured, result_tables
+from .snippets import HEADING, Example, draw_example, usage
+
+TEMPLATE = Path(__file__).parents[1] / "model_card_template.md"
+PIPELINE_TAG, LIBRARY = "zero-shot-image-classification", "transformers"
+NOT_EVALUATED = "This model was not evaluated when this card was written."
+MEASURED = """\
+Each number was measured on this model by the code that wrote it down. R@k is the share of queries whose true answer is
+among the first k of the candidates; a tie counts against the model. A number means little without the number of
+candidates, which stands beside it."""
+
+
+@dataclass
+class CardFacts:
+    """What a model card says beyond what the model's folder says by itself.
+
+    Attributes:
+        model_name: the title.
+        training_data: one mapping for each file or data set, with `name` and, where known, `file`,
+            `pictures`, `licence` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
+            Hub).
+        evaluation_data: the same for data that was tested on.
+        results: `to_dict()` of each evaluation's result; titles must differ within a protocol.
+        recipe: settings of the run; nested mappings are printed with dotted names.
+        training: what the run took (steps, seconds, device, ...), as measured.
+        plots: (file, what it shows) of pictures that stand in the folder.
+        languages: ISO 639 codes of the texts trained on.
+        example_labels, example_template: for the snippets and the Hub's widget.
+        example_picture: file in the folder that they are shown on; without one, a red circle is drawn.
+        repo_id: where the model will be found; by default the snippets name the folder.
+    """
+
+    model_name: str
+    training_data: Sequence[Mapping[str, Any]]
+    evaluation_data: Sequence[Mapping[str, Any]] = ()
+    results: Sequence[Mapping[str, Any]] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    plots: Sequence[tuple[str, str]] = ()
+    languages: Sequence[str] = ("en",)
+    example_labels: Sequence[str] = Example.labels
+    example_template: str = Example.template
+    example_picture: str | None = None
+    repo_id: str | None = None
+
+    @property
+    def example(self) -> Example:
+        return Example(tuple(self.example_labels), self.example_template, self.example_picture or Example.picture)
+
+
+def write_model_card(folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True) -> Path:
+    """Write `README.md` into the folder of a saved model, checked by `check_model_card`.
+
+    Architecture and numbers of parameters are read from the folder's `config.json` and weights. A value that
+    is None or NaN was not measured and is left out. The snippets are run on the folder, and the card shows what they
+    printed; with `runs_snippets=False` it shows them alone.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        FileNotFoundError: if the folder holds no `config.json`, no weights, or not a picture that `facts` names.
+        RuntimeError: if a snippet does not run.
+        ValueError: if the card would not be accepted by the Hub, or two results bear one title.
+    """
+    folder = Path(folder)
+    for file in [file for file, _ in facts.plots] + [file for file in [facts.example_picture] if file]:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"plot {file!r} is not in {str(folder)!r}: draw it there first, or leave it out.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} has no config.json: save the model there before its card.")
+    metadata, body = _metadata(facts), _body(facts, folder, HFCLIPConfig.from_pretrained(folder))
+    check_model_card(f"---\n{metadata}\n---\n")
+    if not (folder / facts.example.picture).is_file():
+        draw_example(folder / facts.example.picture)
+    shown = usage(folder, facts.repo_id or folder.absolute().name, facts.example, runs=runs_snippets)
+    card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), usage=shown, **body)
+    text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+    check_model_card(text)
+    return _write(folder / "README.md", text)
+
+
+def _write(path: Path, text: str) -> Path:
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def adapt_card(folder: str | Path, repo_id: str) -> Path:
+    """Makes the card of a folder that of the model as it stands there, under a name on the Hub.
+
+    The snippets are written and run anew; all else stays as it is, whoever wrote it. A card that this package did not
+    write keeps its text; its front matter says that transformers loads the model.
+
+    Raises:
+        RuntimeError: if a snippet does not run.
+        ValueError: if its front matter cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    card = ModelCard(path.read_text(encoding="utf-8"))
+    card.data.library_name = LIBRARY
+    card.data.pipeline_tag = PIPELINE_TAG
+    text = str(card)
+    section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
+    if section and PIPELINE_TAG in section[0]:
+        example = Example.of_card(section[0], card.data.to_dict().get("widget"))
+        if not (folder / example.picture).is_file():
+            draw_example(folder / example.picture)
+        text = text[: section.start()] + usage(folder, repo_id, example) + "\n\n" + text[section.end() :]
+    return _write(path, text)
+
+
+def add_results(text: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """A card's text with further measured results, in its front matter and under its heading "Results".
+
+    Raises:
+        ValueError: for an unknown protocol, and for a result that the card has already.
+    """
+    card = check_model_card(text)
+    before, added = card.data.eval_results or [], eval_results(results)
+    known = {(one.unique_identifier, one.metric_type) for one in before}
+    if again := {one.dataset_name for one in added if (one.unique_identifier, one.metric_type) in known}:
+        raise ValueError(f"the card has results of {', '.join(again)}: give the evaluation a title of its own.")
+    card.data.eval_results = [*before, *added]
+    card.data.model_name = card.data.model_name or "model"
+    text, tables = str(card), result_tables(results)
+    if NOT_EVALUATED in text:
+        text = text.replace(NOT_EVALUATED, f"{tables}\n\n{MEASURED}")
+    elif MEASURED in text:
+        text = text.replace(MEASURED, f"{tables}\n\n{MEASURED}")
+    else:
+        text = f"{text.rstrip()}\n\n## Results\n\n{tables}\n"
+    check_model_card(text)
+    return text
+
+
+def check_model_card(text: str) -> ModelCard:
+    """The card of `text`, if its front matter is one that the Hub takes; checked without the network.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+    card = ModelCard(text)
+    data = card.data.to_dict()
+    for key, expected in (("pipeline_tag", PIPELINE_TAG), ("library_name", LIBRARY)):
+        if data.get(key) != expected:
+            raise ValueError(f"{key} is {data.get(key)!r} in the card's front matter: it must be {expected!r}.")
+    licence = data.get("license")
+    if licence is not None and licence not in (*LICENCES, "other"):
+        raise ValueError(
+            f"license is {licence!r} in the card's front matter: use one of {', '.join(LICENCES)}, other."
+        )
+    for language in data.get("language") or []:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", language):
+            raise ValueError(f"language {language!r} is no ISO 639 code: write 'en' for English, for instance.")
+    for dataset in data.get("datasets") or []:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset, re.ASCII):
+            raise ValueError(
+                f"data set {dataset!r} is no name the Hub can have: letters, digits, '-', '_', '.', one '/'."
+            )
+    if "model-index" in data:
+        name, results = model_index_to_eval_results(data["model-index"])
+        if eval_results_to_model_index(name, results) != data["model-index"]:
+            raise ValueError(
+                "the model-index does not survive reading and writing: give each result a title of its own."
+            )
+    return card
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    licence, _ = card_licence(facts.training_data)
+    named = [slug(str(item["licence"])) for item in facts.training_data if item.get("licence")]
+    return ModelCardData(
+        language=list(facts.languages),
+        license=licence,
+        license_name="-and-".join(dict.fromkeys(named)) if licence == "other" else None,
+        library_name=LIBRARY,
+        pipeline_tag=PIPELINE_TAG,
+        tags=["clip", "hf_clip", "image-text-retrieval"],
+        datasets=list(dict.fromkeys(item.get("dataset") or slug(item["name"]) for item in facts.training_data))
+        or None,
+        model_name=one_line(facts.model_name),
+        eval_results=eval_results(facts.results) or None,
+        widget=facts.example.widget,
+    )
+
+
+def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any]:
+    """The template's variables, escaped for where they stand."""
+    made = made_with()
+    tables = result_tables(facts.results)
+    return {
+        "title": escape(facts.model_name),
+        "projection_dim": config.projection_dim,
+        "results": f"{tables}\n\n{MEASURED}" if tables else NOT_EVALUATED,
+        "plots": [{"file": quote(file), "alt": escape(shown)} for file, shown in facts.plots],
+        "architecture": table(("", ""), describe(folder, config)),
+        "training_data": _data_table(facts.training_data),
+        "evaluation_data": _data_table(facts.evaluation_data) if facts.evaluation_data else "",
+        "licence": card_licence(facts.training_data)[1],
+        "training": _settings_table(facts.training),
+        "recipe": _settings_table(facts.recipe) or "The recipe was not recorded.",
+        "made_with": f"hf_clip {made['hf_clip']}" + (f", revision {made['revision']}" if "revision" in made else ""),
+        "languages": escape(", ".join(facts.languages)),
+        "max_tokens": config.text_config.max_position_embeddings,
+        "image_size": config.vision_config.image_size,
+    }
+
+
+def _data_table(data: Sequence[Mapping[str, Any]]) -> str:
+    if not data:
+        return "The training data was not recorded."
+    columns = ("name", "file", "pictures", "licence", "attribution", "source", "changes")
+    used = [column for column in columns if any(item.get(column) is not None for item in data)]
+    return table(used, [[item.get(column, "") for column in used] for item in data])
+
+
+def _settings_table(settings: Mapping[str, Any]) -> str:
+    rows = [(name, value) for name, value in _flatten(settings) if _is_known(value)]
+    return table(("", ""), rows) if rows else ""
+
+
+def _is_known(value: Any) -> bool:
+    return is_measured(value) if isinstance(value, float) else value is not None
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

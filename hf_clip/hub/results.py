@@ -1,0 +1,216 @@
+"""Measured results of every protocol, as the Hub's model-index and as tables."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .markdown import escape, one_line, slug, table
+
+Result = Mapping[str, Any]
+# Metric on the Hub, its name, value, and the counts it rests on.
+Number = tuple[str, str, float | None, dict[str, int]]
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+RETRIEVAL_METRICS = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "median_rank": "median rank",
+    "mean_reciprocal_rank": "mean reciprocal rank",
+}
+CLASS_METRICS = {
+    "top_1": ("accuracy", "top-1 accuracy"),
+    "top_5": ("top_5_accuracy", "top-5 accuracy"),
+    "mean_per_class": ("mean_per_class_accuracy", "mean per-class accuracy"),
+    "mean_average_precision": ("mean_average_precision", "mean average precision"),
+    "mean_average_precision_11": ("mean_average_precision_11", "mean average precision, 11 points"),
+    "calibration_error": ("expected_calibration_error", "expected calibration error"),
+}
+# `top_1` of robustness is a zero-shot evaluation's.
+ROBUSTNESS_METRICS = {
+    "corrupted_top_1": ("corrupted_accuracy", "top-1 accuracy, mean of corruptions"),
+    "shifted_top_1": ("shifted_accuracy", "top-1 accuracy, shifted data"),
+    "effective_robustness": ("effective_robustness", "effective robustness"),
+}
+
+
+def is_measured(value) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def require_known(results: Sequence[Result]) -> None:
+    """Raises ValueError for a protocol that is not known, and where two results of one bear one title."""
+    for result in results:
+        if result["protocol"] not in PROTOCOLS:
+            raise ValueError(f"protocol {result['protocol']!r} is not known: use one of {', '.join(PROTOCOLS)}.")
+    titles = [(result["protocol"], slug(result["title"])) for result in results]
+    # The Hub merges results whose task and data set agree; the title's slug keeps them apart.
+    if len(set(titles)) < len(titles):
+        raise ValueError(
+            f"two results bear one title among {[result['title'] for result in results]}: give each evaluation of a "
+            "protocol a title of its own."
+        )
+
+
+def eval_results(results: Sequence[Result]) -> list[EvalResult]:
+    """What was measured, for a card's front matter."""
+    require_known(results)
+    found = []
+    for result in results:
+        task, numbers, _, _ = PROTOCOLS[result["protocol"]]
+        title = one_line(result["title"])
+        found += [
+            EvalResult(
+                task_type=task,
+                dataset_type=result.get("dataset") or slug(title),
+                dataset_name=title,
+                dataset_config=slug(title),
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(float(value), 4),
+                metric_args=counts,
+            )
+            for metric, name, value, counts in numbers(result)
+            if is_measured(value)
+        ]
+    return found
+
+
+def result_tables(results: Sequence[Result]) -> str:
+    """A table a protocol, and what was left out; empty without results."""
+    tables = []
+    for protocol, (_, _, header, rows) in PROTOCOLS.items():
+        found = [row for result in results if result["protocol"] == protocol for row in rows(result)]
+        if found:
+            tables.append(table(header, found))
+    left_out = [
+        f"- {escape(result['title'])}: left out {escape(_counts(result['skipped']))}."
+        for result in results
+        if result.get("skipped")
+    ]
+    return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
+
+
+def _counts(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(skipped.items()))
+
+
+def _shown(value, pattern: str = "{:.3f}") -> str:
+    return pattern.format(value) if is_measured(value) else "-"
+
+
+def _retrieval_numbers(result: Result) -> Iterable[Number]:
+    for direction in DIRECTIONS:
+        if direction in result:
+            numbers = result[direction]
+            counts = {key: numbers[key] for key in ("queries", "candidates")}
+            for key, name in RETRIEVAL_METRICS.items():
+                yield f"{direction}_{key}", f"{direction.replace('_', ' ')} {name}", numbers.get(key), counts
+
+
+def _retrieval_rows(result: Result) -> Iterable[tuple]:
+    for direction in DIRECTIONS:
+        if direction in result:
+            numbers = result[direction]
+            yield (
+                result["title"],
+                direction.replace("_", " "),
+                *(_shown(numbers.get(key)) for key in ("recall_at_1", "recall_at_5", "recall_at_10")),
+                _shown(numbers.get("median_rank"), "{:g}"),
+                numbers["queries"],
+                numbers["candidates"],
+                _shown(numbers.get("chance_at_1"), "{:.4f}"),
+            )
+
+
+def _numbers_of(metrics: Mapping[str, tuple[str, str]], *counts: str) -> Callable[[Result], Iterable[Number]]:
+    """The numbers of results that have them by name."""
+
+    def numbers(result: Result) -> Iterable[Number]:
+        rests_on = {key: result[key] for key in counts if result.get(key) is not None}
+        for key, (metric, name) in metrics.items():
+            yield metric, name, result.get(key), rests_on
+
+    return numbers
+
+
+def _zero_shot_rows(result: Result) -> Iterable[tuple]:
+    yield (
+        result["title"],
+        *(_shown(result.get(key)) for key in ("top_1", "top_5", "mean_per_class", "chance")),
+        result["pictures"],
+        result["classes"],
+        ", ".join(f'"{template}"' for template in result.get("templates", ())),
+    )
+
+
+def _probe_rows(result: Result) -> Iterable[tuple]:
+    yield (
+        result["title"],
+        *(_shown(result.get(key)) for key in ("top_1", "top_5", "mean_per_class")),
+        _shown(result.get("penalty"), "{:.3g}"),
+        *(result[key] for key in ("train_pictures", "pictures", "classes")),
+    )
+
+
+def _few_shot_numbers(result: Result) -> Iterable[Number]:
+    counts = {key: result[key] for key in ("pictures", "classes", "seeds")}
+    for row in result["shots"]:
+        metric, name = f"accuracy_{row['shots']}_shot", f"top-1 accuracy, {row['shots']} pictures a class"
+        yield metric, name, row["mean"], counts
+        yield f"{metric}_deviation", f"{name}, standard deviation", row.get("standard_deviation"), counts
+
+
+def _few_shot_rows(result: Result) -> Iterable[tuple]:
+    for row in result["shots"]:
+        scores = (_shown(row["mean"]), _shown(row.get("standard_deviation")))
+        yield result["title"], row["shots"], *scores, result["seeds"], result["pictures"], result["classes"]
+
+
+def _robustness_rows(result: Result) -> Iterable[tuple]:
+    yield (
+        result["title"],
+        *(_shown(result.get(key)) for key in ("top_1", "corrupted_top_1")),
+        result.get("shifted_title") or "-",
+        *(_shown(result.get(key)) for key in ("shifted_top_1", "expected_top_1")),
+        _shown(result.get("effective_robustness"), "{:+.3f}"),
+        result["pictures"],
+        result["classes"],
+    )
+
+
+# The task's name on the Hub, the numbers of a result, and the header and rows of its table.
+PROTOCOLS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
+    "retrieval": (
+        "image-text-retrieval",
+        _retrieval_numbers,
+        ("retrieval", "from, to", "R@1", "R@5", "R@10", "median rank", "queries", "candidates", "chance R@1"),
+        _retrieval_rows,
+    ),
+    "zero-shot": (
+        "zero-shot-image-classification",
+        _numbers_of(CLASS_METRICS, "pictures", "classes"),
+        ("zero-shot", "top-1", "top-5", "mean per class", "chance", "pictures", "classes", "templates"),
+        _zero_shot_rows,
+    ),
+    "linear-probe": (
+        "image-classification",
+        _numbers_of(CLASS_METRICS, "pictures", "classes", "train_pictures"),
+        ("linear probe", "top-1", "top-5", "mean per class", "penalty", "trained on", "pictures", "classes"),
+        _probe_rows,
+    ),
+    "few-shot": (
+        "image-classification",
+        _few_shot_numbers,
+        ("few-shot", "shots a class", "top-1", "deviation", "draws", "pictures", "classes"),
+        _few_shot_rows,
+    ),
+    "robustness": (
+        "zero-shot-image-classification",
+        _numbers_of(ROBUSTNESS_METRICS, "pictures", "classes"),
+        ("robustness", "top-1", "corrupted", "other data", "there", "expected", "effective", "pictures", "classes"),
+        _robustness_rows,
+    ),
+}

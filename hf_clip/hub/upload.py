@@ -1,0 +1,111 @@
+"""A folder to a repository on the Hub: retried, going on where it stopped, with no secret in files or errors."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+# Seconds before another try; the Hub's client has tried each request several times before.
+RETRY_SECONDS = (5.0, 30.0, 120.0)
+# Answers that another try may change, besides the Hub's own trouble: timeouts, others' commits, quotas.
+PASSING = (408, 409, 412, 429)
+# Errors that no other try mends, whatever they inherit from.
+LASTING = (LocalTokenNotFoundError, OfflineModeIsEnabled, FileNotFoundError, PermissionError, TypeError, ValueError)
+
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".py", ".jinja", ".cfg", ".toml")
+
+
+class PushError(ValueError):
+    """A push that did not come to its end; the message has no secret in it."""
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload model",
+    say: Callable[[str], None] = print,
+    wait: Callable[[float], None] = time.sleep,
+) -> str:
+    """Uploads a folder's files in one commit, and returns its URL.
+
+    Files whose content the Hub has already, from a try before, are not sent again.
+
+    Args:
+        private: the repository, where it is new, is private; one that is there must be.
+        revision: branch, made where there is none.
+        say: takes a line for the user. wait: waits so many seconds.
+
+    Raises:
+        PushError: if it fails for good, or after its retries.
+    """
+    for delay in (*RETRY_SECONDS, None):
+        try:
+            return _upload(folder, repo_id, private, revision, message)
+        except PushError:
+            raise
+        # Whatever it is: networks, servers, quotas.
+        except Exception as error:
+            reason = _reason(error)
+            if delay is None or not _may_pass(error):
+                # Without the cause: its text may hold what was left out here.
+                raise PushError(f"{repo_id}: {reason}") from None
+        say(f"{repo_id}: {reason} Trying again in {delay:g} s.")
+        wait(delay)
+    raise AssertionError("the last try returns or raises")
+
+
+def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise PushError(f"{repo_id} is there and public: make it private on the Hub, or push without --private.")
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "") if commit else repo_id
+
+
+def _answer_of(error: Exception) -> HfHubHTTPError | None:
+    """The Hub's answer behind an error; uploads of large files wrap it."""
+    cause = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    return cause
+
+
+def _reason(error: Exception) -> str:
+    said = dict.fromkeys(" ".join(str(one).split()) for one in (error, _answer_of(error)) if one is not None)
+    return redact(" ".join(filter(None, said)) or type(error).__name__)[:500]
+
+
+def _may_pass(error: Exception) -> bool:
+    if (answer := _answer_of(error)) is not None:
+        return answer.response.status_code >= 500 or answer.response.status_code in PASSING
+    return not isinstance(error, LASTING)
+
+
+def redact(text: str) -> str:
+    """`text` without tokens, passwords in URLs, and what signed URLs carry behind their question mark."""
+    if token := get_token():
+        text = text.replace(token, "***")
+    text = TOKEN.sub("hf_***", text)
+    text = re.sub(r"(?i)\bbearer\s+\S+", "Bearer ***", text)
+    text = re.sub(r"(https?://)[^\s/@'\"]+@", r"\1***@", text)
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
+
+
+def refuse_secrets(folder: Path) -> None:
+    """Raises PushError that names a text file of the folder which holds a token of the Hub."""
+    token = get_token()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES and file.name != "tokenizer.json":
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if (token and token in text) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
+                raise PushError(f"{file} holds a token of the Hub: take it out of there, and make a new one.")

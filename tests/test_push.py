@@ -1,0 +1,244 @@
+"""Pushing: what reaches the Hub loads from there, a push that fails goes on, and no token leaves the machine."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+from transformers import AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+
+from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipConfig, HFCLIPSiglipModel, cli
+from hf_clip.conversion import ConversionError
+from hf_clip.hub import CardFacts, PushError, redact, upload, write_model_card
+from hf_clip.pushing import prepare, push
+from tests.mock_hub import TOKEN, running_hub
+from tests.test_remote_code import LABELS, expected_scores, tiny, without_the_package
+
+NAME = "someone/tiny"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder: a model, its card, what the run left besides."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    model, processor = tiny("vit")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "plots").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "plots" / "loss.png")
+    (folder / "recipe.yaml").write_text("steps: 3\n")
+    (folder / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "checkpoints" / "step-3" / "optimizer.bin").write_bytes(b"large")
+    data = [{"name": "Drawings", "licence": "MIT", "pictures": 12}]
+    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "pictures": 2, "classes": 2}
+    facts = CardFacts("Tiny", data, results=[result], plots=[("plots/loss.png", "Loss")], example_labels=LABELS)
+    write_model_card(folder, facts, runs_snippets=False)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A mock Hub that this process pushes to, without waits between tries."""
+    with running_hub({}, tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, trained, tmp_path, capsys):
+    assert cli.main(["push", str(trained), NAME, "--private"]) == 0
+    assert capsys.readouterr().out.strip() == f"{hub.url}/{NAME}"
+    there = hub.repositories[NAME]
+    files = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "tokenizer.json", "pipeline_hf_clip.py", "recipe.yaml", "plots/loss.png"} <= files
+    assert not any("checkpoints" in file or file.startswith(".") for file in files)
+    assert hub.private[NAME] and not (trained / ".push").exists()
+    card = ModelCard.load(there / "README.md")
+    card.validate()
+    assert f'model="{NAME}"' in card.text and "It prints" in card.text and "![Loss](plots/loss.png)" in card.text
+    assert [entry.metric_value for entry in card.data.eval_results] == [0.5]
+    found = without_the_package(tmp_path, [NAME], hub.environment(tmp_path / "home"))
+    model, processor = HFCLIPModel.from_pretrained(trained), HFCLIPProcessor.from_pretrained(trained)
+    expected = dict.fromkeys(found, expected_scores(model.eval(), processor))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_siglip", [False, True])
+def test_as_transformers_it_needs_no_other_code(hub, tmp_path, is_siglip):
+    model, processor = tiny("vit")
+    if is_siglip:
+        text = {**model.config.text_config.to_dict(), "pooling": "last", "is_causal": False, "projection_type": "none"}
+        vision = {
+            **model.config.vision_config.to_dict(), "pooling": "attention", "has_class_token": False,
+            "has_pre_norm": False, "patch_bias": True, "norm_before_pooling": True, "projection_type": "none",
+        }  # fmt: skip
+        config = HFCLIPSiglipConfig(
+            text_config={**text, "projection_size": 32}, vision_config=vision, projection_dim=32
+        )
+        torch.manual_seed(0)
+        model = HFCLIPSiglipModel(config).eval()
+        processor = HFCLIPProcessor(processor.image_processor, processor.tokenizer, text_padding="max_length")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    push(tmp_path / "model", NAME, to="transformers")
+    there = hub.repositories[NAME]
+    assert not list(there.glob("*.py")) and "auto_map" not in (there / "config.json").read_text()
+    peer = (SiglipModel if is_siglip else CLIPModel).from_pretrained(there).eval()
+    peers_processor = AutoProcessor.from_pretrained(there)
+    assert type(peers_processor) is (SiglipProcessor if is_siglip else CLIPProcessor)
+    padding = {"padding": "max_length", "max_length": 77} if is_siglip else {"padding": True}
+    inputs = peers_processor(text=LABELS, images=Image.new("RGB", (32, 32), "red"), return_tensors="pt", **padding)
+    ours = processor(text=LABELS, images=Image.new("RGB", (32, 32), "red"), return_tensors="pt")
+    # SigLIP's texts see their padding: it takes no mask.
+    inputs = {name: inputs[name] for name in ours}
+    with torch.no_grad():
+        torch.testing.assert_close(peer(**inputs).logits_per_image, model(**ours).logits_per_image)
+    text = (there / "README.md").read_text()
+    assert "trust_remote_code" not in text and f"{type(peer).__name__}.from_pretrained" in text and "It prints" in text
+
+
+def test_what_transformers_cannot_express_is_refused_before_anything_is_sent(hub, tmp_path):
+    model, processor = tiny("resnet")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConversionError, match="tower='resnet'"):
+        push(tmp_path / "model", NAME, to="transformers")
+    assert not hub.requests and not (tmp_path / "model" / ".push").exists()
+
+
+def test_push_to_hub_leaves_a_repository_that_loads(hub, tmp_path):
+    model, processor = tiny("resnet")
+    model.push_to_hub(NAME, private=True)
+    processor.push_to_hub(NAME)
+    ModelCard.load(hub.repositories[NAME] / "README.md").validate()
+    found = without_the_package(tmp_path, [NAME], hub.environment(tmp_path / "home"))
+    torch.testing.assert_close(found, dict.fromkeys(found, expected_scores(model, processor)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / "folder" / name).write_bytes(name.encode())
+    # When all is uploaded.
+    hub.failures += [("commit", 503)] * 2
+    said, waited = [], []
+    url = upload(tmp_path / "folder", NAME, revision="next", say=said.append, wait=waited.append)
+    assert url == f"{hub.url}/{NAME}/tree/next"
+    assert len(said) == len(waited) == 2 and all("Trying again" in line for line in said)
+    assert (hub.branches[NAME, "next"] / "b.safetensors").read_bytes() == b"b.safetensors"
+    puts = [count for (method, _), count in hub.requests.items() if method == "PUT"]
+    assert puts == [1, 1]
+
+
+@pytest.mark.parametrize("status, part", [(403, "commit"), (401, "create")])
+def test_what_no_other_try_mends_is_said_at_once(hub, tmp_path, status, part):
+    (tmp_path / "config.json").write_text("{}")
+    hub.failures.append((part, status))
+    with pytest.raises(PushError):
+        upload(tmp_path, NAME, say=pytest.fail, wait=pytest.fail)
+
+
+def test_a_push_that_fails_keeps_the_folder_and_prints_what_goes_on(hub, trained, tmp_path, capsys, monkeypatch):
+    hub.failures.append(("commit", 403))
+    assert cli.main(["push", str(trained), NAME, "--revision", "next"]) == 1
+    error = capsys.readouterr().err
+    command = error.partition("Go on with: ")[2].strip()
+    assert command == f"hf upload {NAME} {trained / '.push'} . --revision next"
+    before = sum(count for (method, _), count in hub.requests.items() if method == "PUT")
+    environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    arguments = [str(Path(sys.executable).parent / "hf"), *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    there = hub.branches[NAME, "next"]
+    assert {path.name for path in (trained / ".push").iterdir()} <= {path.name for path in there.iterdir()}
+    assert sum(count for (method, _), count in hub.requests.items() if method == "PUT") == before
+    assert TOKEN not in error + done.stdout + done.stderr
+    # The next push begins anew.
+    assert cli.main(["push", str(trained), NAME]) == 0
+    assert not (trained / ".push").exists()
+
+
+def test_a_private_push_does_not_land_in_a_public_repository(hub, trained):
+    hub.repositories[NAME] = hub.home / NAME
+    hub.repositories[NAME].mkdir(parents=True)
+    with pytest.raises(PushError, match="is there and public"):
+        push(trained, NAME, private=True)
+    assert not list(hub.repositories[NAME].iterdir())
+
+
+def test_the_token_is_in_no_file_line_or_error(hub, trained, tmp_path, capsys, caplog):
+    hub.failures += [("PUT", 403)]
+    with caplog.at_level("DEBUG"):
+        assert cli.main(["push", str(trained), NAME, "--debug"]) == 1
+    printed = capsys.readouterr()
+    assert "signature=secret" not in printed.err and "PushError" in printed.err
+    assert cli.main(["push", str(trained), NAME]) == 0
+    said = printed.out + printed.err + "".join(capsys.readouterr()) + caplog.text
+    assert TOKEN not in said
+    for folder in (trained, hub.repositories[NAME]):
+        assert TOKEN.encode() not in everything_in(folder)
+
+
+@pytest.mark.parametrize("secret", [TOKEN, "hf_" + "aB3" * 11])
+def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, tmp_path, secret):
+    (trained / "recipe.yaml").write_text(f"data: https://user:{secret}@host/data\n")
+    try:
+        with pytest.raises(PushError, match=r"recipe\.yaml holds a token") as raised:
+            push(trained, NAME)
+    finally:
+        (trained / "recipe.yaml").write_text("steps: 3\n")
+    assert secret not in str(raised.value) and not hub.requests
+    assert not (trained / ".push").exists()
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (f"for url https://host/file?X-Signature=abc&token={TOKEN} (403)", "for url https://host/file?*** (403)"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("at https://user:password@host/x", "at https://***@host/x"),
+        (f"the token {TOKEN}!", "the token ***!"),
+        ("another's hf_aBcDeFgH123", "another's hf_***"),
+        ("nothing of hf_clip is hidden, is it?", "nothing of hf_clip is hidden, is it?"),
+    ],
+)
+def test_secrets_are_taken_out_of_errors(monkeypatch, text, shown):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert redact(text) == shown
+
+
+def test_what_cannot_be_meant_is_said_before_work_begins(hub, trained, tmp_path, capsys):
+    assert cli.main(["push", str(tmp_path / "nowhere"), NAME]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert cli.main(["push", str(trained), "a/b/c"]) == 2
+    assert "'a/b/c' is no name of a repository" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_a_model_without_a_card_gets_one(tmp_path):
+    model, processor = tiny("vit")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "pictures": 2, "classes": 2}
+    (tmp_path / "model" / "results.json").write_text(json.dumps({"evaluations": {"squares": result}}))
+    prepare(tmp_path / "model", tmp_path / "prepared", NAME)
+    card = ModelCard.load(tmp_path / "prepared" / "README.md")
+    assert card.text.startswith("\n# tiny") and "| squares | 0.500 |" in card.text
+    assert card.data.eval_results[0].metric_value == 0.5 and card.data.to_dict()["widget"]
