@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -42,8 +43,7 @@ def run_on_ranks(function: Callable, world_size: int, *args, timeout_seconds: fl
     Raises:
         RankError: a rank raised, died, or was still running at the end of the time.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch.distributed.nn.functional", "hf_clip.modeling_hf_clip"])
+    context = process_context()
     payload = pickle.dumps((function, args))
     processes, receivers = [], []
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -65,6 +65,13 @@ def run_on_ranks(function: Callable, world_size: int, *args, timeout_seconds: fl
     if failures:
         raise RankError("\n".join(failures))
     return [pickle.loads(outcome[1]) for outcome in outcomes]
+
+
+def process_context() -> BaseContext:
+    """Makes processes from the one server, which has loaded what they all need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "torch.distributed.nn.functional", "hf_clip.training.loop"])
+    return context
 
 
 def _collect(receivers: list, deadline: float) -> list[tuple[bool, bytes | str]]:

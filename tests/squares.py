@@ -68,7 +68,7 @@ def recipe(data: Path | str, **changes) -> dict:
         "batch_size": 16,
         "log_every": 1,
         "eval_every": 100,
-        "save_every": 100,
+        "checkpoints": {"save_every": 100},
         "mixed_precision": "no",
         "model": {
             "vocabulary_size": 540,

@@ -192,3 +192,38 @@ def test_saved_and_loaded_with_and_without_the_auto_class(tmp_path: Path):
     ):
         assert type(loaded) is HFCLIPImageProcessor
         assert torch.equal(loaded(images=[noise(77, 66)], return_tensors="pt")["pixel_values"], expected)
+
+
+def smooth_picture(width: int, height: int) -> np.ndarray:
+    coarse = np.random.default_rng(1).integers(0, 256, (height // 24, width // 24, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+
+
+@pytest.mark.parametrize("size", [(672, 672), (700, 900), (1344, 1344), (2048, 1536)])
+def test_a_reduced_jpeg_differs_by_as_much_as_is_said(size):
+    """At sizes where 1/2, 1/4 and no reduction at all are due; noise is the worst case."""
+    processor, (width, height) = HFCLIPImageProcessor(), size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for pixels, mean, most in ((smooth_picture(width, height), 1, 4), (noise, 6, 40)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        exact = processor.resize_and_crop(buffer.getvalue()).astype(int)
+        reduced = processor.resize_and_crop(buffer.getvalue(), may_reduce_jpeg=True)
+        difference = np.abs(exact - reduced)
+        assert reduced.shape == (224, 224, 3)
+        assert 0 < difference.mean() < mean and difference.max() <= most
+
+
+def test_only_large_jpegs_are_reduced():
+    pixels = np.random.default_rng(0).integers(0, 256, (670, 670, 3), dtype=np.uint8)
+    processor = HFCLIPImageProcessor()
+    for kind, options in (("JPEG", {"quality": 90}), ("PNG", {})):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind, **options)
+        exact = processor.resize_and_crop(buffer.getvalue())
+        assert np.array_equal(processor.resize_and_crop(buffer.getvalue(), may_reduce_jpeg=True), exact)
+    unsized = HFCLIPImageProcessor(do_resize=False)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((2000, 2000)).save(buffer, "JPEG")
+    exact = unsized.resize_and_crop(buffer.getvalue())
+    assert np.array_equal(unsized.resize_and_crop(buffer.getvalue(), may_reduce_jpeg=True), exact)

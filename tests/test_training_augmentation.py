@@ -1,7 +1,4 @@
-"""Augmentation: each strength changes what its name says, alike on every rank and after every resume.
-
-And the optimizer's two kinds of parameters, its schedule, and the bounds of the logit scale.
-"""
+"""Augmentation: each strength changes what its name says, alike on every rank and after every resume."""
 
 import math
 
@@ -9,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clip.training.augmentation import DRAWS_PER_PICTURE, augment, uniforms
-from hf_clip.training.config import AugmentationConfig, OptimizerConfig
-from hf_clip.training.optimizer import clamp_logit_scale, learning_rate, make_optimizer
+from hf_clip.loss_hf_clip import contrastive_loss
+from hf_clip.modeling_hf_clip import unit_vectors
+from hf_clip.training.augmentation import DRAWS_PER_PICTURE, augment, mix_neighbours, mixed_share, uniforms
+from hf_clip.training.config import AugmentationConfig
+from hf_clip.training.objective import ContrastiveObjective
 from tests.toys import tiny_clip
 
 ALL = {
     **dict(rotation=20, scale=0.3, aspect=0.2, shear=0.2, shift=0.1, flip=0.5, brightness=0.3, channels=0.2),
-    **dict(saturation=0.5, hue=0.1, gray=0.2, blur=0.8, cutout=0.5),
+    **dict(saturation=0.5, hue=0.1, gray=0.2, blur=0.8, crop=0.5, cutout=0.5),
 }
+CHANCES = ("crop", "cutout", "flip", "gray")
 MIDDLE = 0.5
 
 
@@ -40,9 +40,9 @@ def draws(count: int = 1, **at) -> torch.Tensor:
     return values
 
 
-def apply(picture, drawn, may_flip=True, **strengths) -> torch.Tensor:
-    may_flip_B = torch.full((len(picture),), may_flip)
-    return augment(picture, drawn, may_flip_B, AugmentationConfig(**strengths))
+def apply(picture, drawn, may_flip=True, may_crop=True, **strengths) -> torch.Tensor:
+    may_flip_B, may_crop_B = torch.full((len(picture),), may_flip), torch.full((len(picture),), may_crop)
+    return augment(picture, drawn, may_flip_B, may_crop_B, AugmentationConfig(**strengths))
 
 
 def plain(picture) -> torch.Tensor:
@@ -62,9 +62,9 @@ def test_draws_are_those_of_seed_epoch_and_sample_whatever_the_batch():
     order = np.random.default_rng(0).permutation(40)[:7]
     assert np.array_equal(uniforms(3, epochs[order], samples[order], DRAWS_PER_PICTURE), whole[order])
     batch, config = pictures(40), AugmentationConfig(**ALL)
-    may_flip = torch.ones(40, dtype=torch.bool)
-    all_at_once = augment(batch, torch.from_numpy(whole), may_flip, config)
-    some = augment(batch[order], torch.from_numpy(whole[order]), may_flip[order], config)
+    may = torch.ones(40, dtype=torch.bool)
+    all_at_once = augment(batch, torch.from_numpy(whole), may, may, config)
+    some = augment(batch[order], torch.from_numpy(whole[order]), may[order], may[order], config)
     assert torch.allclose(some, all_at_once[order], atol=1e-6)
     for other in (uniforms(4, epochs, samples, 5), uniforms(3, epochs + 1, samples, 5)):
         assert np.abs(other - whole[:, :5]).min(axis=1).max() > 0.01
@@ -81,17 +81,17 @@ def test_draws_are_even_and_independent():
 
 def test_no_strengths_give_the_picture_back():
     batch = pictures(8)
-    out = augment(batch, torch.rand(8, DRAWS_PER_PICTURE), torch.ones(8, dtype=torch.bool), AugmentationConfig())
+    out = apply(batch, torch.rand(8, DRAWS_PER_PICTURE))
     assert torch.allclose(out, plain(batch), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_a_strength_changes_something_and_draws_at_their_middle_nothing(name):
     batch = pictures(16)
-    strength = {name: 1.0 if name in ("flip", "gray", "cutout") else ALL[name]}
+    strength = {name: 1.0 if name in CHANCES else ALL[name]}
     changed = apply(batch, torch.rand(16, DRAWS_PER_PICTURE), **strength)
     assert (changed - plain(batch)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
-    if name not in ("flip", "gray", "cutout"):
+    if name not in CHANCES:
         assert torch.allclose(apply(batch, draws(16), **strength), plain(batch), atol=1e-5)
 
 
@@ -195,35 +195,49 @@ def test_a_cutout_covers_one_white_rectangle_of_its_size():
     assert 0.2 < share < 0.4
 
 
-def test_gains_biases_and_the_logit_scale_are_not_decayed():
+def test_neighbours_are_mixed_alike_however_the_batch_is_cut():
+    batch = plain(pictures(8))
+    mixed = mix_neighbours(batch, 0.25)
+    assert torch.allclose(mixed[2], 0.75 * batch[2] + 0.25 * batch[3])
+    assert torch.allclose(mixed[3], 0.75 * batch[3] + 0.25 * batch[2])
+    assert torch.equal(torch.cat([mix_neighbours(part, 0.25) for part in batch.split([2, 6])]), mixed)
+    assert torch.equal(mix_neighbours(batch[:3], 0.0), batch[:3])
+
+
+def test_shares_are_drawn_from_a_beta_distribution_by_seed_and_step():
+    shares = np.array([mixed_share(0, step, 0.3) for step in range(2000)])
+    assert abs(shares.mean() - 0.5) < 0.03
+    # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
+    assert abs(shares.var() - 1 / (4 * 1.6)) < 0.01
+    assert shares[7] == mixed_share(0, 7, 0.3) != mixed_share(1, 7, 0.3)
+    assert mixed_share(0, 7, 0.0) == 0.0
+
+
+def test_a_mixed_picture_is_a_pair_with_either_text_by_their_shares():
     model, _ = tiny_clip(["a cat"])
-    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.2))
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay = {
-        names[id(parameter)]: group["weight_decay"]
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    assert set(decay) == set(names.values())
-    for name, value in decay.items():
-        is_spared = name.endswith(("bias", "class_embedding", "logit_scale")) or "norm" in name
-        assert value == (0.0 if is_spared else 0.2), name
-    group = optimizer.param_groups[0]
-    assert (group["betas"], group["eps"]) == ((0.9, 0.98), 1e-6)
+    generator = torch.Generator().manual_seed(0)
+    image, text = (unit_vectors(torch.randn(4, 8, generator=generator)) for _ in range(2))
+    scale, ids = torch.tensor(5.0), torch.tensor([0, 1, 2, 0])
+    mixed = ContrastiveObjective(model, 0.0).loss([image, text], [scale], ids, 0.3)
+    swap = [1, 0, 3, 2]
+    by_hand = 0.7 * contrastive_loss(image, text, scale, ids) + 0.3 * contrastive_loss(
+        image, text[swap], scale, ids[swap]
+    )
+    assert mixed.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
-def test_the_schedule_rises_evenly_and_falls_by_half_a_cosine():
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_learning_rate_fraction=0.1)
-    rates = [learning_rate(step, 24, config) for step in range(24)]
-    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    assert rates[4] == pytest.approx(2.0) and rates[14] == pytest.approx(1.1)
-    assert all(earlier > later for earlier, later in zip(rates[4:], rates[5:], strict=False))
-    assert learning_rate(24, 24, config) == pytest.approx(0.2)
-    assert learning_rate(0, 10, OptimizerConfig(learning_rate=2.0, warmup_steps=0)) == 2.0
-
-
-@pytest.mark.parametrize(("before", "after"), [(-1.0, 0.0), (3.0, 3.0), (9.0, math.log(100))])
-def test_the_logit_scale_is_kept_between_1_and_100(before, after):
-    scale = torch.nn.Parameter(torch.tensor(before))
-    clamp_logit_scale(scale, 100.0)
-    assert scale.item() == pytest.approx(after) and scale.requires_grad
+def test_a_cut_keeps_a_rectangle_and_brings_its_longer_side_to_the_full_size():
+    disc = torch.full((400, 64, 64, 3), 255, dtype=torch.uint8)
+    place = (torch.arange(64) + 0.5) / 32 - 1
+    disc[:, place[:, None] ** 2 + place[None] ** 2 <= 1] = 0
+    drawn = torch.from_numpy(uniforms(0, np.zeros(400, int), np.arange(400), DRAWS_PER_PICTURE))
+    assert torch.allclose(apply(disc, drawn, may_crop=False, crop=1.0), plain(disc), atol=1e-5)
+    is_ink = apply(disc, drawn, crop=1.0)[:, 0] < 0.5
+    heights, widths = is_ink.any(dim=2).sum(dim=1), is_ink.any(dim=1).sum(dim=1)
+    # A corner of the rectangle may lie outside the disc, most do not.
+    is_rectangle = is_ink.sum(dim=(1, 2)) >= 0.98 * heights * widths
+    assert 0.3 < is_rectangle.float().mean() < 0.9
+    assert (torch.maximum(heights, widths) >= 58).float().mean() > 0.95
+    assert widths.min() < 40 and heights.min() < 40
+    share = (apply(disc, drawn, crop=0.3) - plain(disc)).abs().amax(dim=(1, 2, 3)).gt(0.1).float().mean()
+    assert 0.24 < share < 0.36

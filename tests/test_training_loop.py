@@ -19,11 +19,12 @@ from hf_clip.hub import check_model_card
 from hf_clip.sources import SourceError
 from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import CheckpointError, load_state
-from hf_clip.training.config import RecipeError
+from hf_clip.training.config import CheckpointConfig, RecipeError
 from hf_clip.training.device import choose_precision, is_fast_at_bf16
 from hf_clip.training.folder import FolderError, require_space
 from hf_clip.training.loop import Run, TrainingDiverged, TrainingStopped
 from hf_clip.training.signals import StopRequest
+from hf_clip.training.step import Updater
 from hf_clip.training.stream import DataError
 from tests.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 
@@ -83,7 +84,7 @@ def finished(folder, data, held_out):
         "held_out": {"data": [str(held_out)], "during_training": True},
         "colours": {"protocol": "zero-shot", "data": [str(held_out)], "templates": templates},
     }
-    changes = {"steps": 100, "batch_size": 32, "log_every": 5, "eval_every": 40, "save_every": 25}
+    changes = {"steps": 100, "batch_size": 32, "log_every": 5, "eval_every": 40, "checkpoints": {"save_every": 25}}
     config = configure(folder, data, evaluations=evaluations, card={"model_name": "squares"}, **changes)
     train(config, folder / "finished")
     return folder / "finished"
@@ -173,7 +174,7 @@ CAREFUL = {
 @pytest.fixture(scope="module")
 def careful(folder, data):
     overrides = [f"{key}={value}" for key, value in CAREFUL.items()]
-    return configure(folder, data, overrides, steps=14, save_every=4, keep_checkpoints=9)
+    return configure(folder, data, overrides, steps=14, checkpoints={"save_every": 4, "keep_last": 9})
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_a_crashed_run_goes_on_from_its_last_whole_checkpoint(uninterrupted, car
     with (tmp_path / "run/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 12, "lo')
     other = load_recipe(tmp_path / "run/recipe.yaml", ["optimizer.learning_rate=1"])
-    with pytest.raises(FolderError, match="has another recipe: resume it without --recipe and --set"):
+    with pytest.raises(FolderError, match="another recipe: optimizer.learning_rate was 0.003 and is 1.0 now"):
         train(other, tmp_path / "run", resume=True)
     train(careful, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted, 14)
@@ -259,26 +260,39 @@ def test_a_second_interrupt_stops_at_once_and_handlers_are_put_back():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def spoil(monkeypatch, step: int, what: str) -> None:
-    """Makes the loss or the gradient's norm of `step` (from 1) a NaN."""
-    update = Run.update
-
-    def spoilt(run, batch):
-        loss, norm = update(run, batch)
-        if run.progress.step == step - 1:
-            loss, norm = (loss * float("nan"), norm) if what == "loss" else (loss, norm * float("nan"))
-        return loss, norm
-
-    monkeypatch.setattr(Run, "update", spoilt)
+def spoil(monkeypatch, steps: set[int]) -> None:
+    """Makes the loss of some steps (from 0) a NaN."""
+    backward = Updater.backward
+    monkeypatch.setattr(
+        Updater,
+        "backward",
+        lambda self, batch, step: backward(self, batch, step) * (float("nan") if step in steps else 1),
+    )
 
 
-@pytest.mark.parametrize("what", ["loss", "norm of the gradient"])
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(data, tmp_path, monkeypatch, what):
-    spoil(monkeypatch, 4, what)
-    config = configure(tmp_path, data, save_every=2, log_every=100)
-    with pytest.raises(TrainingDiverged, match=f"The {what} is nan .*: lower optimizer.learning_rate"):
+def test_a_run_goes_on_past_bad_steps_and_says_how_many(data, tmp_path, monkeypatch, capfd):
+    spoil(monkeypatch, {2, 3, 5})
+    results = train(configure(tmp_path, data, max_bad_steps=3), tmp_path / "run")
+    assert results["bad_steps"] == 3
+    assert [(line["step"], line["bad_steps"]) for line in metrics(tmp_path / "run")] == [(1, 0), (2, 0), (5, 2)]
+    said = capfd.readouterr().err
+    assert "The loss is nan" in said and "at step 4: no update (2 in a row; max_bad_steps=3)" in said
+
+
+def test_a_run_of_bad_steps_stops_and_leaves_their_samples(data, tmp_path, monkeypatch):
+    """Stopped and gone on with in between, it counts on."""
+    spoil(monkeypatch, {3, 4, 5})
+    config = configure(tmp_path, data, max_bad_steps=3, checkpoints={"save_every": 2})
+    with pytest.raises(TrainingDiverged, match="at step 6, the last of 3 in a row.*: lower optimizer.learning_rate"):
         train(config, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-2"]
+    lines = [json.loads(line) for line in (tmp_path / "run/bad_batches.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 5, 6]
+    assert all(len(set(line["sample_ids"])) == 16 for line in lines)
+    (tmp_path / "run/bad_batches.jsonl").unlink()
+    with pytest.raises(TrainingDiverged, match="at step 6, the last of 3 in a row"):
+        train(config, tmp_path / "run", resume=True)
+    again = [json.loads(line) for line in (tmp_path / "run/bad_batches.jsonl").read_text().splitlines()]
+    assert again == lines
 
 
 @pytest.mark.parametrize(
@@ -301,7 +315,7 @@ def test_too_small_a_disk_is_noticed_before_training(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000})
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
     with pytest.raises(CheckpointError, match=r"0.00 GB of free disk, .* need \d.\d\d GB: free some"):
-        require_space(tmp_path, torch.nn.Linear(100, 100), 2)
+        require_space(tmp_path, torch.nn.Linear(100, 100), 10, CheckpointConfig())
 
 
 def test_a_disk_that_fills_up_at_the_end_loses_nothing(data, tmp_path, monkeypatch):

@@ -5,24 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
 
 from hf_clip.training import load_recipe, train
-from hf_clip.training.build import build_model, build_processor
 from hf_clip.training.checkpoint import newest_checkpoint
-from hf_clip.training.loop import Progress, Run
-from hf_clip.training.objective import ContrastiveObjective
-from hf_clip.training.optimizer import make_optimizer
-from hf_clip.training.stream import PairStream, open_training_source
 from tests.ranks import run_on_ranks
 from tests.squares import recipe, rows, write_parquet, write_recipe
+from tests.steps import AUGMENTATION, configure, gradients, make_batch, make_updater
 
 ROOT = Path(__file__).parents[1]
-AUGMENTATION = {"rotation": 10, "flip": 0.5, "hue": 0.1, "cutout": 0.5}
 
 
 @pytest.fixture
@@ -35,34 +31,31 @@ def file(tmp_path):
     return write_recipe(tmp_path / "recipe.yaml", content)
 
 
-def first_updates(file: Path) -> list[tuple]:
-    """(loss, gradients by name, ids of this rank's pairs) of two float64 updates by the product's stream and step."""
-    config = load_recipe(file)
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
-    source = open_training_source(config.data)
-    processor = build_processor(config.model, source)
-    model = build_model(config.model, processor, config.seed).double()
-    model.set_attn_implementation("eager")
-    objective = ContrastiveObjective(model, config.data.keyword_weight)
-    objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    stream = PairStream(source, config.data, processor.image_processor, 24, 0, ["left"], rank, world_size)
-    run = Run(config, Path("."), accelerator, objective, optimizer, processor, Progress())
-    gradients: list[dict] = []
-    clip = accelerator.clip_grad_norm_
+LOSSES = {"softmax": {}, "sigmoid": {"model.config.logit_bias_init_value": -2.0}}
+MICRO_BATCHES = (None, 5)
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-    def keep_and_clip(parameters, max_norm):
-        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        return clip(parameters, max_norm)
 
-    accelerator.clip_grad_norm_ = keep_and_clip
-    updates = []
-    batches = stream.batches()
-    for step in range(2):
-        batch = next(batches)
-        loss, _ = run.update(batch)
-        run.progress.step += 1
-        updates.append((loss, gradients[step], batch.sample_ids_B.tolist()))
+def first_updates(folder: Path) -> dict[tuple, list[tuple]]:
+    """(loss, gradients by name and their norm before clipping) of two updates on the ranks that there are."""
+    updates = {}
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    for (name, changes), micro, dtype in product(LOSSES.items(), MICRO_BATCHES, TOLERANCES):
+        overrides = [f"{key}={value}" for key, value in changes.items()]
+        overrides += [] if micro is None else [f"micro_batch_size={micro}"]
+        updater = make_updater(configure(folder / f"{rank}", overrides), dtype)
+        taken = updates[name, micro, dtype] = []
+        step_of_optimizer = updater.optimizer.step
+
+        def step_and_keep(updater=updater, step_of_optimizer=step_of_optimizer, taken=taken):
+            taken.append(gradients(updater))
+            step_of_optimizer()
+
+        updater.optimizer.step = step_and_keep
+        for step in range(2):
+            outcome = updater.update(make_batch(24, rank, world_size, seed=step), step)
+            taken[step] = (outcome.loss, {**taken[step], "norm": outcome.gradient_norm})
     return updates
 
 
@@ -70,19 +63,39 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor, least: float = 0.0)
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=least)).item()
 
 
-def test_two_processes_take_the_steps_of_one(file):
-    """In float64, to 1e-10: loss and every gradient of the first step, and of the second, after an update."""
-    ranks = run_on_ranks(first_updates, 2, file)
-    for step, (loss, gradients, ids) in enumerate(first_updates(file)):
-        first, second = ranks[0][step], ranks[1][step]
-        assert first[2] + second[2] == ids
-        for rank in (first, second):
-            assert rank[0].dtype == torch.float64 and relative_error(rank[0], loss) < 1e-10
-            # A bias of attention's keys has no gradient but rounding: that is measured by the others' size.
-            least = 1e-6 * max(gradient.abs().max().item() for gradient in gradients.values())
-            for name, gradient in gradients.items():
-                assert relative_error(rank[1][name], gradient, least) < 1e-10, name
-        assert gradients["logit_scale"].abs() > 0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    for rank in range(4):
+        (folder / f"{rank}").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The updates of one process, whole batch."""
+    return first_updates(folder)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_any_number_of_processes_takes_the_steps_of_one(folder, alone, world_size):
+    """With and without micro-batches: loss and every gradient of the first step, and of the second, after an update.
+
+    The unequal last micro-batch, augmentation, keywords and concepts that are several pairs' take part.
+    """
+    for rank in run_on_ranks(first_updates, world_size, folder):
+        for (name, micro, dtype), updates in rank.items():
+            for ours, theirs in zip(updates, alone[name, None, dtype], strict=True):
+                assert ours[0].dtype == dtype and relative_error(ours[0], theirs[0]) < TOLERANCES[dtype]
+                # A bias of attention's keys has no gradient but rounding: that is measured by the others' size.
+                largest = max(gradient.abs().max().item() for gradient in theirs[1].values())
+                least = (1e-6 if dtype == torch.float64 else 1e-2) * largest
+                assert ours[1].keys() == theirs[1].keys()
+                for parameter, gradient in theirs[1].items():
+                    error = relative_error(ours[1][parameter], gradient, least)
+                    assert error < TOLERANCES[dtype], (name, micro, dtype, parameter)
+                assert theirs[1]["logit_scale"].abs() > 1e-4
+                assert ("logit_bias" in theirs[1]) == (name == "sigmoid")
 
 
 STOP_RANK_1 = """

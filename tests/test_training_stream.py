@@ -1,23 +1,43 @@
-"""The stream of pairs: an order that is a function of the seed, nothing lost or repeated, exact resume, bad pairs."""
+"""The stream of pairs: an order of the seed alone, for any ranks, workers and resumes; bad pairs counted, left out."""
 
+import io
+import json
+import os
+import tarfile
 import threading
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_clip import HFCLIPImageProcessor
-from hf_clip.sources import Source
-from hf_clip.training.config import DataConfig
-from hf_clip.training.stream import DataError, PairStream, Position, read_ahead
+from hf_clip.sources import Source, SourceError
+from hf_clip.training.config import AugmentationConfig, DataConfig, RecipeError
+from hf_clip.training.stream import (
+    DataError,
+    PairStream,
+    TrainingData,
+    merge_positions,
+    open_training_source,
+    read_ahead,
+)
+from hf_clip.training.stream.order import Piece, choose_lanes, deal, passes_in_epoch
 from tests.counts import soak_count
+from tests.hostile_pairs import zoo
+from tests.ranks import RankError, run_on_ranks
 from tests.squares import encode
 
 PROCESSOR = HFCLIPImageProcessor(size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4})
+PINNED = [0, 3, 19, 17, 9, 8, 12, 22, 1, 10, 16, 14]
 
 
 def row(index: int, **changes) -> dict:
@@ -27,53 +47,208 @@ def row(index: int, **changes) -> dict:
     return entry | changes
 
 
-def make_stream(rows, batch_size=4, rank=0, world_size=1, seed=0, no_flip_words=("left",), **config) -> PairStream:
+def as_data(*sources, weights=None) -> TrainingData:
+    """Training data of lists of rows, or of streams of such."""
     columns = {"caption_columns": ("caption",), "keyword_columns": ("keywords",), "concept_column": "concept"}
-    source = Source(dataset=rows, name="toys", image_column="image", **columns)
-    config = DataConfig(train=["toys"], **config)
-    return PairStream(source, config, PROCESSOR, batch_size, seed, list(no_flip_words), rank, world_size)
+    opened = tuple(Source(dataset=rows, name="toys", image_column="image", **columns) for rows in sources)
+    return TrainingData(opened, tuple(weights or [1.0] * len(opened)))
+
+
+def make_stream(rows, batch_size=4, rank=0, world_size=1, seed=0, words=None, **config) -> PairStream:
+    augmentation = AugmentationConfig(**(words or {}))
+    data = rows if isinstance(rows, TrainingData) else as_data(rows)
+    config = DataConfig(train=["toys"], **{"workers": 0, **config})
+    return PairStream(data, config, PROCESSOR, batch_size, seed, augmentation, rank, world_size)
 
 
 def ids(batches) -> list[int]:
     return [int(sample) for batch in batches for sample in batch.sample_ids_B]
 
 
-def assert_same(one, other):
+def take(stream: PairStream, count: int, position=None) -> list:
+    batches = stream.batches(position)
+    taken = list(islice(batches, count))
+    batches.close()
+    return taken
+
+
+def lanes_of(batches, lanes: int) -> list[list[tuple[int, int]]]:
+    """(epoch, id) of what each lane gave, in order."""
+    share = len(batches[0].captions) // lanes
+    return [
+        [
+            (int(epoch), int(sample))
+            for batch in batches
+            for epoch, sample in list(zip(batch.epochs_B, batch.sample_ids_B, strict=True))[start : start + share]
+        ]
+        for start in range(0, lanes * share, share)
+    ]
+
+
+def assert_same(one, other, but_positions: bool = False):
     assert torch.equal(one.pictures_BHWC, other.pictures_BHWC)
-    assert (one.captions, one.keywords, one.position) == (other.captions, other.keywords, other.position)
+    assert (one.captions, one.keywords) == (other.captions, other.keywords)
+    assert but_positions or one.position == other.position
     for name in ("concept_ids_B", "may_flip_B", "sample_ids_B", "epochs_B"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
 @settings(max_examples=soak_count(15, 300), deadline=None)
-@given(pairs=st.integers(4, 30), batch_size=st.integers(2, 4), block=st.integers(1, 40), seed=st.integers(0, 99))
-def test_every_pair_comes_once_an_epoch_and_batches_roll_over_epochs(pairs, batch_size, block, seed):
-    stream = make_stream([row(index) for index in range(pairs)], batch_size, seed=seed, shuffle_block=block)
-    batches = list(islice(stream.batches(), 3 * pairs // batch_size))
-    seen, epochs = ids(batches), np.concatenate([batch.epochs_B for batch in batches])
-    assert all(len(batch.captions) == batch_size for batch in batches)
-    assert list(epochs) == [place // pairs for place in range(len(seen))]
-    for epoch in range(len(seen) // pairs):
-        assert sorted(seen[epoch * pairs : (epoch + 1) * pairs]) == list(range(pairs))
+@given(
+    pairs=st.integers(8, 40),
+    lanes=st.sampled_from([1, 2, 4]),
+    block=st.integers(1, 50),
+    seed=st.integers(0, 99),
+    workers=st.sampled_from([0, 2]),
+)
+def test_every_pair_comes_once_in_each_epoch_of_its_lane(pairs, lanes, block, seed, workers):
+    rows = [row(index) for index in range(pairs)]
+    stream = make_stream(rows, 4, seed=seed, lanes=lanes, shuffle_block=block, workers=workers)
+    batches = take(stream, 3 * pairs // 4)
+    assert all(len(batch.captions) == 4 for batch in batches)
+    owned = []
+    for given_by_lane in lanes_of(batches, lanes):
+        epochs = [epoch for epoch, _ in given_by_lane]
+        assert epochs == sorted(epochs)
+        first = [sample for epoch, sample in given_by_lane if epoch == 0]
+        assert len(set(first)) == len(first)
+        for epoch in range(1, epochs[-1]):
+            assert sorted(sample for at, sample in given_by_lane if at == epoch) == sorted(first)
+        owned += first
+    assert sorted(owned) == list(range(pairs))
 
 
 def test_the_order_is_one_of_the_seed_and_the_epoch():
     rows = [row(index) for index in range(24)]
 
     def order(**changes):
-        return ids(islice(make_stream(rows, **{"shuffle_block": 100, **changes}).batches(), 12))
+        return ids(take(make_stream(rows, **{"lanes": 1, "shuffle_block": 100, **changes}), 12))
 
     first = order()
-    assert first == order()
-    assert first != order(seed=1)
+    assert first == order() == order(workers=2)
+    assert first != order(seed=1) and first != order(lanes=2)
     assert first[:24] != first[24:48] and first[:24] != sorted(first[:24])
     blocks = order(shuffle_block=8)
     assert sorted(blocks[:8]) == list(range(8)) and blocks[:8] != list(range(8))
     assert sorted(blocks[8:16]) == list(range(8, 16)) and [place - 8 for place in blocks[8:16]] != blocks[:8]
+    # Whoever resumes an old run finds its order.
+    assert order(lanes=2, seed=3)[:12] == PINNED
 
 
+def write_parquet(file: Path, content: list[dict], rows_of_group: int) -> Path:
+    pq.write_table(pa.Table.from_pylist(content), file, row_group_size=rows_of_group)
+    return file
+
+
+def write_parquet_folder(place: Path, content: list[dict]) -> None:
+    """Uneven row groups, and a file without rows."""
+    write_parquet(place / "0.parquet", content[:30], 7)
+    pq.write_table(pa.Table.from_pylist(content).slice(0, 0), place / "1.parquet")
+    write_parquet(place / "2.parquet", content[30:], 100)
+
+
+def write_csv(place: Path, content: list[dict]) -> Path:
+    table = ["path,caption,keywords"]
+    for index, each in enumerate(content):
+        (place / f"{index}.png").write_bytes(each["image"]["bytes"])
+        table.append(f'{index}.png,"{each["caption"]}",a')
+    (place / "pairs.csv").write_text("\n".join(table))
+    return place / "pairs.csv"
+
+
+def write_tar(place: Path, content: list[dict]) -> Path:
+    with tarfile.open(place / "shard-0.tar", "w") as tar:
+        for index, each in enumerate(content):
+            for suffix, value in (("png", each["image"]["bytes"]), ("txt", each["caption"].encode())):
+                entry = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                entry.size = len(value)
+                tar.addfile(entry, io.BytesIO(value))
+    return place / "shard-0.tar"
+
+
+def stream_of_shards(sizes: list[int]) -> datasets.IterableDataset:
+    """What can only be read from its beginning, in shards, one of them empty."""
+    starts = np.cumsum([0, *sizes]).tolist()
+    features = datasets.Features(
+        {
+            "image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "caption": datasets.List(datasets.Value("string")),
+            "keywords": datasets.List(datasets.Value("string")),
+            "concept": datasets.Value("string"),
+        }
+    )
+    shards = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=False)]
+    return datasets.IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": shards})
+
+
+def generate(shards):
+    for shard in shards:
+        for index in shard:
+            yield row(index, caption=[f"pair {index}", "or this"], keywords=["a", "b"])
+
+
+KINDS = ["rows", "parquet", "csv", "tar", "stream", "weights"]
+
+
+def open_kind(kind: str, folder: Path) -> TrainingData:
+    """Some 50 pairs, a few of them broken, in each way that pairs can lie."""
+    rows = [row(index, caption=[f"pair {index}", "or this"], keywords=["a", "b", "c"]) for index in range(50)]
+    for index in (3, 16, 40):
+        rows[index]["image"] = {"bytes": b"", "path": None}
+    if kind == "rows":
+        return as_data(rows)
+    if kind == "stream":
+        return as_data(stream_of_shards([9, 0, 13, 6, 12, 11, 8, 7]))
+    if kind == "weights":
+        return as_data(rows[:20], rows[20:], weights=[2.0, 0.5])
+    plain = [{"image": each["image"], "caption": each["caption"][0], "keywords": "a"} for each in rows]
+    place = folder / kind
+    if not place.exists():
+        place.mkdir()
+        write = {"parquet": write_parquet_folder, "csv": write_csv, "tar": write_tar}[kind]
+        write(place, plain)
+    found = place / "pairs.csv" if kind == "csv" else place
+    return open_training_source(DataConfig(train=[str(found)]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kinds")
+
+
+STEPS = 30
+OPTIONS = {"lanes": 4, "shuffle_block": 24, "max_bad_fraction": 0.5, "decoded_cache_gb": 0.0}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_order_for_any_ranks_and_workers_and_after_any_kill(folder, kind, workers):
+    """Three epochs, step by step: killed every few steps and gone on with by another number of ranks each time."""
+    data = open_kind(kind, folder)
+    whole = take(make_stream(data, 8, **OPTIONS), STEPS)
+    assert len({tuple(batch.sample_ids_B) for batch in whole}) == STEPS
+    draw, step, position = np.random.default_rng([workers, KINDS.index(kind)]), 0, None
+    kills = 0
+    while step < STEPS:
+        world_size, count = (1, 2, 4)[kills % 3], min(int(draw.integers(1, 9)), STEPS - step)
+        streams = [make_stream(data, 8, rank, world_size, workers=workers, **OPTIONS) for rank in range(world_size)]
+        parts = [take(stream, count, position) for stream in streams]
+        for number in range(count):
+            of_ranks = [part[number] for part in parts]
+            expected = whole[step + number]
+            assert torch.equal(torch.cat([part.pictures_BHWC for part in of_ranks]), expected.pictures_BHWC)
+            assert [caption for part in of_ranks for caption in part.captions] == expected.captions
+            assert ids(of_ranks) == ids([expected])
+            assert np.array_equal(np.concatenate([part.epochs_B for part in of_ranks]), expected.epochs_B)
+            position = merge_positions(part.position for part in of_ranks)
+            assert position == expected.position
+        position = json.loads(json.dumps(position))
+        step, kills = step + count, kills + 1
+
+
+@pytest.mark.parametrize("cache", [0.0, 1.0])
 @pytest.mark.parametrize("block", [7, 100])
-def test_resume_from_every_position_of_two_epochs(block):
+def test_resume_from_every_position_of_two_epochs(block, cache):
     rows = [row(index, caption=[f"pair {index}", "or this"], keywords=["a", "b", "c"]) for index in range(20)]
     rows[3]["image"] = rows[16]["image"] = {"bytes": b"", "path": None}
     config = {
@@ -81,77 +256,138 @@ def test_resume_from_every_position_of_two_epochs(block):
         "max_bad_fraction": 0.2,
         "keyword_weight": 0.5,
         "keyword_columns": ["keywords"],
+        "decoded_cache_gb": cache,
     }
-    whole = list(islice(make_stream(rows, **config).batches(), 12))
+    whole = take(make_stream(rows, **config), 12)
     for done in range(10):
-        resumed = make_stream(rows, **config).batches(whole[done].position)
-        for expected, batch in zip(whole[done + 1 :], islice(resumed, 11 - done), strict=True):
+        resumed = take(make_stream(rows, **config), 11 - done, whole[done].position)
+        for expected, batch in zip(whole[done + 1 :], resumed, strict=True):
             assert_same(batch, expected)
 
 
-def test_a_position_within_a_batch_size_of_another_run_is_one_too():
-    """A position names a pair, not a batch: whoever resumes there with another batch size loses nothing."""
-    rows = [row(index) for index in range(20)]
-    stream = make_stream(rows, shuffle_block=6)
-    position = next(stream.batches()).position
-    assert position == Position(0, 0, 4)
-    both = ids(islice(make_stream(rows, 4, shuffle_block=6).batches(), 1)) + ids(
-        islice(make_stream(rows, 8, shuffle_block=6).batches(position), 2)
+def test_formats_and_their_splits_make_no_other_order(folder):
+    """A table, a tar and a parquet file of the same pairs are read in the same order."""
+    orders = [ids(take(make_stream(open_kind(kind, folder), 8, **OPTIONS), 12)) for kind in ("csv", "tar")]
+    assert orders[0] == orders[1]
+
+
+class CountingRows(list):
+    """Rows that know how often one was asked for."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.asked: list[int] = []
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+def test_each_rank_reads_and_decodes_its_own_lanes_only():
+    rows = CountingRows([row(index) for index in range(80)])
+    asked = []
+    for rank in range(4):
+        rows.asked.clear()
+        stream = make_stream(rows, 8, rank, 4, lanes=8, shuffle_block=80)
+        take(stream, 30)
+        asked.append(set(rows.asked))
+        assert len(rows.asked) == 20, "decoded pictures fit into memory: they are read once"
+    assert [len(part) for part in asked] == [20] * 4 and set.union(*asked) == set(range(80))
+
+
+def test_a_resume_reads_at_most_a_block_of_a_lane_again():
+    content = [row(index) for index in range(200)]
+    whole = make_stream(content, 4, lanes=2, shuffle_block=20, decoded_cache_gb=0.0)
+    position = take(whole, 37)[-1].position
+    rows = CountingRows(content)
+    take(make_stream(rows, 4, lanes=2, shuffle_block=20, decoded_cache_gb=0.0), 1, position)
+    # Two lanes, a block of 10 pairs each.
+    assert len(rows.asked) <= 20
+
+
+def test_a_resume_of_what_has_no_random_access_reads_over_one_shard_without_decoding(monkeypatch):
+    data = as_data(stream_of_shards([40, 40, 40, 40]))
+    options = {"lanes": 2, "shuffle_block": 8}
+    position = take(make_stream(data, 4, **options), 30)[-1].position
+    decoded = []
+    decode = HFCLIPImageProcessor.resize_and_crop
+    monkeypatch.setattr(
+        HFCLIPImageProcessor, "resize_and_crop", lambda *args, **more: decoded.append(1) or decode(*args, **more)
     )
-    assert sorted(both) == list(range(20))
+    read, make = [], row
+
+    def counted(index, **more):
+        read.append(index)
+        return make(index, **more)
+
+    monkeypatch.setattr("tests.test_training_stream.row", counted)
+    take(make_stream(data, 4, **options), 1, position)
+    assert len(decoded) == 4
+    assert 4 <= len(read) <= 80
+    read.clear()
+    take(make_stream(data, 4, **options), 40)
+    assert len(read) == 160, "in an uninterrupted epoch each row is read once"
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_slices_of_the_ranks_make_up_the_batch(world_size):
-    rows = [row(index) for index in range(21)]
-    whole = islice(make_stream(rows, 8, shuffle_block=9).batches(), 6)
-    ranks = [make_stream(rows, 8, rank, world_size, shuffle_block=9).batches() for rank in range(world_size)]
-    for batch in whole:
-        slices = [next(rank) for rank in ranks]
-        assert torch.equal(torch.cat([part.pictures_BHWC for part in slices]), batch.pictures_BHWC)
-        assert [caption for part in slices for caption in part.captions] == batch.captions
-        assert ids(slices) == ids([batch])
-        assert {part.position for part in slices} == {batch.position}
-
-
-def test_bad_pairs_are_counted_by_reason_and_the_others_keep_their_captions():
-    rows = [row(index) for index in range(30)]
-    whole = rows[1]["image"]["bytes"]
-    rows[2]["image"] = {"bytes": whole[:-30], "path": None}
-    rows[5]["image"] = {"bytes": b"no picture at all", "path": None}
-    rows[8]["image"] = {"bytes": b"", "path": None}
-    rows[11]["image"] = {"bytes": None, "path": "/no/such/file.png"}
-    rows[14]["image"] = None
-    rows[17]["caption"] = []
-    stream = make_stream(rows, shuffle_block=8, max_bad_fraction=0.5)
-    # Three epochs: a pair is counted once, however often it is met.
-    batches = list(islice(stream.batches(), 18))
-    for batch in batches:
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_zoo_is_counted_to_the_last_pair(tmp_path, workers, world_size):
+    animals = zoo(tmp_path)
+    hostile = [row(0, image=pair.picture, caption=pair.caption, concept=pair.name) for pair in animals]
+    rows = [each for index in range(120) for each in (row(index), *hostile[index : index + 1])]
+    options = {"lanes": 2, "shuffle_block": 30, "max_bad_fraction": 0.9, "workers": workers}
+    streams = [make_stream(rows, 8, rank, world_size, **options) for rank in range(world_size)]
+    # Over two epochs: a pair is counted once, however often it is met.
+    parts = [take(stream, 40) for stream in streams]
+    position = merge_positions(part[-1].position for part in parts)
+    expected = Counter(pair.reason for pair in animals if pair.reason)
+    assert expected.total() >= 40
+    assert PairStream.left_out(position) == expected
+    seen = Counter()
+    for batch in (batch for part in parts for batch in part):
         for picture, caption, sample in zip(batch.pictures_BHWC, batch.captions, batch.sample_ids_B, strict=True):
-            assert caption == f"pair {sample}"
-            assert (picture == int(sample)).all()
-    assert Counter(ids(batches)) == dict.fromkeys(set(range(30)) - {2, 5, 8, 11, 14, 17}, 3)
-    assert stream.bad_pairs["no_caption"] == 1 and stream.bad_pairs["missing"] == 2
-    assert stream.bad_pairs["empty"] == stream.bad_pairs["unknown_format"] == stream.bad_pairs["truncated"] == 1
-    assert sum(stream.bad_pairs.values()) == 6
+            seen[int(sample)] += 1
+            if caption.startswith("pair "):
+                assert rows[sample]["caption"] == [caption]
+                assert (picture == int(caption.split()[1])).all()
+    named = {pair.name for pair in animals if pair.reason}
+    bad = {index for index, each in enumerate(rows) if each["concept"] in named}
+    assert set(seen) == set(range(len(rows))) - bad
 
 
 @pytest.mark.parametrize("block", [10, 100])
 def test_too_many_bad_pairs_stop_the_run_and_the_first_is_named(block):
     rows = [row(index) for index in range(40)]
-    rows[13]["caption"] = rows[14]["caption"] = rows[15]["caption"] = []
+    rows[3]["caption"] = rows[4]["caption"] = rows[35]["caption"] = []
     limit = 3 / min(block, 40)
-    list(islice(make_stream(rows, shuffle_block=block, max_bad_fraction=limit).batches(), 10))
-    strict = make_stream(rows, shuffle_block=block, max_bad_fraction=limit - 0.01)
-    with pytest.raises(DataError, match=r"toys: 3 of \d+ pairs .*3 no_caption; the first is toys row 13.*raise that"):
-        list(islice(strict.batches(), 10))
+    take(make_stream(rows, lanes=1, shuffle_block=block, max_bad_fraction=limit), 30)
+    strict = make_stream(rows, lanes=1, shuffle_block=block, max_bad_fraction=2.9 / 40)
+    message = r"toys: \d of \d+ pairs .*\d no_caption; the first is toys row \d+ \(no_caption\).*raise that"
+    with pytest.raises(DataError, match=message):
+        take(strict, 30)
 
 
-def test_one_bad_pair_in_the_short_block_at_the_end_is_no_verdict():
-    rows = [row(index) for index in range(22)]
-    rows[21]["caption"] = []
-    stream = make_stream(rows, shuffle_block=20, max_bad_fraction=0.05)
-    assert sorted(ids(islice(stream.batches(), 21))[:21]) == list(range(21))
+def test_one_bad_pair_among_the_first_is_no_verdict():
+    rows = [row(index) for index in range(40)]
+    rows[1]["caption"] = []
+    stream = make_stream(rows, lanes=1, shuffle_block=2, max_bad_fraction=0.0)
+    with pytest.raises(DataError, match="1 of 5 pairs"):
+        take(stream, 10)
+    assert len(take(make_stream(rows, lanes=1, shuffle_block=20, max_bad_fraction=0.05), 20)) == 20
+
+
+def test_a_storage_that_goes_away_ends_the_run_in_any_epoch(tmp_path):
+    files = [tmp_path / f"{index}.png" for index in range(40)]
+    for index, file in enumerate(files):
+        file.write_bytes(row(index)["image"]["bytes"])
+    rows = [row(index, image={"bytes": None, "path": str(file)}) for index, file in enumerate(files)]
+    batches = make_stream(rows, shuffle_block=8, decoded_cache_gb=0.0).batches()
+    for _ in range(20):
+        next(batches)
+    for file in files:
+        file.unlink()
+    with pytest.raises(DataError, match=r"101 pairs in a row cannot be read, the last is .* \(missing\)"):
+        list(islice(batches, 20))
 
 
 @pytest.mark.parametrize("block", [3, 100])
@@ -162,11 +398,204 @@ def test_fewer_readable_pairs_than_a_batch_raise(block):
     with pytest.raises(DataError, match="7 readable pairs, 1 left out as no_caption, fewer than batch_size=8: lower"):
         next(stream.batches())
     assert len(next(make_stream(rows, 7, shuffle_block=block, max_bad_fraction=0.5).batches()).captions) == 7
+    lanes = make_stream(rows, 8, lanes=4, max_bad_fraction=0.5)
+    with pytest.raises(DataError, match="Lane 2 of 4 of toys has 1 readable pairs, .*, fewer than its share of 2"):
+        next(lanes.batches())
 
 
-def test_a_batch_that_the_ranks_cannot_share_raises():
+def test_what_cannot_be_shared_raises_before_it_starts():
+    rows = [row(index) for index in range(99)]
     with pytest.raises(DataError, match="batch_size=10 cannot be divided among 4 processes: set it to 8"):
-        make_stream([row(0)], 10, world_size=4)
+        make_stream(rows, 10, world_size=4)
+    with pytest.raises(DataError, match="batch_size=12 cannot be divided among data.lanes=5: .* 1, 2, 3, 4, 6, 12"):
+        make_stream(rows, 12, lanes=5)
+    with pytest.raises(DataError, match="data.lanes=4 cannot be .* among 3 processes: start 1 or 2 or 4, .* as 3"):
+        make_stream(rows, 12, lanes=4, world_size=3)
+    few = as_data(stream_of_shards([5, 5]))
+    with pytest.raises(DataError, match="2 shards for data.lanes=4: write the data in a multiple of 4 shards"):
+        make_stream(few, 8, lanes=4)
+    assert make_stream(few, 16).lanes == 2
+    with pytest.warns(UserWarning, match="3 shards for 2 lanes: pairs of lanes with fewer shards come up to 2 times"):
+        make_stream(as_data(stream_of_shards([5, 5, 5])), 8, lanes=2)
+    position = take(make_stream(rows, 8, lanes=2), 1)[0].position
+    with pytest.raises(DataError, match="one of 2 lanes, and here are 4: set data.lanes=2, or start anew"):
+        next(make_stream(rows, 8, lanes=4).batches(position))
+    empty = make_stream([], 4, lanes=1)
+    with pytest.raises(DataError, match="Lane 0 has no rows"):
+        next(empty.batches())
+
+
+def test_a_file_that_is_cut_stops_the_run_after_what_could_be_read(tmp_path):
+    place = write_tar(tmp_path, [{"image": row(index)["image"], "caption": f"pair {index}"} for index in range(40)])
+    data = open_training_source(DataConfig(train=[str(place)]))
+    options = {"lanes": 1, "shuffle_block": 8}
+    streams = [make_stream(data, 4, workers=workers, **options) for workers in (0, 2)]
+    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+    with pytest.raises(SourceError, match="shard-0.tar.* is cut or damaged"):
+        make_stream(data, 4, **options)
+    for stream in streams:
+        batches = stream.batches()
+        read = 0
+        with pytest.raises(SourceError, match="shard-0.tar"):
+            for _ in batches:
+                read += 1
+        assert read == 4, "two whole blocks of 8"
+
+
+def test_weights_repeat_and_sample_whole_passes():
+    twice, seldom = [row(index) for index in range(6)], [row(index) for index in range(100, 108)]
+    seldom[0]["caption"] = []
+    data = as_data(twice, seldom, weights=[2.0, 0.5])
+    batches = take(make_stream(data, 2, lanes=1, shuffle_block=100, max_bad_fraction=0.5), 31)
+    # The first epoch has two passes of 6 and one of 7, the second 12, the third 19, the fourth 12.
+    captions = [caption for batch in batches for caption in batch.captions]
+    counts = [Counter(captions[start:end]) for start, end in ((0, 19), (19, 31), (31, 50), (50, 62))]
+    for epoch, count in enumerate(counts):
+        expected = {f"pair {index}": 2 for index in range(6)}
+        expected |= {} if epoch % 2 else {f"pair {index}": 1 for index in range(101, 108)}
+        assert count == expected
+    assert PairStream.left_out(batches[-1].position) == {"no_caption": 1}
+    # Each pass makes draws of its own.
+    passes = lanes_of(batches, 1)[0]
+    assert len(set(passes)) == len(passes)
+
+
+@given(weight=st.sampled_from([0.1, 0.25, 0.7, 1.0, 1.5, 2.0, 3.3]), epochs=st.integers(1, 60))
+def test_passes_follow_each_other_and_keep_to_the_weight(weight, epochs):
+    passes = [number for epoch in range(epochs) for number in passes_in_epoch(weight, epoch)]
+    assert passes == list(range(len(passes)))
+    assert len(passes_in_epoch(weight, 0)) >= 1
+    assert abs(len(passes) - weight * epochs) < 1
+
+
+@given(rows=st.lists(st.integers(0, 30), min_size=1, max_size=9), lanes=st.integers(1, 12))
+def test_rows_are_dealt_evenly_and_each_once(rows, lanes):
+    dealt = deal([rows], lanes)
+    given_out = Counter((p.shard, number) for lane in dealt for p in lane[0] for number in range(p.first, p.last))
+    assert given_out == Counter((shard, number) for shard, count in enumerate(rows) for number in range(count))
+    sizes = [sum(piece.last - piece.first for piece in lane[0]) for lane in dealt]
+    assert max(sizes) - min(sizes) <= 1
+    unknown = deal([[None] * len(rows)], lanes)
+    shards = sorted(piece.shard for lane in unknown for piece in lane[0])
+    assert shards == list(range(len(rows))) and Piece(0, 0, 0, None) in unknown[0][0]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_rows", "num_shards", "lanes"),
+    [
+        (32_768, None, None, 32),
+        (256, 10_000, None, 32),
+        (384, 10_000, None, 24),
+        (24, 72, None, 6),
+        (128, 255, None, 1),
+        (256, None, 10, 8),
+        (4, None, 1, 1),
+        (7, 100, None, 1),
+    ],
+)
+def test_lanes_are_chosen_for_many_process_counts(batch_size, num_rows, num_shards, lanes):
+    assert choose_lanes(batch_size, num_rows, num_shards) == lanes
+
+
+def four_ranks_or_two(rows: list[dict], position: dict | None) -> tuple:
+    """Three batches of a rank, and the position of all."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    stream = make_stream(rows, 8, rank, world_size, lanes=4, shuffle_block=20, workers=2, max_bad_fraction=0.5)
+    batches = stream.batches(position, reads_ahead=True)
+    taken = [ids([next(batches)]) for _ in range(2)]
+    last = next(batches)
+    batches.close()
+    return [*taken, ids([last])], stream.gather(last.position)
+
+
+def test_positions_of_two_processes_go_on_with_four_and_one():
+    rows = [row(index) for index in range(50)]
+    rows[7]["caption"] = []
+    whole = take(make_stream(rows, 8, lanes=4, shuffle_block=20, max_bad_fraction=0.5), 9)
+    position = None
+    for first, world_size in ((0, 2), (3, 4)):
+        ranks = run_on_ranks(four_ranks_or_two, world_size, rows, position)
+        for number in range(3):
+            assert sum((rank[0][number] for rank in ranks), []) == ids([whole[first + number]])
+        positions = [rank[1] for rank in ranks]
+        assert all(each == whole[first + 2].position for each in positions)
+        position = positions[0]
+    rest = take(make_stream(rows, 8, lanes=4, shuffle_block=20, max_bad_fraction=0.5), 3, position)
+    for expected, batch in zip(whole[6:], rest, strict=True):
+        assert_same(batch, expected)
+
+
+def stop_of_rank(rows: list[dict], max_bad_fraction: float) -> tuple[int, str]:
+    """After how many batches a rank stopped, and why."""
+    rank, world_size, count = dist.get_rank(), dist.get_world_size(), 0
+    config = {"lanes": 2, "shuffle_block": 20, "max_bad_fraction": max_bad_fraction, "decoded_cache_gb": 0.0}
+    batches = make_stream(rows, 4, rank, world_size, **config).batches(reads_ahead=True)
+    try:
+        for _ in islice(batches, 100):
+            count += 1
+    except DataError as error:
+        return count, str(error)
+    return count, ""
+
+
+def test_what_stops_one_process_stops_all_at_one_step():
+    """A lane that only one of them reads goes bad, by more than its share and by all."""
+    rows = [row(index) for index in range(60)]
+    for index in range(35, 60, 2):
+        rows[index]["caption"] = []
+    stops = run_on_ranks(stop_of_rank, 2, rows, 0.1)
+    assert stops[0] == stops[1] and 0 < stops[0][0] < 30
+    assert "toys: " in stops[0][1] and "the first is toys row " in stops[0][1]
+    for index in range(30, 60):
+        rows[index]["caption"] = []
+    first, second = run_on_ranks(stop_of_rank, 2, rows, 1.0)
+    assert first[0] == second[0] == 0
+    assert second[1].startswith("Lane 1 of 2 of toys has 0 readable pairs, 30 left out as no_caption")
+    assert first[1] == f"Process 1: {second[1]}"
+
+
+def die_after_two_batches(rows: list[dict]) -> None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    batches = make_stream(rows, 4, rank, world_size, lanes=2, workers=2).batches(reads_ahead=True)
+    for number in range(4):
+        if rank == 1 and number == 2:
+            os._exit(1)
+        next(batches)
+
+
+def test_a_process_that_dies_leaves_none_waiting():
+    with pytest.raises(RankError, match="DataError: Another process has ended(.|\n)*Rank 1: its process died"):
+        run_on_ranks(die_after_two_batches, 2, [row(index) for index in range(40)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [1.0, 2.0]}, r"data.weights=\[1.0, 2.0\] must have 1 numbers, one for each entry"),
+        ({"weights": [0.0]}, "data.weights: 0.0 must lie above 0"),
+        ({"weights": [float("nan")]}, "data.weights: nan must lie above 0"),
+        ({"lanes": 0}, "data.lanes=0 must be 1 or more"),
+        ({"workers": -1}, "data.workers=-1 must be 0 or more"),
+        ({"decoded_cache_gb": -0.5}, "data.decoded_cache_gb=-0.5 must be 0 or more"),
+    ],
+)
+def test_what_the_recipe_cannot_mean_raises(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        DataConfig(train=["pairs.parquet"], **changes)
+
+
+def test_entries_of_the_recipe_are_sources_by_their_kind_or_each_with_its_weight(tmp_path):
+    plain = [{"image": row(index)["image"], "caption": f"pair {index}"} for index in range(12)]
+    files = [write_parquet(tmp_path / f"{number}.parquet", plain, 5) for number in range(2)]
+    tar = write_tar(tmp_path, plain)
+    data = open_training_source(DataConfig(train=[*map(str, files), str(tar)]))
+    assert [source.num_rows for source in data.sources] == [24, None] and data.weights == (1.0, 1.0)
+    assert list(data.captions()) == [each["caption"] for each in plain] * 3
+    data = open_training_source(DataConfig(train=[*map(str, files)], weights=[1.0, 2.0]))
+    assert data.num_rows == 24 and data.weights == (1.0, 2.0)
+    # One parquet file of a few row groups feeds all lanes.
+    stream = make_stream(open_training_source(DataConfig(train=[str(files[0])])), 4, lanes=4)
+    assert sorted(ids(take(stream, 3))) == list(range(12))
 
 
 def test_pairs_of_one_concept_are_positives_and_without_concepts_those_of_one_caption():
@@ -215,7 +644,10 @@ def test_a_word_that_a_mirror_would_make_false_forbids_it():
     batch = next(make_stream(rows).batches())
     may_flip = dict(zip(batch.sample_ids_B.tolist(), batch.may_flip_B.tolist(), strict=True))
     assert may_flip == {0: True, 1: False, 2: False, 3: True}
-    assert next(make_stream(rows, no_flip_words=()).batches()).may_flip_B.all()
+    assert not batch.may_crop_B.any()
+    batch = next(make_stream(rows, words={"no_flip_words": [], "crop_words": ["Arrow"]}).batches())
+    assert batch.may_flip_B.all()
+    assert batch.sample_ids_B[batch.may_crop_B].tolist() == [0]
 
 
 def test_read_ahead_gives_the_items_and_passes_errors_on():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .config import AugmentationConfig
 
-DRAWS_PER_PICTURE = 21
+DRAWS_PER_PICTURE = 26
 
 # Luminance and two colour differences (NTSC's YIQ): hue is an angle in the plane of the differences, saturation a
 # length in it.
@@ -40,8 +40,30 @@ def uniforms(seed: int, epochs_B: np.ndarray, sample_ids_B: np.ndarray, count: i
     return ((bits >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
+def swap_neighbours(rows: torch.Tensor) -> torch.Tensor:
+    """Rows 0 and 1 changed over, 2 and 3, and so on: (B, ...) with an even B.
+
+    Neighbours stay neighbours however a batch is cut into even pieces: for ranks, or micro-batches.
+    """
+    return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def mix_neighbours(pictures: torch.Tensor, share: float) -> torch.Tensor:
+    """Each picture with `share` of its neighbour's in it (mixup, Zhang et al. 2018): (B, ...) with an even B."""
+    return torch.lerp(pictures, swap_neighbours(pictures), share) if share else pictures
+
+
+def mixed_share(seed: int, step: int, mixup: float) -> float:
+    """What neighbours have of each other in a step's pictures, from Beta(mixup, mixup); 0 where mixup is 0."""
+    return float(np.random.default_rng([seed, step]).beta(mixup, mixup)) if mixup else 0.0
+
+
 def augment(
-    pictures_BHWC: torch.Tensor, draws: torch.Tensor, may_flip_B: torch.Tensor, config: AugmentationConfig
+    pictures_BHWC: torch.Tensor,
+    draws: torch.Tensor,
+    may_flip_B: torch.Tensor,
+    may_crop_B: torch.Tensor,
+    config: AugmentationConfig,
 ) -> torch.Tensor:
     """Moves, colours, blurs and covers a batch.
 
@@ -49,6 +71,7 @@ def augment(
         pictures_BHWC: uint8, (B, H, W, 3).
         draws: (B, DRAWS_PER_PICTURE) in [0, 1), from `uniforms`.
         may_flip_B: False where a mirror would make the caption false.
+        may_crop_B: True where a part shows what the whole does.
         config: the strengths; all zeros give the picture back.
 
     Returns:
@@ -57,7 +80,7 @@ def augment(
     # Worked on as ink (white is 0): then padding with zeros is white, and white stays white under every gain.
     ink_BCHW = 1 - pictures_BHWC.permute(0, 3, 1, 2).float() / 255
     signed = 2 * draws - 1
-    ink_BCHW = _move(ink_BCHW, draws, signed, may_flip_B, config)
+    ink_BCHW = _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config)
     ink_BCHW = _colour(ink_BCHW, draws, signed, config)
     if config.blur:
         # Away from the local mean sharpens, towards it blurs. As a depthwise convolution with channels last, the mean
@@ -75,9 +98,9 @@ def augment(
     return 1 - ink_BCHW
 
 
-def _move(ink_BCHW, draws, signed, may_flip_B, config: AugmentationConfig) -> torch.Tensor:
-    """One affine map per picture: mirror, scale, aspect, shear, rotation, shift."""
-    if not any((config.rotation, config.scale, config.aspect, config.shear, config.shift, config.flip)):
+def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationConfig) -> torch.Tensor:
+    """One affine map per picture: mirror, scale, aspect, shear, rotation, shift; and a cut to a rectangle."""
+    if not any((config.rotation, config.scale, config.aspect, config.shear, config.shift, config.flip, config.crop)):
         return ink_BCHW
     angle = signed[:, 0] * math.radians(config.rotation)
     scale, aspect = torch.exp(signed[:, 1] * config.scale), torch.exp(signed[:, 2] * config.aspect)
@@ -96,8 +119,19 @@ def _move(ink_BCHW, draws, signed, may_flip_B, config: AugmentationConfig) -> to
         ],
         dim=1,
     ).view(-1, 2, 3)
+    if not config.crop:
+        grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
+        return F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # Half sides and centre of the rectangle, in coordinates of [-1, 1]; its longer side is brought to the full size.
+    is_cut_B = may_crop_B & (draws[:, 21] < config.crop)
+    half_B2 = torch.where(is_cut_B[:, None], 0.45 + 0.5 * draws[:, 22:24], torch.inf)
+    centre_B2 = torch.where(is_cut_B[:, None], signed[:, 24:26] * (1 - half_B2) / 2, 0.0)
+    affine = affine * torch.where(is_cut_B, half_B2.amax(dim=1), 1.0)[:, None, None]
+    affine[:, :, 2] += centre_B2
     grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
-    return F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    is_inside = ((grid - centre_B2[:, None, None]).abs() <= half_B2[:, None, None]).all(dim=-1)
+    moved_BCHW = F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved_BCHW * is_inside[:, None]
 
 
 def _colour(ink_BCHW, draws, signed, config: AugmentationConfig) -> torch.Tensor:

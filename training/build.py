@@ -1,16 +1,17 @@
-"""The processor and the model that a recipe describes, from random weights."""
+"""The processor and the model that a recipe describes, from random weights or from others'."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig
+from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
 from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.modeling_hf_clip import HFCLIPModel
+from hf_clip.joining import join_towers
+from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 from hf_clip.processing_hf_clip import HFCLIPProcessor
-from hf_clip.sources import Source, clean_captions
 from hf_clip.tokenization_hf_clip import HFCLIPTokenizer
 
 from .config import ModelConfig, RecipeError
@@ -24,20 +25,71 @@ def model_config(config: ModelConfig) -> HFCLIPConfig:
     try:
         if config.architecture is not None:
             return HFCLIPConfig.from_architecture(config.architecture, **config.config)
-        return HFCLIPConfig(**config.config)
+        kind = HFCLIPConfig if config.config.get("logit_bias_init_value") is None else HFCLIPSiglipConfig
+        return kind(**config.config)
     except (ValueError, TypeError, StrictDataclassError) as error:
         # The strict config wraps the reason, in an error that is no ValueError.
         raise RecipeError(f"model.config: {error.__cause__ or error}") from error
 
 
-def build_processor(config: ModelConfig, source: Source) -> HFCLIPProcessor:
-    """The processor that fits the model, its vocabulary trained on the source's captions where the recipe says so."""
+def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tuple[HFCLIPModel, HFCLIPProcessor]:
+    """The model as training finds it, in float32, and its processor. New weights are drawn from the seed.
+
+    Raises:
+        RecipeError: a shape that cannot be built. ValueError: weights that cannot be read (`hf_clip.load`,
+        `join_towers`); ImportError: a tower of timm without timm.
+    """
+    torch.manual_seed(seed)
+    if config.start_from is not None:
+        from hf_clip.conversion import load
+
+        model, processor = load(config.start_from, dtype=torch.float32)
+        for tower, given in config.config.items():
+            for name, value in given.items():
+                setattr(getattr(model.config, tower), name, value)
+        return model, processor
+    if config.vision_tower is not None:
+        known = ("projection_dim", "vision_config", "text_config")
+        if unknown := [name for name in config.config if name not in known]:
+            raise RecipeError(f"model.config.{unknown[0]} cannot be set with two towers: only {', '.join(known)} can.")
+        model, processor = join_towers(config.vision_tower, config.text_tower, **config.config)
+        processor.image_processor = _same_image_processor(processor.image_processor)
+        return model, processor
+    processor = build_processor(config, captions)
+    return build_model(config, processor, seed), processor
+
+
+def build_again(checkpoint: Path) -> tuple[HFCLIPModel, HFCLIPProcessor]:
+    """The model and the processor of one of the run's own checkpoints."""
+    from hf_clip.conversion import load
+
+    return load(checkpoint, dtype=torch.float32)
+
+
+def _same_image_processor(theirs) -> HFCLIPImageProcessor:
+    """This package's, which can stop at the bytes, with the sizes and numbers of another of transformers'."""
+    if isinstance(theirs, HFCLIPImageProcessor):
+        return theirs
+    size = {name: value for name, value in dict(theirs.size).items() if value is not None}
+    crops = bool(getattr(theirs, "do_center_crop", False))
+    return HFCLIPImageProcessor(
+        size=size,
+        crop_size=dict(theirs.crop_size) if crops else size,
+        do_center_crop=crops,
+        resample=theirs.resample,
+        image_mean=list(theirs.image_mean),
+        image_std=list(theirs.image_std),
+    )
+
+
+def build_processor(config: ModelConfig, captions: Iterable[str]) -> HFCLIPProcessor:
+    """The processor that fits the model, its vocabulary trained on the captions where the recipe says so."""
     shape = model_config(config)
     context = shape.text_config.max_position_embeddings
     if config.vocabulary_size is None:
         tokenizer = HFCLIPTokenizer(model_max_length=context)
     else:
-        captions = islice(_captions(source), MAX_CAPTIONS_FOR_VOCABULARY)
+        captions = islice(captions, MAX_CAPTIONS_FOR_VOCABULARY)
         tokenizer = HFCLIPTokenizer.train(captions, config.vocabulary_size, model_max_length=context)
     size = shape.vision_config.image_size
     image_processor = HFCLIPImageProcessor(
@@ -46,15 +98,9 @@ def build_processor(config: ModelConfig, source: Source) -> HFCLIPProcessor:
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     )
-    return HFCLIPProcessor(image_processor, tokenizer)
-
-
-def _captions(source: Source) -> Iterator[str]:
-    """All captions and keywords of a source, without reading its pictures."""
-    columns = [*source.require_captions().caption_columns, *source.keyword_columns]
-    for row in source.dataset.select_columns(columns):
-        for column in columns:
-            yield from clean_captions(row[column])
+    # Nothing that the end token sees lies behind it: only there may padding come and go.
+    sees_padding = shape.text_config.pooling != "eos" or not shape.text_config.is_causal
+    return HFCLIPProcessor(image_processor, tokenizer, text_padding="max_length" if sees_padding else "longest")
 
 
 def build_model(config: ModelConfig, processor: HFCLIPProcessor, seed: int) -> HFCLIPModel:
@@ -66,4 +112,4 @@ def build_model(config: ModelConfig, processor: HFCLIPProcessor, seed: int) -> H
     shape.text_config.eos_token_id = tokenizer.eos_token_id
     shape.text_config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    return HFCLIPModel(shape)
+    return (HFCLIPSiglipModel if isinstance(shape, HFCLIPSiglipConfig) else HFCLIPModel)(shape)

@@ -10,15 +10,21 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+
+from .config import CheckpointConfig
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
+# One file, or the shards of a large model.
+_WEIGHTS = re.compile(r"model.*\.safetensors")
 
 
 class CheckpointError(ValueError):
@@ -29,28 +35,36 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fills `folder` by `write(temporary folder)`, whole or not at all.
 
     Raises:
-        CheckpointError: the disk is full or refuses; what was written of it is gone again.
+        CheckpointError: the disk is full or refuses; what was written of it is gone again, as it is where `write`
+        raises anything else, which is passed on.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
-        files = sorted(file for file in partial.rglob("*") if file.is_file())
-        hashes = {str(file.relative_to(partial)): _hash(file) for file in files}
+        inside = sorted(partial.rglob("*"))
+        hashes = {str(file.relative_to(partial)): _hash(file) for file in inside if file.is_file()}
         (partial / MANIFEST).write_text(json.dumps(hashes, indent=1))
-        for file in [*files, partial / MANIFEST]:
-            _flush(file)
+        # A folder's own entries are flushed with it, not with the files.
+        for path in [*inside, partial / MANIFEST, partial]:
+            _flush(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         _flush(folder.parent)
-    # Writers in C report a full disk as a RuntimeError (torch) or an error of their own (safetensors).
-    except Exception as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not _is_from_disk(error):
+            raise
         raise CheckpointError(
             f"{folder} could not be written ({str(error).splitlines()[0]}). Nothing of it is left and earlier "
             "checkpoints are whole: free some space, then run again with --resume."
         ) from error
+
+
+def _is_from_disk(error: BaseException) -> bool:
+    # What is written in Rust reports the system's errors as its own: tokenizers as a bare Exception.
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def _hash(file: Path) -> str:
@@ -75,13 +89,19 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not what was written"
     except (OSError, ValueError, AttributeError) as error:
         return f"{error}"
+    if STATE not in hashes or not any(_WEIGHTS.fullmatch(name) for name in hashes):
+        return f"{MANIFEST} lists no weights or no {STATE}"
     return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(_NAME.fullmatch(checkpoint.name)[1])
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -102,7 +122,12 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    torch.save(state, folder / STATE)
+    """Raises OSError where the disk is full or refuses."""
+    try:
+        torch.save(state, folder / STATE)
+    except RuntimeError as error:
+        # So does the writer in C++ report the system's errors.
+        raise OSError(f"{STATE}: {error}") from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -110,6 +135,27 @@ def load_state(folder: Path) -> dict[str, Any]:
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+def remove_old_checkpoints(folder: Path, config: CheckpointConfig, step: int, in_use: Path | None = None) -> None:
+    """Leaves the newest `keep_last` up to `step`, those of every `keep_every` steps, and the one `in_use`.
+
+    Later ones than `step` are damaged, or the run would have gone on from there: they neither count nor go.
+    """
+    paths = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    for path in paths[: -config.keep_last]:
+        is_kept_for_good = config.keep_every is not None and step_of(path) % config.keep_every == 0
+        if path != in_use and not is_kept_for_good:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class SaveClock:
+    """Says when `save_minutes` are over since the last checkpoint, or since the start."""
+
+    def __init__(self, save_minutes: float | None):
+        self.seconds = None if save_minutes is None else 60 * save_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def is_due(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self.since >= self.seconds

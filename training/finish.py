@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-import yaml
+from accelerate import Accelerator
 from omegaconf import OmegaConf
 
 from hf_clip.evaluation import (
@@ -23,18 +23,23 @@ from hf_clip.evaluation import (
     plot_similarity,
     plot_training,
 )
-from hf_clip.hub import CardFacts, write_model_card
+from hf_clip.hub import CardFacts, made_with, write_model_card
+from hf_clip.images_hf_clip import decode_image
+from hf_clip.modeling_hf_clip import HFCLIPModel
+from hf_clip.processing_hf_clip import HFCLIPProcessor
 from hf_clip.sources import Source, iterate_samples, open_source
 
 from .checkpoint import MANIFEST, write_folder
-from .config import EvaluationConfig, TrainConfig
-from .folder import RESULTS
+from .config import EvaluationConfig, TrainConfig, read_card_sources
+from .folder import METRICS, RESULTS
 
 if TYPE_CHECKING:
     from .loop import Run
 
 PICTURES_IN_HEAT_MAP = 12
 PICTURES_IN_SHEET = 6
+EXAMPLE_SIZE = 512
+EXAMPLE_LABELS = 3
 
 
 @dataclass(frozen=True)
@@ -69,26 +74,26 @@ def evaluate(
 ) -> dict[str, RetrievalResult | ZeroShotResult]:
     """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those."""
     results = {}
-    if run.accelerator.is_main_process:
-        for evaluation in evaluations.values():
-            if during_training and not evaluation.config.during_training:
-                continue
-            title = f"{evaluation.name} at step {run.progress.step}" if during_training else evaluation.name
-            results[evaluation.name] = _judge(run, evaluation, title)
-            run.report.say(results[evaluation.name].table())
-        if results:
-            numbers = {name: result.to_dict() for name, result in results.items()}
-            run.report.log_evaluations(run.progress.step, numbers)
-    run.accelerator.wait_for_everyone()
+    due = [each for each in evaluations.values() if each.config.during_training or not during_training]
+    with run.released_model() as model:
+        if run.accelerator.is_main_process:
+            for evaluation in due:
+                title = f"{evaluation.name} at step {run.progress.step}" if during_training else evaluation.name
+                results[evaluation.name] = _judge(model, run.processor, evaluation, title)
+                run.report.say(results[evaluation.name].table())
+            if results:
+                numbers = {name: result.to_dict() for name, result in results.items()}
+                run.report.log_evaluations(run.progress.step, numbers)
+        run.accelerator.wait_for_everyone()
     return results
 
 
-def _judge(run: "Run", evaluation: Evaluation, title: str) -> RetrievalResult | ZeroShotResult:
+def _judge(
+    model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str
+) -> RetrievalResult | ZeroShotResult:
     if evaluation.config.protocol == "retrieval":
-        return evaluate_retrieval(run.model, run.processor, evaluation.source, title=title)
-    return evaluate_zero_shot(
-        run.model, run.processor, evaluation.source, templates=evaluation.config.templates, title=title
-    )
+        return evaluate_retrieval(model, processor, evaluation.source, title=title)
+    return evaluate_zero_shot(model, processor, evaluation.source, templates=evaluation.config.templates, title=title)
 
 
 def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[str]) -> dict[str, Any]:
@@ -97,21 +102,37 @@ def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[st
     Returns what `results.json` holds (on the main process; empty on others). Raises CheckpointError for a full disk.
     """
     results = evaluate(run, evaluations)
-    if not run.accelerator.is_main_process:
-        return {}
+    with run.released_model() as model:
+        return _leave(run, model, evaluations, results, bad_pairs) if run.accelerator.is_main_process else {}
+
+
+def _leave(
+    run: "Run",
+    model: HFCLIPModel,
+    evaluations: dict[str, Evaluation],
+    results: dict[str, Any],
+    bad_pairs: Counter[str],
+) -> dict[str, Any]:
+    start = run.config.model
     report = {
         "step": run.progress.step,
+        "started_from": start.start_from or " and ".join(filter(None, [start.vision_tower, start.text_tower])) or None,
+        "ema_decay": run.config.ema_decay,
+        "bad_steps": run.updater.bad_steps,
         "train_seconds": round(run.progress.train_seconds, 1),
         "pairs_left_out": dict(bad_pairs),
         "evaluations": {name: result.to_dict() for name, result in results.items()},
-        **_circumstances(run),
+        **circumstances(run.accelerator),
+        **made_with(),
     }
 
     def write(folder: Path) -> None:
-        run.model.save_pretrained(folder)
+        model.save_pretrained(folder)
         run.processor.save_pretrained(folder)
         plots = draw_plots(run, evaluations, results, folder)
-        write_model_card(folder, _card_facts(run, results, report, plots))
+        facts = _card_facts(run, results, report, plots)
+        facts.example_picture, facts.example_labels = draw_example(evaluations, results, folder)
+        _write_card(run, folder, facts)
         (folder / RESULTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     place = run.folder / ".model"
@@ -128,14 +149,15 @@ def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[st
     return report
 
 
-def _circumstances(run: "Run") -> dict[str, Any]:
-    device = run.accelerator.device
+def circumstances(accelerator: Accelerator) -> dict[str, Any]:
+    """What the bits of the weights depend on, besides recipe and data."""
+    device = accelerator.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": run.accelerator.num_processes,
+        "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "mixed_precision": run.accelerator.mixed_precision,
-        "torch": torch.__version__,
+        "mixed_precision": accelerator.mixed_precision,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
 
@@ -150,7 +172,7 @@ def draw_plots(
     plots = folder / "plots"
     plots.mkdir()
     made = [("plots/loss.png", "Training loss by step, and R@1 on the way")]
-    plot_training(run.folder / "metrics.jsonl", folder / made[0][0])
+    plot_training(run.folder / METRICS, folder / made[0][0])
     for name, result in results.items():
         if not isinstance(result, RetrievalResult) or len(result.rows) < 2:
             continue
@@ -181,11 +203,40 @@ def draw_plots(
     return made
 
 
+def draw_example(
+    evaluations: dict[str, Evaluation], results: dict[str, Any], folder: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """The card's example: a file in `folder`, and labels of which the first is right. It is the first one retrieved.
+
+    None, and the labels of the picture that the card then draws, without a retrieval.
+    """
+    for name, result in results.items():
+        if isinstance(result, RetrievalResult):
+            for sample in iterate_samples(evaluations[name].source):
+                if sample.index == result.rows[0]:
+                    picture = decode_image(sample.image)
+                    picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+                    picture.save(folder / "example.png")
+                    names = [result.names[result.targets[0]], *result.names]
+                    return "example.png", tuple(dict.fromkeys(names))[:EXAMPLE_LABELS]
+    return None, CardFacts.example_labels
+
+
+def _write_card(run: "Run", folder: Path, facts: CardFacts) -> None:
+    try:
+        write_model_card(folder, facts)
+    except RuntimeError as error:
+        # The weights of a long run are worth more than the outputs of its card's snippets.
+        run.report.say(f"The card shows no outputs: {error}")
+        write_model_card(folder, facts, runs_snippets=False)
+
+
 def _card_facts(run: "Run", results: dict[str, Any], report: dict, plots: list[tuple[str, str]]) -> CardFacts:
     config = run.config
     tested = [item for evaluation in config.evaluations.values() for item in evaluation.data]
-    names = [name for result in results.values() if isinstance(result, RetrievalResult) for name in result.names]
     took = (
+        "started_from",
+        "ema_decay",
         "step",
         "train_seconds",
         "device",
@@ -201,17 +252,13 @@ def _card_facts(run: "Run", results: dict[str, Any], report: dict, plots: list[t
         evaluation_data=_described(tested, config.card.sources),
         results=[result.to_dict() for result in results.values()],
         recipe=OmegaConf.to_container(OmegaConf.structured(config)),
-        training={key: report[key] for key in took},
+        training={key: report[key] for key in took if report[key] is not None},
         plots=plots,
         languages=config.card.languages,
-        example_labels=names[:3] or ("a cat", "a dog"),
     )
 
 
 def _described(data: list[str], sources: list[str]) -> list[dict[str, Any]]:
     """What the sources files say of each file or data set, its name alone where they say nothing."""
-    known = {}
-    for file in sources:
-        for entry in yaml.safe_load(Path(file).read_text(encoding="utf-8")):
-            known[Path(entry["file"]).name] = entry
+    known = read_card_sources(sources)
     return [known.get(Path(item).name, {"name": item}) for item in dict.fromkeys(data)]

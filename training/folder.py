@@ -1,5 +1,8 @@
-"""The run's folder: one run a folder, and enough room for it."""
+"""The run's folder: one run a folder, one process at a time in it, and enough room for it."""
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -7,33 +10,144 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from .checkpoint import CheckpointError
-from .config import TrainConfig, load_recipe, recipe_text
+from .checkpoint import CheckpointError, list_checkpoints
+from .config import CheckpointConfig, TrainConfig, load_recipe, may_change, recipe_changes, recipe_text
 
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+BAD_BATCHES = "bad_batches.jsonl"
+TENSORBOARD = "tensorboard"
+_LOCK = ".lock"
+_UNFINISHED_RECIPE = f".{RECIPE}.partial"
 
 
 class FolderError(ValueError):
     """The output folder does not fit what was asked for."""
 
 
-def claim_folder(folder: Path, config: TrainConfig, resume: bool, accelerator: Accelerator) -> Path:
-    """Makes the run's folder and keeps the recipe in it, or checks that the run there is the one to resume.
+class RunFolder:
+    """A run's folder while a process trains in it. Made by `claim_folder`; `close` gives it free.
+
+    `path` is the folder; `notes` says what a resumed run has otherwise than it began.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.notes: list[str] = []
+        self._lock: int | None = None
+        self._is_made_here = False
+
+    def lock(self) -> None:
+        """Makes the folder where there is none, and raises FolderError where another process trains in it."""
+        while self._lock is None:
+            try:
+                self.path.mkdir(parents=True)
+                self._is_made_here = True
+            except FileExistsError:
+                if not self.path.is_dir():
+                    raise FolderError(f"{self.path} is a file: give --output-dir a folder.") from None
+            try:
+                handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                # Another process that had made the folder has just removed it.
+                continue
+            try:
+                # Of the two kinds of lock this is the one that forked workers do not hold on to after a kill.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), os.stat(self.path / _LOCK)):
+                    self._lock = handle
+            except (BlockingIOError, PermissionError):
+                raise FolderError(
+                    f"Another process trains in {self.path}: wait for it or stop it, or choose another --output-dir."
+                ) from None
+            except FileNotFoundError:
+                # It was locked by a process that removed it when it ended.
+                continue
+            except OSError as error:
+                # Some network file systems have no locks: there the user has to take care.
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                self._lock = handle
+            finally:
+                if self._lock is None:
+                    os.close(handle)
+
+    def check(self, config: TrainConfig, resume: bool) -> None:
+        """Raises FolderError where the folder is not free for a new run, or not that of the run to resume."""
+        has_content = any(item.name not in (_LOCK, _UNFINISHED_RECIPE) for item in self.path.iterdir())
+        if not resume:
+            if has_content:
+                raise FolderError(
+                    f"{self.path} is not empty: go on with the run in it by --resume, or choose another --output-dir."
+                )
+            return
+        if not (self.path / RECIPE).is_file():
+            raise FolderError(f"There is no run to resume in {self.path}: start it without --resume.")
+        if (self.path / RESULTS).is_file():
+            raise FolderError(f"The run in {self.path} is finished: train another one in another --output-dir.")
+        changes = recipe_changes(load_recipe(self.path / RECIPE), config)
+        shown = {key: f"{key} was {before!r} and is {now!r} now" for key, (before, now) in changes.items()}
+        if refused := [text for key, text in shown.items() if not may_change(key)]:
+            raise FolderError(
+                f"The run in {self.path} has another recipe: {'; '.join(refused)}. Resume it without these (and "
+                "without --recipe: it keeps its own), or start the changed one in another --output-dir."
+            )
+        self.notes = list(shown.values())
+
+    def keep_recipe(self, config: TrainConfig) -> None:
+        unfinished = self.path / _UNFINISHED_RECIPE
+        try:
+            unfinished.write_text(recipe_text(config), encoding="utf-8")
+            unfinished.replace(self.path / RECIPE)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def clear(self) -> None:
+        """Removes what a new run that never made a step has left: the next try finds the folder as this one did."""
+        if self._lock is None:
+            return
+        for name in (RECIPE, METRICS, _UNFINISHED_RECIPE):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (CHECKPOINTS, TENSORBOARD):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def close(self) -> None:
+        """Gives the lock back, and removes the folder where it was made here and nothing is in it."""
+        if self._lock is None:
+            return
+        (self.path / _LOCK).unlink(missing_ok=True)
+        if self._is_made_here and not any(self.path.iterdir()):
+            self.path.rmdir()
+        os.close(self._lock)
+        self._lock = None
+
+
+def claim_folder(path: Path, config: TrainConfig, resume: bool, accelerator: Accelerator) -> RunFolder:
+    """Locks the run's folder and keeps the recipe in it, or checks that the run there is the one to resume.
+
+    A resumed run may have another value of some keys (`hf_clip.training.config.MAY_CHANGE`). The main process alone
+    holds the lock, until `close`.
 
     Raises:
-        FolderError: the folder holds something, and `resume` is False; there is no run to resume, or it is another
-        one, or it is finished; it cannot be made.
+        FolderError: another process trains there; the folder holds something, and `resume` is False; there is no run
+        to resume, or it is another one, or it is finished; it cannot be made.
     """
-    problem = None
+    folder, problem = RunFolder(path), None
     if accelerator.is_main_process:
         try:
-            _check(folder, config, resume)
-            if not resume:
-                _keep_recipe(folder, config)
+            if resume and not path.is_dir():
+                raise FolderError(f"There is no run to resume in {path}: start it without --resume.")
+            folder.lock()
+            folder.check(config, resume)
+            if folder.notes or not resume:
+                folder.keep_recipe(config)
         # Whatever it is (a recipe that cannot be read as well), or the other ranks would wait for ever.
         except (OSError, ValueError) as error:
             problem = str(error)
+            folder.close()
     # Every rank must learn of it, or the others wait for the first.
     if accelerator.num_processes > 1:
         problem = broadcast_object_list([problem])[0]
@@ -42,49 +156,16 @@ def claim_folder(folder: Path, config: TrainConfig, resume: bool, accelerator: A
     return folder
 
 
-def _check(folder: Path, config: TrainConfig, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is a file: give --output-dir a folder.")
-    has_content = folder.is_dir() and any(folder.iterdir())
-    if not resume:
-        if has_content:
-            raise FolderError(
-                f"{folder} is not empty: go on with the run in it by --resume, or choose another --output-dir."
-            )
-        return
-    if not (folder / RECIPE).is_file():
-        raise FolderError(f"There is no run to resume in {folder}: start it without --resume.")
-    if (folder / RESULTS).is_file():
-        raise FolderError(f"The run in {folder} is finished: train another one in another --output-dir.")
-    if load_recipe(folder / RECIPE) != config:
-        raise FolderError(
-            f"The run in {folder} has another recipe: resume it without --recipe and --set (it keeps its own in "
-            f"{RECIPE}), or start the changed one in another --output-dir."
-        )
-
-
-def _keep_recipe(folder: Path, config: TrainConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        (folder / RECIPE).write_text(recipe_text(config), encoding="utf-8")
-    except OSError:
-        (folder / RECIPE).unlink(missing_ok=True)
-        raise
-
-
-def release_folder(folder: Path) -> None:
-    """Removes a folder claimed for a new run that never made a step: the next try finds it free."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def require_space(folder: Path, model: nn.Module, keep_checkpoints: int) -> None:
-    """Raises CheckpointError where the disk cannot hold the checkpoints, before hours are spent."""
+def require_space(folder: Path, model: nn.Module, steps: int, config: CheckpointConfig) -> None:
+    """Raises CheckpointError where the disk cannot hold the checkpoints to come, before hours are spent."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     # Weights and two moments a checkpoint, one checkpoint more while it is written, and the final model.
-    needed = weights * (3 * (keep_checkpoints + 1) + 1)
+    kept_for_good = 0 if config.keep_every is None else steps // config.keep_every
+    to_come = max(config.keep_last + kept_for_good - len(list_checkpoints(folder / CHECKPOINTS)), 0) + 1
+    needed = weights * (3 * to_come + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
             f"{folder} has {free / 1e9:.2f} GB of free disk, the run's checkpoints need {needed / 1e9:.2f} GB: free "
-            "some, lower keep_checkpoints, or choose an --output-dir elsewhere."
+            "some, lower checkpoints.keep_last, or choose an --output-dir elsewhere."
         )

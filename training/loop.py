@@ -3,31 +3,41 @@
 Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colours, T tokens.
 """
 
-import math
+import json
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from hf_clip.modeling_hf_clip import HFCLIPModel
 from hf_clip.processing_hf_clip import HFCLIPProcessor
 
-from .augmentation import DRAWS_PER_PICTURE, augment, uniforms
-from .build import build_model, build_processor
-from .checkpoint import load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
+from .averaging import WeightAverage
+from .build import build_again, build_start
+from .checkpoint import SaveClock, load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
 from .config import TrainConfig
-from .device import arrange_for_speed, choose_precision, fastest_device
-from .finish import evaluate, finish, open_evaluations
-from .folder import claim_folder, release_folder, require_space
-from .objective import ContrastiveObjective
-from .optimizer import clamp_logit_scale, learning_rate, make_optimizer
+from .fingerprint import fingerprint, require_same_data
+from .finish import circumstances, evaluate, finish, open_evaluations
+from .folder import BAD_BATCHES, CHECKPOINTS, RunFolder, claim_folder, require_space
+from .optimizer import learning_rate_fraction
+from .parallel import (
+    load_optimizer_state,
+    make_accelerator,
+    note_on_batch_statistics,
+    optimizer_state,
+    prepare,
+    whole,
+    whole_model,
+)
+from .push import CheckpointPusher
 from .report import Report
 from .signals import StopRequest
-from .stream import Batch, PairStream, Position, open_training_source, read_ahead
+from .step import Outcome, Updater
+from .stream import Batch, PairStream, Position, open_training_source
 
 
 class TrainingStopped(Exception):
@@ -37,7 +47,7 @@ class TrainingStopped(Exception):
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss or the weights are no longer numbers."""
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Progress:
     """Where a run stands: all that a resumed one needs besides weights and optimizer."""
 
     step: int = 0
-    position: Position = field(default_factory=Position)
+    position: Position = field(default_factory=dict)
     train_seconds: float = 0.0
 
 
@@ -56,102 +66,115 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         config: from `load_recipe`.
         output_dir: where the model, its card, `metrics.jsonl`, `recipe.yaml`, `results.json` and `checkpoints/` go.
         resume: go on with the run that is there, from its newest whole checkpoint; the steps that follow are those
-            that an uninterrupted run would have made. A new run that fails before its first step leaves no folder.
+            that an uninterrupted run would have made. A new run that fails before its first step leaves nothing.
 
     Returns:
         What `results.json` holds: measured numbers by evaluation, steps, seconds.
 
     Raises:
-        FolderError: the folder holds another run, or there is nothing to resume. SourceError, DataError: the data
-        cannot be read or is too small. CheckpointError: the disk is full. TrainingDiverged: the loss is not finite.
-        TrainingStopped: a signal came; a checkpoint was saved.
+        FolderError: the folder holds another run, another process trains in it, or there is nothing to resume.
+        SourceError, DataError: the data cannot be read or is too small. DataChangedError: it is not that with which
+        the run began. CheckpointError: the disk is full. TrainingDiverged: loss or weights are not finite.
+        TrainingStopped: a signal came; a checkpoint was saved. RecipeError: what only device and data can tell.
     """
-    device = fastest_device()
-    # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
-    accelerator = Accelerator(
-        mixed_precision=choose_precision(config.mixed_precision, device), cpu=device.type == "cpu"
-    )
+    accelerator = make_accelerator(config)
     folder = claim_folder(Path(output_dir), config, resume, accelerator)
     progress = Progress()
     try:
         return _train(config, folder, accelerator, resume, progress)
     except BaseException:
-        if not resume and progress.step == 0 and accelerator.is_main_process:
-            release_folder(folder)
+        if not resume and progress.step == 0:
+            folder.clear()
         raise
+    finally:
+        folder.close()
 
 
-def _train(config: TrainConfig, folder: Path, accelerator: Accelerator, resume: bool, progress: Progress) -> dict:
-    checkpoint = newest_checkpoint(folder / "checkpoints", accelerator.print) if resume else None
-    source = open_training_source(config.data)
+def _train(
+    config: TrainConfig, run_folder: RunFolder, accelerator: Accelerator, resume: bool, progress: Progress
+) -> dict:
+    folder = run_folder.path
+    for note in run_folder.notes:
+        accelerator.print(f"{note}.")
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS, accelerator.print) if resume else None
+    data = open_training_source(config.data)
     evaluations = open_evaluations(config)
     if checkpoint is None:
-        processor = build_processor(config.model, source)
-        model = build_model(config.model, processor, config.seed)
+        model, processor = build_start(config.model, data.captions(), config.seed)
     else:
-        processor = HFCLIPProcessor.from_pretrained(checkpoint)
-        model = HFCLIPModel.from_pretrained(checkpoint)
-    require_space(folder, model, config.keep_checkpoints)
-    arrange_for_speed(model, accelerator.device)
-    objective = ContrastiveObjective(model, config.data.keyword_weight)
-    objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+        model, processor = build_again(checkpoint)
+    require_space(folder, model, config.steps, config.checkpoints)
+    objective, optimizer = prepare(model, config, accelerator)
+    data_fingerprint = fingerprint(config.data.train, data.num_rows)
+    run = Run(config, folder, accelerator, objective, optimizer, processor, progress, data_fingerprint)
     if checkpoint is not None:
-        _restore(progress, load_state(checkpoint), optimizer, accelerator)
+        state = load_state(checkpoint)
+        require_same_data(state["data"], data_fingerprint)
+        _restore(run, state)
 
     stream = PairStream(
-        source,
+        data,
         config.data,
         processor.image_processor,
         config.batch_size,
         config.seed,
-        config.augmentation.no_flip_words,
+        config.augmentation,
         accelerator.process_index,
         accelerator.num_processes,
     )
-    run = Run(config, folder, accelerator, objective, optimizer, processor, progress)
     run.report = Report(folder, progress.step, config.steps, accelerator.is_main_process)
+    if note := note_on_batch_statistics(model, config, accelerator.num_processes):
+        run.report.say(note)
+    if config.checkpoints.push_to is not None and accelerator.is_main_process:
+        run.pusher = CheckpointPusher(config.checkpoints.push_to, folder, run.report.say)
     try:
         loop(run, stream, evaluations)
         run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
-        return finish(run, evaluations, stream.bad_pairs)
+        left_out = stream.left_out(stream.gather(progress.position))
+        if left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+            run.report.say(f"Left out {left_out.total()} pairs that cannot be read: {reasons}.")
+        return finish(run, evaluations, left_out)
     finally:
+        if run.pusher is not None:
+            run.pusher.close()
         run.report.close()
 
 
 def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
     """Steps until the last, with what is due in between."""
     config, progress = run.config, run.progress
-    batches = stream.batches(progress.position)
-    if run.accelerator.device.type != "cpu":
-        # On a CPU the next batch would only compete with the step for the cores.
-        batches = read_ahead(batches)
+    # On a CPU the next batch would only compete with the step for the cores.
+    batches = stream.batches(progress.position, reads_ahead=run.accelerator.device.type != "cpu")
+    clock = SaveClock(config.checkpoints.save_minutes)
     with StopRequest() as stop, closing(batches):
         since, seconds_since = progress.step, 0.0
         while progress.step < config.steps:
             started = time.perf_counter()
             batch = next(batches)
-            loss, gradient_norm = run.update(batch)
+            outcome = run.update(batch)
             is_due = (progress.step + 1) % config.log_every == 0 or progress.step + 1 == config.steps
-            # Reading the loss waits for the accelerator, so that the time up to here counts what was computed.
-            numbers = run.read_numbers(loss, gradient_norm) if is_due else {}
+            is_due = is_due and outcome.is_update
             progress.step, progress.position = progress.step + 1, batch.position
             seconds_since += time.perf_counter() - started
             progress.train_seconds += time.perf_counter() - started
             run.report.step()
             if is_due:
-                steps = progress.step - since
+                steps, numbers = progress.step - since, run.read_numbers(outcome)
                 numbers["pairs_per_second"] = steps * config.batch_size / seconds_since
-                numbers["epoch"] = progress.position.epoch
+                numbers["epoch"] = stream.epoch(progress.position)
                 numbers["train_seconds"] = progress.train_seconds
                 seconds_left = seconds_since / steps * (config.steps - progress.step)
                 run.report.log(progress.step, numbers, seconds_left)
                 since, seconds_since = progress.step, 0.0
             if progress.step % config.eval_every == 0 and progress.step < config.steps:
                 evaluate(run, evaluations, during_training=True)
-            signal = run.agree_to_stop(stop.signal)
-            if progress.step % config.save_every == 0 or progress.step == config.steps or signal:
-                run.require_finite(loss, gradient_norm)
+            signal, is_late = run.agree(stop.signal, clock.is_due())
+            is_at_mark = progress.step % config.checkpoints.save_every == 0 or progress.step == config.steps
+            if is_at_mark or is_late or signal:
+                progress.position = stream.gather(progress.position)
                 run.save()
+                clock.restart()
             if signal and progress.step < config.steps:
                 raise TrainingStopped(
                     f"{signal}: saved at step {progress.step}. Go on with --resume --output-dir {run.folder}"
@@ -169,110 +192,144 @@ class Run:
     optimizer: torch.optim.Optimizer
     processor: HFCLIPProcessor
     progress: Progress
+    data_fingerprint: dict[str, int | str] = field(default_factory=dict)
     report: Report | None = None
+    pusher: CheckpointPusher | None = None
+
+    def __post_init__(self):
+        decay = self.config.ema_decay
+        average = None if decay is None else WeightAverage(self.model, decay)
+        self.updater = Updater(self.config, self.accelerator, self.objective, self.optimizer, self.processor, average)
 
     @property
     def model(self) -> HFCLIPModel:
         return self.accelerator.unwrap_model(self.objective).model
 
-    def update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of the optimizer. Returns the global batch's loss and the norm of its gradient."""
-        self.objective.train()
-        rate = learning_rate(self.progress.step, self.config.steps, self.config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # What dropout draws is a function of (seed, step, rank): no generator's state need be kept.
-        place = [self.config.seed, self.progress.step, self.accelerator.process_index]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
-        loss = self.objective(**self.inputs(batch))
-        self.accelerator.backward(loss)
-        gradient_norm = self.accelerator.clip_grad_norm_(
-            self.objective.parameters(), self.config.optimizer.max_gradient_norm
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        clamp_logit_scale(self.model.logit_scale, self.config.optimizer.max_logit_scale)
-        return loss.detach(), gradient_norm
-
-    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What the objective takes: augmented and normalised pictures, tokens, and the ids of their concepts."""
-        device, config = self.accelerator.device, self.config
-        draws = uniforms(config.seed, batch.epochs_B, batch.sample_ids_B, DRAWS_PER_PICTURE)
-        pictures_BCHW = augment(
-            batch.pictures_BHWC.to(device),
-            torch.from_numpy(draws).to(device),
-            batch.may_flip_B.to(device),
-            config.augmentation,
-        )
-        mean, std = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in (config.model.image_mean, config.model.image_std)
-        )
-        pixel_values = ((pictures_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
-        inputs = {"pixel_values": pixel_values, "concept_ids": batch.concept_ids_B.to(device)}
-        for name, texts in (("input_ids", batch.captions), ("keyword_ids", batch.keywords)):
-            if texts is not None:
-                inputs[name] = self.processor(text=texts, return_tensors="pt")["input_ids"].to(device)
-        return inputs
-
-    def require_finite(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Raises TrainingDiverged where either is not a number: the weights are none either, and must not be kept."""
-        for name, value in (("loss", loss.item()), ("norm of the gradient", float(gradient_norm))):
-            if not math.isfinite(value):
+    def update(self, batch: Batch) -> Outcome:
+        """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids."""
+        outcome = self.updater.update(batch, self.progress.step)
+        in_a_row = len(self.updater.bad_batches)
+        if in_a_row and not outcome.is_update:
+            what = (
+                f"The loss is {outcome.loss.item()} and its gradient's norm {float(outcome.gradient_norm)} at step "
+                f"{self.progress.step + 1}"
+            )
+            if in_a_row >= self.config.max_bad_steps:
+                self._keep_bad_batches()
                 raise TrainingDiverged(
-                    f"The {name} is {value} near step {self.progress.step + 1}: lower optimizer.learning_rate "
-                    f"(now {self.config.optimizer.learning_rate}) or raise optimizer.warmup_steps "
-                    f"(now {self.config.optimizer.warmup_steps}), or set mixed_precision=no."
+                    f"{what}, the last of {in_a_row} in a row that updated nothing; {self.folder / BAD_BATCHES} has "
+                    f"the ids of their samples: {self.mend_of_divergence}."
                 )
+            if self.report is not None:
+                self.report.say(f"{what}: no update ({in_a_row} in a row; max_bad_steps={self.config.max_bad_steps}).")
+        return outcome
 
-    def read_numbers(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> dict[str, float]:
-        """Loss, gradient norm, rate and scale. Raises TrainingDiverged where they are not finite."""
-        self.require_finite(loss, gradient_norm)
+    def _keep_bad_batches(self) -> None:
+        """The steps (from 1) in a row that were bad, and their batches' sample ids, all ranks' in order."""
+        lines = []
+        for step, ids in self.updater.bad_batches:
+            all_ids = self.accelerator.gather(torch.tensor(ids, device=self.accelerator.device))
+            lines.append(json.dumps({"step": step + 1, "sample_ids": all_ids.tolist()}) + "\n")
+        if self.accelerator.is_main_process:
+            (self.folder / BAD_BATCHES).write_text("".join(lines), encoding="utf-8")
+
+    @contextmanager
+    def released_model(self) -> Iterator[HFCLIPModel]:
+        """The model as it is judged and handed out, within the block: averaged where the recipe says so, and whole.
+
+        Collective where weights are sharded.
+        """
+        average = self.updater.average
+        with nullcontext() if average is None else average.in_place():
+            yield whole_model(self.model)
+
+    @property
+    def mend_of_divergence(self) -> str:
+        return (
+            f"lower optimizer.learning_rate (now {self.config.optimizer.learning_rate}) or raise "
+            f"optimizer.warmup_steps (now {self.config.optimizer.warmup_steps}), or set mixed_precision=no"
+        )
+
+    def read_numbers(self, outcome: Outcome) -> dict[str, float]:
+        """Loss, gradient norm, rate, scale, and how many steps updated nothing so far."""
+        config = self.config.optimizer
         return {
-            "loss": loss.item(),
-            "gradient_norm": float(gradient_norm),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "logit_scale": self.model.logit_scale.exp().item(),
+            "loss": outcome.loss.item(),
+            "gradient_norm": float(outcome.gradient_norm),
+            "learning_rate": config.learning_rate
+            * learning_rate_fraction(self.progress.step - 1, self.config.steps, config),
+            "logit_scale": whole(self.model.logit_scale.detach()).exp().item(),
+            "bad_steps": self.updater.bad_steps,
         }
 
-    def agree_to_stop(self, signal: str | None) -> str | None:
-        """The signal that any rank has had: all must stop at one step, or the others wait for ever."""
+    def agree(self, signal: str | None, is_late: bool) -> tuple[str | None, bool]:
+        """The signal that any rank has had, and whether a save is late on any.
+
+        All must save and stop at one step, or the others wait for ever.
+        """
         if self.accelerator.num_processes == 1:
-            return signal
-        flag = torch.tensor(float(signal is not None), device=self.accelerator.device)
-        return (signal or "a signal to another process") if self.accelerator.reduce(flag).item() else None
+            return signal, is_late
+        flags = torch.tensor([float(signal is not None), float(is_late)], device=self.accelerator.device)
+        is_signalled, is_late = (self.accelerator.reduce(flags) > 0).tolist()
+        return (signal or "a signal to another process") if is_signalled else None, is_late
 
     def save(self) -> None:
-        """A checkpoint of this step; older ones than the newest `keep_checkpoints` go."""
+        """A checkpoint of this step; older ones go, as the recipe has it."""
+        # Every rank looks, so that all leave together. An update can spoil weights whose gradient was in order.
+        for name, parameter in self.model.named_parameters():
+            if not whole(parameter.detach()).isfinite().all():
+                raise TrainingDiverged(
+                    f"{name} is not finite after step {self.progress.step}, and nothing of it was saved: "
+                    f"{self.mend_of_divergence}."
+                )
+        model = whole_model(self.model)
+        state = {"optimizer": optimizer_state(self.objective, self.optimizer), "update": self.updater.state_dict()}
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._write_checkpoint()
+            self._write_checkpoint(model, state)
         # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self) -> None:
-        place, progress = self.folder / "checkpoints" / f"checkpoint-{self.progress.step}", self.progress
+    def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:
+        progress, config = self.progress, self.config.checkpoints
+        place = self.folder / CHECKPOINTS / f"checkpoint-{progress.step}"
 
         def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
+            model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-            position = progress.position
             save_state(
                 folder,
                 {
-                    "optimizer": self.optimizer.state_dict(),
+                    **state,
                     "step": progress.step,
-                    "position": [position.epoch, position.block, position.offset],
+                    "position": progress.position,
                     "train_seconds": progress.train_seconds,
+                    "data": self.data_fingerprint,
+                    "circumstances": circumstances(self.accelerator),
                 },
             )
 
         write_folder(place, write)
-        remove_old_checkpoints(self.folder / "checkpoints", self.config.keep_checkpoints)
+        if self.pusher is not None:
+            self.pusher.push(place)
+        in_use = self.pusher.in_use if self.pusher is not None else None
+        remove_old_checkpoints(self.folder / CHECKPOINTS, config, progress.step, in_use)
 
 
-def _restore(progress: Progress, state: dict, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    optimizer.load_state_dict(state["optimizer"])
-    progress.step, progress.position = state["step"], Position(*state["position"])
+def _restore(run: Run, state: dict) -> None:
+    progress, accelerator = run.progress, run.accelerator
+    load_optimizer_state(run.objective, run.optimizer, state["optimizer"])
+    run.updater.load_state_dict(state["update"])
+    progress.step, progress.position = state["step"], state["position"]
     progress.train_seconds = state["train_seconds"]
     accelerator.print(f"Going on from step {progress.step}.")
+    now = circumstances(accelerator)
+    changed = [
+        f"{name} was {was} and is {now.get(name)}"
+        for name, was in state["circumstances"].items()
+        if now.get(name) != was
+    ]
+    if changed:
+        accelerator.print(
+            f"{', '.join(changed)}: the last bits of the weights may differ from an uninterrupted run's."
+        )

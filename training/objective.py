@@ -6,8 +6,10 @@ Shape suffixes: B pairs of this rank, T tokens, D dimensions of the shared space
 import torch
 from torch import nn
 
-from hf_clip.loss_hf_clip import contrastive_loss
+from hf_clip.loss_hf_clip import contrastive_loss, sigmoid_loss
 from hf_clip.modeling_hf_clip import HFCLIPModel, unit_vectors
+
+from .augmentation import swap_neighbours
 
 
 class ContrastiveObjective(nn.Module):
@@ -22,27 +24,60 @@ class ContrastiveObjective(nn.Module):
         self.model = model
         self.keyword_weight = keyword_weight
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers that Accelerate's FSDP shards one by one: it refuses those that there are none of."""
+        present = {type(module).__name__ for module in self.model.modules()}
+        return sorted(present.intersection(self.model._no_split_modules))
+
     def forward(
         self,
         pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        concept_ids: torch.Tensor,
-        keyword_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The loss of the global batch, a scalar.
+        captions: dict[str, torch.Tensor],
+        keywords: dict[str, torch.Tensor] | None = None,
+        concept_ids: torch.Tensor | None = None,
+        mixed_share: float = 0.0,
+    ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The loss of the global batch, a scalar; without `concept_ids`, the vectors and factors that `loss` takes.
 
         Args:
             pixel_values: (B, 3, rows, columns).
-            input_ids: captions, (B, T), and `keyword_ids` their keywords, (B, another T).
+            captions: the processor's `input_ids` (B, T), and `attention_mask` where the text tower needs one;
+                `keywords` likewise, (B, another T).
             concept_ids: (B,); pairs with equal ids are positives of each other.
+            mixed_share: of its neighbour, in each picture (`mix_neighbours`).
         """
-        scale = self.model.logit_scale.exp()
-        image_BD = unit_vectors(self.model.get_image_features(pixel_values).pooler_output)
-        loss = contrastive_loss(image_BD, self._encode(input_ids), scale, concept_ids)
-        if keyword_ids is None:
-            return loss
-        of_keywords = contrastive_loss(image_BD, self._encode(keyword_ids), scale, concept_ids)
-        return (loss + self.keyword_weight * of_keywords) / (1 + self.keyword_weight)
+        vectors_BD = [unit_vectors(self.model.get_image_features(pixel_values).pooler_output)]
+        for texts in (captions, keywords):
+            if texts is not None:
+                vectors_BD.append(unit_vectors(self.model.get_text_features(**texts).pooler_output))
+        factors = [self.model.logit_scale.exp()]
+        if self.model.logit_bias is not None:
+            # Not the parameter itself, which FSDP takes away behind the forward.
+            factors.append(self.model.logit_bias + 0)
+        if concept_ids is None:
+            return vectors_BD, factors
+        return self.loss(vectors_BD, factors, concept_ids, mixed_share)
 
-    def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return unit_vectors(self.model.get_text_features(input_ids).pooler_output)
+    def loss(
+        self,
+        vectors_BD: list[torch.Tensor],
+        factors: list[torch.Tensor],
+        concept_ids: torch.Tensor,
+        mixed_share: float = 0.0,
+    ) -> torch.Tensor:
+        """Of unit vectors of pictures, captions and, it may be, keywords, with the scale and a sigmoid's bias.
+
+        A picture mixed of two is a pair with either's text, by their shares (Zhang et al. 2018).
+        """
+        image_BD, *texts_BD = vectors_BD
+        if mixed_share:
+            swapped_BD = [image_BD, *(swap_neighbours(text_BD) for text_BD in texts_BD)]
+            own = self.loss(vectors_BD, factors, concept_ids)
+            others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
+            return (1 - mixed_share) * own + mixed_share * others
+        measure = contrastive_loss if len(factors) == 1 else sigmoid_loss
+        losses = [measure(image_BD, text_BD, *factors, concept_ids) for text_BD in texts_BD]
+        if len(losses) == 1:
+            return losses[0]
+        return (losses[0] + self.keyword_weight * losses[1]) / (1 + self.keyword_weight)

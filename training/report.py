@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .folder import METRICS, TENSORBOARD
+
 # Seconds between plain lines, where there is no terminal for a bar.
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,13 +26,13 @@ class Report:
         self.steps = steps
         if not is_main:
             return
-        self.file = folder / "metrics.jsonl"
+        self.file = folder / METRICS
         _drop_lines_after(self.file, step)
         is_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not is_terminal, dynamic_ncols=True)
         self.prints_lines = not is_terminal
         self.last_line = 0.0
-        self.tensorboard = _open_tensorboard(folder / "tensorboard", step)
+        self.tensorboard = _open_tensorboard(folder / TENSORBOARD, step)
 
     def say(self, text: str) -> None:
         if self.is_main:
@@ -86,12 +88,12 @@ def _drop_lines_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
-            # A killed run leaves half a line.
+            # A killed run leaves half a line, a machine that lost its power anything.
             continue
     temporary = file.with_suffix(".partial")
     temporary.write_text("".join(kept), encoding="utf-8")

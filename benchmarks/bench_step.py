@@ -1,0 +1,123 @@
+"""One training step of a small ViT: this package beside transformers' CLIPModel as it comes, alternated.
+
+    python benchmarks/bench_step.py
+
+Same weights, pictures and texts; AdamW; bf16 by autocast. The peer has its default attention (sdpa) and memory layout,
+and gets pictures normalised and texts as tokens with their mask: padded to the longest, and to 77 tokens, as
+transformers' example of its training has them. Here a step begins with bytes and captions. Prints medians and the
+median of the ratios of neighbouring runs.
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from transformers import CLIPModel
+
+from hf_clip.training.build import build_start
+from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hf_clip.training.parallel import make_accelerator, prepare
+from hf_clip.training.step import Updater
+from hf_clip.training.stream import Batch
+
+SIZE = 64
+WORDS = "red green old small wooden shiny dog cat house tree apple car boat bird chair lamp on under near with".split()
+
+
+def make_batch(size: int) -> Batch:
+    draw, rng = random.Random(0), np.random.default_rng(0)
+    pictures_BHWC = torch.from_numpy(rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8))
+    captions = [f"a photo of {' '.join(draw.choices(WORDS, k=draw.randint(4, 12)))}" for _ in range(size)]
+    flags, ids = torch.zeros(size, dtype=torch.bool), np.arange(size)
+    return Batch(pictures_BHWC, captions, None, torch.from_numpy(ids), flags, flags, ids, np.zeros_like(ids), {})
+
+
+def shape(width: int, heads: int, layers: int) -> dict:
+    """64 patches and the class token; half as many layers for texts."""
+    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
+    return {
+        "projection_dim": 256,
+        "vision_config": {**tower, "num_hidden_layers": layers, "image_size": SIZE, "patch_size": 8},
+        "text_config": {**tower, "num_hidden_layers": layers // 2},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=4, help="of the image tower, and twice those of the text tower")
+    parser.add_argument("--precision", choices=["bf16", "no"], default="bf16")
+    parser.add_argument("--compile", action="store_true", help="torch_compile for this package's step")
+    options = parser.parse_args()
+
+    config = TrainConfig(
+        model=ModelConfig(config=shape(options.width, options.heads, options.layers)),
+        data=DataConfig(train=["none"]),
+        optimizer=OptimizerConfig(warmup_steps=0),
+        steps=1000,
+        batch_size=options.pairs,
+        mixed_precision=options.precision,
+        torch_compile=options.compile,
+    )
+    accelerator = make_accelerator(config)
+    model, processor = build_start(config.model, [], config.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        peer = CLIPModel.from_pretrained(folder).train()
+    updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
+    batch = make_batch(options.pairs)
+
+    peer.to(accelerator.device)
+    told = config.optimizer
+    peer_optimizer = torch.optim.AdamW(
+        peer.parameters(), lr=told.learning_rate, betas=(told.beta1, told.beta2), eps=told.epsilon, weight_decay=0.2
+    )
+    pictures = list(batch.pictures_BHWC.numpy())
+
+    def ours() -> float:
+        return updater.update(batch, 0).loss.item()
+
+    def theirs(inputs: dict[str, torch.Tensor]) -> float:
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = peer(**inputs, return_loss=True).loss
+        loss.backward()
+        peer_optimizer.step()
+        peer_optimizer.zero_grad()
+        return loss.item()
+
+    print(f"{options.pairs} pairs, 65 tokens a picture, {options.precision}, {torch.get_num_threads()} threads")
+    for name, padding in (("the longest", True), ("77 tokens", "max_length")):
+        inputs = processor(
+            images=pictures, text=batch.captions, padding=padding, return_attention_mask=True, return_tensors="pt"
+        ).to(accelerator.device)
+        mine, other, ratio = alternated(ours, partial(theirs, inputs), options.runs)
+        print(
+            f"peer pads to {name:12} hf_clip {mine:.3f} s   CLIPModel {other:.3f} s   {ratio:.2f} x faster", flush=True
+        )
+
+
+def alternated(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float, float]:
+    """Median seconds of both, and of their ratio; two pairs of runs warm up (and compile) before."""
+    seconds = []
+    for _ in range(runs + 2):
+        pair = []
+        for step in (ours, theirs):
+            started = time.perf_counter()
+            step()
+            pair.append(time.perf_counter() - started)
+        seconds.append(pair)
+    mine, other = (statistics.median(column) for column in zip(*seconds[2:], strict=True))
+    return mine, other, statistics.median(theirs / ours for ours, theirs in seconds[2:])
+
+
+if __name__ == "__main__":
+    main()

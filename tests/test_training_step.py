@@ -1,0 +1,382 @@
+"""One step: cached gradients replay what was drawn, bad steps change nothing, averages follow."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hf_clip.training.averaging import WeightAverage
+from hf_clip.training.build import build_start
+from hf_clip.training.config import RecipeError
+from hf_clip.training.loop import Progress, Run, TrainingDiverged
+from hf_clip.training.objective import ContrastiveObjective
+from hf_clip.training.optimizer import learning_rate_fraction, make_optimizer
+from hf_clip.training.parallel import (
+    load_optimizer_state,
+    make_accelerator,
+    make_shardable,
+    note_on_batch_statistics,
+    optimizer_state,
+    whole_model,
+)
+from hf_clip.training.step import Updater
+from tests.ranks import run_on_ranks
+from tests.squares import NAMES
+from tests.steps import configure, gradients, make_batch, make_updater, weights
+
+RANDOM = [
+    "model.config.vision_config.patch_dropout=0.5",
+    "model.config.vision_config.attention_dropout=0.3",
+    "model.config.text_config.attention_dropout=0.3",
+]
+
+
+def assert_close(ours: dict, theirs: dict, tolerance: float = 1e-10) -> None:
+    assert ours.keys() == theirs.keys()
+    largest = max(each.abs().max() for each in theirs.values())
+    for name, expected in theirs.items():
+        assert (ours[name] - expected).abs().max() < tolerance * max(expected.abs().max(), 1e-3 * largest), name
+
+
+def test_both_passes_draw_the_same(tmp_path):
+    """Cached gradients with dropout and dropped patches are those of one graph over the same draws."""
+    updater = make_updater(configure(tmp_path, [*RANDOM, "micro_batch_size=10"]))
+    batch = make_batch()
+    updater.objective.train()
+    loss = updater.backward(batch, step=3)
+    cached = gradients(updater)
+    updater.optimizer.zero_grad()
+
+    parts = []
+    for index, rows in enumerate((slice(0, 10), slice(10, 20), slice(20, 24))):
+        updater._seed(3, index)
+        parts.append(updater.objective(updater._pixel_values(batch, rows, 0.0), **updater._texts(batch, rows)))
+    vectors_BD = [torch.cat(column) for column in zip(*(vectors for vectors, _ in parts), strict=True)]
+    in_one_graph = updater.objective.loss(vectors_BD, parts[0][1], batch.concept_ids_B)
+    in_one_graph.backward()
+    assert loss == in_one_graph
+    assert_close(cached, gradients(updater))
+    # And another step draws anew.
+    assert updater.backward(batch, step=4) != loss
+
+
+def test_micro_batches_hold_the_activations_of_one(tmp_path):
+    """What is alive at the end of a forward pass with a graph, in values, is the micro-batch's."""
+    alive = {}
+    for micro in (24, 4):
+        updater = make_updater(configure(tmp_path, [f"micro_batch_size={micro}"]))
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        most = 0
+        embed = updater.objective.forward
+
+        def forward(*args, sizes=sizes, embed=embed, **kwargs):
+            nonlocal most
+            sizes.clear()
+            result = embed(*args, **kwargs)
+            most = max(most, sum(sizes))
+            return result
+
+        updater.objective.forward = forward
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            updater.update(make_batch(), 0)
+        alive[micro] = most
+    assert alive[4] < 0.35 * alive[24]
+
+
+def test_a_whole_batch_is_encoded_once(tmp_path):
+    for overrides, forwards in (([], 1), (["micro_batch_size=24"], 1), (["micro_batch_size=100"], 1)):
+        updater = make_updater(configure(tmp_path, overrides))
+        calls = []
+        updater.objective.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        updater.update(make_batch(), 0)
+        assert len(calls) == forwards
+
+
+@pytest.mark.parametrize("switch", ["gradient_checkpointing", "torch_compile"])
+def test_switches_leave_the_gradients_as_they_are(tmp_path, switch, monkeypatch):
+    compiled = []
+    compile_in_place = nn.Module.compile
+
+    def compile_for_test(module):
+        # Inductor takes minutes to start; what it compiles is not the point here.
+        compiled.append(module)
+        compile_in_place(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_for_test)
+    plain = make_updater(configure(tmp_path, RANDOM))
+    other = make_updater(configure(tmp_path, [*RANDOM, f"{switch}=true"]))
+    recomputed = []
+    other.model.vision_model.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    for updater in (plain, other):
+        updater.objective.train()
+        updater.backward(make_batch(), 0)
+    assert_close(gradients(other), gradients(plain), 1e-9)
+    if switch == "gradient_checkpointing":
+        assert len(recomputed) == 2
+    else:
+        assert compiled == [other.model.vision_model, other.model.text_model]
+    assert other.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+def test_what_cannot_be_is_refused_before_work_starts(tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="mixed_precision=fp16 needs a CUDA GPU, and the device is cpu: use bf16"):
+        make_accelerator(configure(tmp_path, ["mixed_precision=fp16"]))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(
+        RecipeError, match="micro_batch_size=8 does not go with DeepSpeed.* or launch with DDP or FSDP2"
+    ):
+        make_accelerator(configure(tmp_path, ["micro_batch_size=8"]))
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match="set fsdp_version: 2"):
+        make_accelerator(configure(tmp_path))
+
+
+RESNET = {"tower": "resnet", "stem_width": 4, "stage_depths": [1, 1, 1, 1], "hidden_size": 128, "image_size": 32}
+
+
+def test_batch_norms_are_spoken_of_where_batches_are_looked_at_in_parts(tmp_path):
+    shape = "{" + ", ".join(f"{key}: {value}" for key, value in RESNET.items()) + ", num_attention_heads: 4}"
+    overrides = [f"model.config.vision_config={shape}"]
+    config = configure(tmp_path, [*overrides, "micro_batch_size=8"])
+    model = make_updater(config).model
+    assert "they see 8 of the batch's 24 pairs at a time" in note_on_batch_statistics(model, config, 1)
+    whole_batch = configure(tmp_path, overrides)
+    assert note_on_batch_statistics(model, whole_batch, 1) is None
+    assert "they see 12 of" in note_on_batch_statistics(model, whole_batch, 2)
+    locked = configure(tmp_path, [*overrides, "micro_batch_size=8", "optimizer.vision_tower.unlocked_groups=1"])
+    assert note_on_batch_statistics(model, locked, 1) is None
+    vit = configure(tmp_path, ["micro_batch_size=8"])
+    assert note_on_batch_statistics(make_updater(vit).model, vit, 1) is None
+
+
+def spoil(updater: Updater, steps: set[int], what: str) -> None:
+    """Makes the loss or a gradient of some updates (from 1) a NaN."""
+    backward, count = updater.backward, 0
+
+    def spoilt(batch, step):
+        nonlocal count
+        count += 1
+        loss = backward(batch, step)
+        if count in steps and what == "loss":
+            return loss * float("nan")
+        if count in steps:
+            updater.model.visual_projection.weight.grad[0, 0] = float("inf")
+        return loss
+
+    updater.backward = spoilt
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_step_changes_nothing_and_is_counted(tmp_path, what):
+    updater = make_updater(configure(tmp_path, ["ema_decay=0.9"]))
+    spoil(updater, {2}, what)
+    assert updater.update(make_batch(seed=0), 0).is_update
+    before = weights(updater), json.dumps(repr(updater.state_dict()["average"]))
+    moments = {key: value.clone() for key, value in updater.optimizer.state[updater.model.logit_scale].items()}
+    outcome = updater.update(make_batch(seed=1), 1)
+    assert not outcome.is_update and updater.bad_steps == 1
+    assert updater.bad_batches == [(1, list(range(100, 124)))]
+    assert all(torch.equal(each, before[0][name]) for name, each in weights(updater).items())
+    assert json.dumps(repr(updater.state_dict()["average"])) == before[1]
+    now = updater.optimizer.state[updater.model.logit_scale]
+    assert all(torch.equal(value, now[key]) for key, value in moments.items())
+    assert updater.update(make_batch(seed=2), 2).is_update
+    assert updater.bad_steps == 1 and updater.bad_batches == []
+    assert not torch.equal(updater.model.logit_scale, before[0]["logit_scale"])
+
+
+def bad_run(folder: Path, bad_rank: int) -> tuple:
+    """The end of a run in which one rank's gradients are spoilt at all steps from the second."""
+    rank = dist.get_rank()
+    config = configure(folder / f"{rank}", ["max_bad_steps=2"])
+    updater = make_updater(config)
+    run = Run(config, folder, updater.accelerator, updater.objective, updater.optimizer, updater.processor, Progress())
+    if rank == bad_rank:
+        # Before the ranks' gradients are averaged, as a defective device would have it.
+        weight = updater.model.text_projection.weight
+        weight.register_hook(lambda gradient: gradient * (float("nan") if run.progress.step else 1.0))
+    message = None
+    for step in range(4):
+        run.progress.step = step
+        before = weights(updater)
+        try:
+            is_update = run.update(make_batch(24, rank, 2, seed=step)).is_update
+        except TrainingDiverged as error:
+            message, is_update = str(error), False
+        unchanged = all(torch.equal(each, before[name]) for name, each in weights(updater).items())
+        assert is_update != unchanged
+        if message is not None:
+            return step, message, weights(updater)
+    return ()
+
+
+def test_no_rank_updates_where_one_is_bad_and_the_run_stops_with_the_ids(tmp_path):
+    for rank in range(2):
+        (tmp_path / f"{rank}").mkdir()
+    first, second = run_on_ranks(bad_run, 2, tmp_path, 1)
+    assert first[0] == second[0] == 2
+    assert "the last of 2 in a row that updated nothing" in first[1] and "lower optimizer.learning_rate" in second[1]
+    assert all(torch.equal(each, second[2][name]) for name, each in first[2].items())
+    lines = [json.loads(line) for line in (tmp_path / "bad_batches.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert [line["sample_ids"] for line in lines] == [list(range(100, 124)), list(range(200, 224))]
+
+
+class TestScaler:
+    """A gradient scaler on the CPU in the place of a GPU's."""
+
+    @pytest.fixture
+    def updater(self, tmp_path):
+        updater = make_updater(configure(tmp_path), torch.float32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+        optimizer = updater.optimizer.optimizer
+        updater.optimizer = AcceleratedOptimizer(optimizer, scaler=scaler)
+        updater.accelerator.scaler = scaler
+        updater.accelerator.unscale_gradients = lambda: scaler.unscale_(optimizer)
+        return updater
+
+    def test_scaled_gradients_give_the_same_update(self, updater, tmp_path):
+        plain = make_updater(configure(tmp_path), torch.float32)
+        plain.update(make_batch(), 0)
+        assert updater.update(make_batch(), 0).is_update
+        assert_close(weights(updater), weights(plain), 1e-5)
+
+    def test_an_overflow_is_no_bad_step_while_the_scale_can_shrink(self, updater):
+        before = weights(updater)
+        spoil(updater, {1, 2, 3}, "gradient")
+        scales = []
+        for step in range(3):
+            assert not updater.update(make_batch(seed=step), step).is_update
+            scales.append(updater.accelerator.scaler.get_scale())
+        # From 4 it shrank twice; at 1 the gradient itself must be bad.
+        assert scales[:2] == [2.0, 1.0] and updater.bad_steps == 1
+        assert all(torch.equal(each, before[name]) for name, each in weights(updater).items())
+        state = updater.state_dict()["scaler"]
+        updater.accelerator.scaler.update(64.0)
+        updater.load_state_dict({**updater.state_dict(), "scaler": state})
+        assert updater.accelerator.scaler.get_scale() == scales[2]
+
+    def test_a_loss_that_is_no_number_is_bad_whatever_the_scale(self, updater):
+        spoil(updater, {1}, "loss")
+        assert not updater.update(make_batch(), 0).is_update and updater.bad_steps == 1
+
+
+def test_the_average_is_what_is_released(tmp_path):
+    config = configure(tmp_path, ["ema_decay=0.6"])
+    updater = make_updater(config)
+    run = Run(
+        config, tmp_path, updater.accelerator, updater.objective, updater.optimizer, updater.processor, Progress()
+    )
+    expected = weights(updater)
+    for step in range(4):
+        run.update(
+            make_batch(seed=step),
+        )
+        run.progress.step += 1
+        # Until the sixth update the average is over fewer.
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = {name: decay * each + (1 - decay) * weights(updater)[name] for name, each in expected.items()}
+    own = weights(updater)
+    with run.released_model() as model:
+        assert_close(dict(model.named_parameters()), expected)
+        assert (model.visual_projection.weight - own["visual_projection.weight"]).abs().max() > 1e-5
+    assert all(torch.equal(each, own[name]) for name, each in weights(updater).items())
+
+    resumed = make_updater(config)
+    resumed.load_state_dict(run.updater.state_dict())
+    with resumed.average.in_place():
+        assert_close(weights(resumed), expected)
+
+
+def sharded_updates(folder: Path, micro: int | None) -> tuple:
+    """Two updates by FSDP2 on a mesh of CPUs; after the first all is saved, and gone on with in another model too."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world_size,))
+    overrides = ["ema_decay=0.5", *([] if micro is None else [f"micro_batch_size={micro}"])]
+    config = configure(folder / f"{rank}", overrides)
+
+    def start(state: dict | None) -> Updater:
+        model, processor = build_start(config.model, NAMES, config.seed)
+        model.double().set_attn_implementation("eager")
+        if state is not None:
+            model.load_state_dict(state)
+        make_shardable(model)
+        objective = ContrastiveObjective(model, config.data.keyword_weight)
+        for layer in [*model.vision_model.encoder.layers, *model.text_model.encoder.layers]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        optimizer = make_optimizer(model, config.optimizer)
+        average = WeightAverage(model, config.ema_decay)
+        return Updater(config, make_accelerator(config), objective, optimizer, processor, average)
+
+    updater = start(None)
+    losses = [updater.update(make_batch(24, rank, world_size, seed=0), 0).loss]
+    state = whole_model(updater.model).state_dict()
+    rest = {"optimizer": optimizer_state(updater.objective, updater.optimizer), "update": updater.state_dict()}
+    if rank == 0:
+        # As a checkpoint: one rank writes it, all read it.
+        torch.save(rest, folder / "state.pt")
+    dist.barrier()
+    rest = torch.load(folder / "state.pt", weights_only=True)
+    resumed = start(state)
+    load_optimizer_state(resumed.objective, resumed.optimizer, rest["optimizer"])
+    resumed.load_state_dict(rest["update"])
+    losses += [one.update(make_batch(24, rank, world_size, seed=1), 1).loss for one in (updater, resumed)]
+    with resumed.average.in_place():
+        averaged = whole_model(resumed.model).state_dict()
+    own = [whole_model(one.model).state_dict() for one in (updater, resumed)]
+    return losses, own, averaged, resumed.model.visual_projection.weight.to_local().numel()
+
+
+@pytest.mark.parametrize("micro", [None, 5])
+def test_sharded_weights_take_the_same_steps_and_are_saved_whole(tmp_path, micro):
+    for rank in range(2):
+        (tmp_path / f"{rank}").mkdir()
+    alone = make_updater(configure(tmp_path, ["ema_decay=0.5"]))
+    losses = [alone.update(make_batch(seed=step), step).loss for step in range(2)]
+    for theirs, own, averaged, shard in run_on_ranks(sharded_updates, 2, tmp_path, micro):
+        assert [float(loss) for loss in theirs] == pytest.approx([float(losses[step]) for step in (0, 1, 1)], rel=1e-9)
+        for state in own:
+            assert state["logit_scale"].shape == ()
+            assert_close(state, weights(alone), 1e-8)
+        with alone.average.in_place():
+            assert_close(averaged, weights(alone), 1e-8)
+        assert shard == alone.model.visual_projection.weight.numel() // 2
+
+
+def test_rates_rise_and_fall_for_every_group_alike(tmp_path):
+    config = configure(tmp_path, ["optimizer.text_tower.learning_rate_factor=0.1"])
+    updater = make_updater(config)
+    updater.update(make_batch(), 3)
+    fraction = learning_rate_fraction(3, config.steps, config.optimizer)
+    rates = {round(group["lr"] / (1e-3 * fraction), 9) for group in updater.optimizer.param_groups}
+    assert rates == {1.0, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("micro_batch_size=0", "micro_batch_size=0 must be 1 or more, or null"),
+        ("mixed_precision=fp8", "mixed_precision='fp8' is not known: use 'auto', 'no', 'bf16' or 'fp16'"),
+        ("max_bad_steps=0", "max_bad_steps=0 must be 1 or more"),
+        ("ema_decay=1.0", "ema_decay=1.0 must lie between 0 and 1"),
+        ("optimizer.vision_tower.layer_decay=0", "layer_decay=0.0 of a tower must lie in 0 to 1, above 0"),
+        ("optimizer.text_tower.learning_rate_factor=0", "learning_rate_factor=0.0 .* unlocked_groups=0 locks it"),
+        ("optimizer.text_tower.unlocked_groups=-1", "unlocked_groups=-1 of a tower must be 0 or more"),
+    ],
+)
+def test_values_out_of_range_are_refused(tmp_path, override, message):
+    with pytest.raises(RecipeError, match=message):
+        configure(tmp_path, [override])

@@ -1,0 +1,154 @@
+"""One run on several processes: what is possible, how a model is made ready, and how it is put together again."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hf_clip.modeling_hf_clip import HFCLIPModel
+
+from .config import RecipeError, TrainConfig
+from .device import arrange_for_speed, choose_precision, fastest_device
+from .objective import ContrastiveObjective
+from .optimizer import make_optimizer
+from .towers import has_batch_statistics, lock
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate for the fastest device and the processes of the launcher, sharded as its config has it.
+
+    Raises:
+        RecipeError: the recipe wants what this device or this way of launching cannot do.
+    """
+    device = fastest_device()
+    if config.mixed_precision == "fp16" and device.type != "cuda":
+        raise RecipeError(f"mixed_precision=fp16 needs a CUDA GPU, and the device is {device.type}: use bf16 or no.")
+    if _is_set("ACCELERATE_USE_DEEPSPEED") and config.micro_batch_size is not None:
+        raise RecipeError(
+            f"micro_batch_size={config.micro_batch_size} does not go with DeepSpeed, which cannot run the two passes "
+            "of cached gradients: leave micro_batch_size out, or launch with DDP or FSDP2."
+        )
+    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RecipeError("Accelerate is set to FSDP's first version: set fsdp_version: 2 in its config.")
+    return Accelerator(
+        mixed_precision=choose_precision(config.mixed_precision, device),
+        # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
+        cpu=device.type == "cpu",
+        # Position ids never change, and of batch norms' statistics the first process's are kept.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def prepare(
+    model: HFCLIPModel, config: TrainConfig, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model's objective and its optimizer, ready for steps on the accelerator's device and processes.
+
+    Raises RecipeError for a tower with fewer parts than `unlocked_groups`, and for odd batches that are to be mixed.
+    """
+    _require_neighbours(config, accelerator.num_processes)
+    arrange_for_speed(model, accelerator.device)
+    lock(model, config.optimizer)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.torch_compile:
+        for tower in (model.vision_model, model.text_model):
+            # In place: the names of the weights stay.
+            tower.compile()
+    if accelerator.is_fsdp2:
+        make_shardable(model)
+    objective = ContrastiveObjective(model, config.data.keyword_weight)
+    return accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+
+
+def _require_neighbours(config: TrainConfig, num_processes: int) -> None:
+    """Raises RecipeError where pictures are to be mixed two by two, and one would be left over."""
+    share = config.batch_size // num_processes
+    micro = min(config.micro_batch_size or share, share)
+    if config.augmentation.mixup and (share % 2 or micro % 2):
+        raise RecipeError(
+            f"augmentation.mixup mixes pictures two by two, and a process has {share} of a batch, in pieces of "
+            f"{micro}: make batch_size, a process's share of it and micro_batch_size even, or "
+            "set augmentation.mixup=0."
+        )
+
+
+def note_on_batch_statistics(model: HFCLIPModel, config: TrainConfig, num_processes: int) -> str | None:
+    """What is to be said of a model whose batch norms learn, where a batch is not looked at as a whole."""
+    share = config.batch_size // num_processes
+    size = min(config.micro_batch_size or share, share)
+    if size == config.batch_size or not has_batch_statistics(model, config.optimizer):
+        return None
+    return (
+        f"The model has batch norms: they see {size} of the batch's {config.batch_size} pairs at a time, so that "
+        "other numbers of processes or sizes of micro-batches train another model. Lock the tower to freeze them "
+        "(optimizer.vision_tower.unlocked_groups=1 trains its projection alone)."
+    )
+
+
+def make_shardable(model: HFCLIPModel) -> None:
+    """Gives the scale an axis: FSDP refuses parameters that have none. `whole_model` takes it away again."""
+    model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, put together from its shards. Collective for one that is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(reference: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, sharded as the reference is."""
+    if not isinstance(reference, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_model(model: HFCLIPModel) -> HFCLIPModel:
+    """The model itself, or a copy on its device where it is sharded. Collective then."""
+    if not is_sharded(model):
+        return model
+    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    attention = model.config._attn_implementation
+    copy = type(model)._from_config(model.config, dtype=model.dtype, attn_implementation=attention)
+    state["logit_scale"] = state["logit_scale"].reshape(copy.logit_scale.shape)
+    copy.load_state_dict(state)
+    return copy.to(model.device)
+
+
+def optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_optimizer_state` takes. Collective where weights are sharded."""
+    if not is_sharded(objective):
+        return optimizer.state_dict()
+    return get_optimizer_state_dict(
+        objective, _bare(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+
+
+def load_optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Collective where weights are sharded."""
+    if not is_sharded(objective):
+        optimizer.load_state_dict(state)
+    else:
+        set_optimizer_state_dict(objective, _bare(optimizer), state, options=StateDictOptions(full_state_dict=True))
+
+
+def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer within Accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)

@@ -1,0 +1,282 @@
+"""Batches: each process's part of the pairs of a step, drawn from its lanes."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from warnings import warn
+
+import numpy as np
+import torch
+
+from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.sources import list_shards
+
+from ..config import AugmentationConfig, DataConfig
+from .agreement import Agreement, LaneState, Position, merge_positions
+from .ahead import choose_workers, one_ahead, read_ahead
+from .data import TrainingData
+from .decoding import BadPair, Decoder, Pair
+from .errors import DataError
+from .order import choose_lanes, deal, require_lanes
+from .reading import LaneReader
+
+# So many unreadable pairs in a row, and a block of them, end the search for a readable one.
+MIN_BAD_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's slice of a global batch.
+
+    `epochs_B` counts how often the source of each pair was passed through before. `position` is where this rank's
+    lanes go on after it.
+    """
+
+    pictures_BHWC: torch.Tensor
+    captions: list[str]
+    keywords: list[str] | None
+    concept_ids_B: torch.Tensor
+    may_flip_B: torch.Tensor
+    may_crop_B: torch.Tensor
+    sample_ids_B: np.ndarray
+    epochs_B: np.ndarray
+    position: Position
+
+
+class PairStream:
+    """Global batches of pairs, one slice a rank, each rank reading and decoding its own lanes only.
+
+    Args:
+        data: what `open_training_source` returned.
+        config: the recipe's data section.
+        image_processor: brings pictures to the model's size.
+        batch_size: pairs over all ranks.
+        seed: of the order and of the captions drawn.
+        augmentation: the recipe's section; by its words pictures are marked as not to be mirrored, or to be cut.
+        rank, world_size: which lanes. All ranks must make their streams together.
+
+    Raises:
+        DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        config: DataConfig,
+        image_processor: HFCLIPImageProcessor,
+        batch_size: int,
+        seed: int,
+        augmentation: AugmentationConfig,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.data, self.config, self.image_processor = data, config, image_processor
+        self.batch_size, self.seed = batch_size, seed
+        self.no_flip_words = [word.lower() for word in augmentation.no_flip_words]
+        self.crop_words = [word.lower() for word in augmentation.crop_words]
+        self.shards = [list_shards(source) for source in data.sources]
+        rows = [[shard.num_rows for shard in of_source] for of_source in self.shards]
+        whole_shards = [len(of_source) for of_source in rows if None in of_source]
+        self.num_rows = None if whole_shards else sum(map(sum, rows))
+        fewest = min(whole_shards, default=None)
+        self.lanes = config.lanes or choose_lanes(batch_size, self.num_rows, fewest)
+        require_lanes(self.lanes, batch_size, world_size)
+        self._check_whole_shards(fewest)
+        self.own_lanes = range(rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size)
+        self.pieces = deal(rows, self.lanes)
+        self.decoder = Decoder(image_processor, self._fits_in_memory())
+        self.agreement = Agreement(world_size)
+
+    def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
+        """Endless batches from `position` on, the start by default. The same position gives the same batches.
+
+        Args:
+            position: of all lanes, from `gather`, of any number of ranks.
+            reads_ahead: makes the next batch in a thread while one is used.
+
+        Raises:
+            DataError: a lane has fewer readable pairs than its share, more than `max_bad_fraction` cannot be read, or
+                another rank failed. SourceError: a file cannot be read any further. All ranks raise at one step.
+        """
+        states = self._states(position)
+        local = self._local_batches(states)
+        with closing(read_ahead(local) if reads_ahead else local) as local:
+            while True:
+                batch, found, error = next(local)
+                self._go_on_together(found, error)
+                yield batch
+
+    def gather(self, position: Position) -> Position:
+        """The position of all lanes from this rank's and those of the others, which must call it too. JSON-able."""
+        return merge_positions(self.agreement.gather(position))
+
+    @staticmethod
+    def epoch(position: Position) -> int:
+        """The epoch in which the slowest lane of a position is."""
+        return min((place["at"][0] for place in position.get("places", {}).values()), default=0)
+
+    @staticmethod
+    def left_out(position: Position) -> Counter[str]:
+        """How many pairs were left out by reason, each once, up to a position."""
+        return sum((Counter(place["left_out"]) for place in position.get("places", {}).values()), Counter())
+
+    def _check_whole_shards(self, fewest: int | None) -> None:
+        if fewest is None:
+            return
+        advice = f"write the data in a multiple of {self.lanes} shards, or set data.lanes to a divisor of their number"
+        if fewest < self.lanes:
+            raise DataError(f"{self.data.name} has {fewest} shards for data.lanes={self.lanes}: {advice}.")
+        if fewest % self.lanes and fewest < 10 * self.lanes:
+            warn(
+                f"{self.data.name} has {fewest} shards for {self.lanes} lanes: pairs of lanes with fewer shards come "
+                f"up to {-(-fewest // self.lanes) / (fewest // self.lanes):.2g} times as often as others. To mend it, "
+                f"{advice}.",
+                stacklevel=3,
+            )
+
+    def _fits_in_memory(self) -> bool:
+        if self.num_rows is None:
+            return False
+        size = self.image_processor.crop_size
+        rows = sum(piece.last - piece.first for lane in self.own_lanes for of in self.pieces[lane] for piece in of)
+        return rows * 3 * size.height * size.width <= self.config.decoded_cache_gb * 1e9
+
+    def _states(self, position: Position | None) -> dict[int, LaneState]:
+        if not position:
+            return {lane: LaneState() for lane in self.own_lanes}
+        if position["lanes"] != self.lanes:
+            raise DataError(
+                f"The position is one of {position['lanes']} lanes, and here are {self.lanes}: set data.lanes="
+                f"{position['lanes']}, or start anew."
+            )
+        return {lane: LaneState.from_json(position["places"][str(lane)]) for lane in self.own_lanes}
+
+    def _local_batches(
+        self, states: dict[int, LaneState]
+    ) -> Iterator[tuple[Batch | None, Position, Exception | None]]:
+        """Batches of this rank's lanes with the position after each; an error is the last item."""
+        count = choose_workers() if self.config.workers is None else self.config.workers
+        workers = ThreadPoolExecutor(count, "decode") if count else None
+        share = self.batch_size // self.lanes
+        try:
+            lanes = [self._pairs(lane, state, workers) for lane, state in states.items()]
+            while True:
+                taken = [next(lane) for lane in lanes for _ in range(share)]
+                position = self._position(states)
+                yield self._batch(taken, position), position, None
+        except Exception as error:
+            yield None, self._position(states), error
+        finally:
+            if workers is not None:
+                workers.shutdown(cancel_futures=True)
+
+    def _position(self, states: dict[int, LaneState]) -> Position:
+        return {"lanes": self.lanes, "places": {str(lane): state.to_json() for lane, state in states.items()}}
+
+    def _pairs(self, lane: int, state: LaneState, workers: ThreadPoolExecutor | None) -> Iterator[tuple[Pair, int]]:
+        """Every readable pair of a lane with its pass, endlessly; `state` is kept."""
+        block_rows = max(self.config.shuffle_block // self.lanes, 1)
+        pieces, weights = self.pieces[lane], self.data.weights
+        reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, self.decoder.kept)
+        share = self.batch_size // self.lanes
+        tickets = reader.tickets(state.place, partial(one_ahead, workers))
+
+        def pairs() -> Iterator[tuple[Pair, int]]:
+            bad_in_a_row, epoch = 0, state.place.epoch
+            for ticket, pair in self.decoder.in_order(tickets, workers, 2 * share):
+                if ticket.epoch > epoch == 0:
+                    self._require_share(lane, state)
+                epoch, state.place = ticket.epoch, ticket.after
+                is_bad = isinstance(pair, BadPair)
+                if ticket.pass_number == 0:
+                    state.rows_read += 1
+                    state.left_out.update([pair.reason] if is_bad else [])
+                    state.first_left_out = state.first_left_out or (f"{pair.key} ({pair.reason})" if is_bad else None)
+                if not is_bad:
+                    bad_in_a_row = 0
+                    yield pair, ticket.pass_number
+                    continue
+                bad_in_a_row += 1
+                if bad_in_a_row > max(block_rows, MIN_BAD_IN_A_ROW):
+                    raise DataError(
+                        f"{self.data.name}: {bad_in_a_row} pairs in a row cannot be read, the last is {pair.key} "
+                        f"({pair.reason}). Is the storage still there? Then go on with --resume."
+                    )
+
+        return pairs()
+
+    def _require_share(self, lane: int, state: LaneState) -> None:
+        pairs = state.rows_read - state.left_out.total()
+        share = self.batch_size // self.lanes
+        if pairs >= share:
+            return
+        left_out = "".join(f", {count} left out as {reason}" for reason, count in state.left_out.items())
+        if self.lanes == 1:
+            lower = f"lower batch_size{f' to {pairs} or less' if pairs > 1 else ''}"
+            few = f"{self.data.name} has {pairs} readable pairs{left_out}, fewer than batch_size={self.batch_size}"
+        else:
+            few = (
+                f"Lane {lane} of {self.lanes} of {self.data.name} has {pairs} readable pairs{left_out}, fewer than "
+                f"its share of {share} of batch_size={self.batch_size}"
+            )
+            lower = "lower batch_size or data.lanes"
+        raise DataError(f"{few}: {lower}, or give more data.")
+
+    def _go_on_together(self, position: Position, error: Exception | None) -> None:
+        """Raises on all ranks where one has an error, or where all together found too many unreadable pairs."""
+        lanes = position["places"].values()
+        failed, in_first_epoch, read, bad = self.agreement.sum(
+            [
+                int(error is not None),
+                sum(lane["at"][0] == 0 for lane in lanes),
+                sum(lane["rows_read"] for lane in lanes),
+                self.left_out(position).total(),
+            ]
+        )
+        if failed:
+            self.agreement.stop_together(error)
+        # The first few pairs are no verdict, but where there are no more.
+        least = min(self.config.shuffle_block, self.num_rows or self.config.shuffle_block) if in_first_epoch else 0
+        if bad > self.config.max_bad_fraction * max(read, least):
+            whole = self.gather(position)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out(whole).most_common())
+            first = next(filter(None, (lane.get("first_left_out") for lane in whole["places"].values())))
+            raise DataError(
+                f"{self.data.name}: {bad} of {read} pairs cannot be read ({reasons}; the first is {first}), more than "
+                f"data.max_bad_fraction={self.config.max_bad_fraction}: mend the data, or raise that fraction."
+            )
+
+    def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
+        pairs = [pair for pair, _ in taken]
+        return Batch(
+            pictures_BHWC=torch.from_numpy(np.stack([pair.picture for pair in pairs])),
+            captions=[self._draw(pair, number).choice(pair.captions) for pair, number in taken],
+            keywords=[self._keywords(pair, number) for pair, number in taken] if self.config.keyword_weight else None,
+            concept_ids_B=torch.tensor([pair.concept for pair in pairs]),
+            may_flip_B=torch.tensor([not _has_a_word(pair, self.no_flip_words) for pair in pairs]),
+            may_crop_B=torch.tensor([_has_a_word(pair, self.crop_words) for pair in pairs]),
+            sample_ids_B=np.array([pair.sample_id for pair in pairs]),
+            epochs_B=np.array([number for _, number in taken]),
+            position=position,
+        )
+
+    def _draw(self, pair: Pair, number: int) -> random.Random:
+        # A text seeds by every bit of its hash, alike in every process.
+        return random.Random(f"{self.seed} {number} {pair.sample_id}")
+
+    def _keywords(self, pair: Pair, number: int) -> str:
+        """Some of the pair's keywords, in random order; a caption where it has none."""
+        draw = self._draw(pair, number)
+        if not pair.keywords:
+            return draw.choice(pair.captions)
+        count = draw.randint(1, min(self.config.max_keywords, len(pair.keywords)))
+        return ", ".join(draw.sample(pair.keywords, count))
+
+
+def _has_a_word(pair: Pair, words: list[str]) -> bool:
+    text = " ".join(pair.captions).lower()
+    return any(word in text for word in words)

@@ -1,0 +1,92 @@
+"""From a sample to a picture of the model's size with its captions, or the reason why there is none."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.images_hf_clip import ImageDecodeError
+from hf_clip.sources import Sample, SourceError
+
+from .errors import DataError
+from .reading import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A readable pair. `picture` is uint8 (H, W, 3) at the model's size; `concept` names what it shows."""
+
+    sample_id: int
+    picture: np.ndarray
+    captions: list[str]
+    keywords: list[str]
+    concept: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadPair:
+    """Where a pair is that cannot be read, and why, in one word."""
+
+    key: str
+    reason: str
+
+
+class Decoder:
+    """Decodes tickets, in workers where there are some, and keeps the pairs where they fit into memory.
+
+    Args:
+        image_processor: brings pictures to the model's size.
+        keeps_pairs: whether each picture is decoded once for the whole run.
+    """
+
+    def __init__(self, image_processor: HFCLIPImageProcessor, keeps_pairs: bool):
+        self.image_processor = image_processor
+        self.keeps_pairs = keeps_pairs
+        self.kept: dict[int, Pair | BadPair] = {}
+
+    def decode(self, sample_id: int, sample: Sample) -> Pair | BadPair:
+        if not sample.captions:
+            return BadPair(sample.key, "no_caption")
+        try:
+            picture = self.image_processor.resize_and_crop(sample.image, may_reduce_jpeg=True)
+        except ImageDecodeError as error:
+            return BadPair(sample.key, error.reason)
+        # Without concepts, pictures with one caption are positives of each other: nothing could tell them apart.
+        concept = sample.concept if sample.concept is not None else sample.captions[0]
+        digest = hashlib.blake2b(concept.encode(errors="surrogatepass"), digest_size=8).digest()
+        concept_id = int.from_bytes(digest, "little", signed=True)
+        return Pair(sample_id, picture, sample.captions, sample.keywords, concept_id)
+
+    def in_order(
+        self, tickets: Iterator[Ticket], workers: Executor | None, depth: int
+    ) -> Iterator[tuple[Ticket, Pair | BadPair]]:
+        """Each ticket with its pair. `workers` are up to `depth` tickets ahead; without them it is done here."""
+        waiting: deque[tuple[Ticket, Future | None]] = deque()
+        failure = None
+        try:
+            for ticket in tickets:
+                future = None
+                if workers is not None and ticket.sample_id not in self.kept:
+                    future = workers.submit(self.decode, ticket.sample_id, ticket.sample)
+                waiting.append((ticket, future))
+                if workers is None or len(waiting) > depth:
+                    yield self._finish(*waiting.popleft())
+        except (DataError, SourceError) as error:
+            failure = error
+        # What was read before the failure comes first, however far ahead the workers were.
+        while waiting:
+            yield self._finish(*waiting.popleft())
+        if failure is not None:
+            raise failure
+
+    def _finish(self, ticket: Ticket, future: Future | None) -> tuple[Ticket, Pair | BadPair]:
+        result = self.kept.get(ticket.sample_id) if self.keeps_pairs else None
+        if result is None:
+            result = future.result() if future is not None else self.decode(ticket.sample_id, ticket.sample)
+            if self.keeps_pairs:
+                self.kept[ticket.sample_id] = result
+        return ticket, result

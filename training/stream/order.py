@@ -1,0 +1,136 @@
+"""The order of the pairs: which lane reads which rows, and in which order, as a function of (seed, epoch) alone.
+
+A lane is a share of the data that one process reads by itself. Rows are dealt to a fixed number of lanes, whatever the
+number of processes; a process serves lanes in a row. In each of its epochs a lane goes through its pieces in an order
+drawn from (seed, epoch, lane), reads them in blocks, and shuffles each block by a draw of its own. `datasets`' shuffle
+buffer is not used: it loses and repeats samples on resume.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+
+from .errors import DataError
+
+# More lanes serve more processes, but each has a file open and a block of its own.
+MAX_DEFAULT_LANES = 32
+# With few pairs of each lane in a batch, two of the same lane would meet too rarely.
+MIN_PAIRS_OF_LANE = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` to `last` of a shard, read by one lane. `last` is None where the shard's length is not known."""
+
+    source: int
+    shard: int
+    first: int
+    last: int | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One reading of a piece: the `number`-th of its source, from 0."""
+
+    piece: Piece
+    number: int
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a lane stands: before pair `offset` of a block that begins at row `row` of the epoch's piece `piece`."""
+
+    epoch: int = 0
+    block: int = 0
+    piece: int = 0
+    row: int = 0
+    offset: int = 0
+
+
+def choose_lanes(batch_size: int, num_rows: int | None, num_shards: int | None) -> int:
+    """The number of lanes where the recipe leaves it open: a divisor of `batch_size` that many process counts divide.
+
+    Args:
+        batch_size: pairs of a step.
+        num_rows: of the data, where known. Of less than two batches, one lane makes the most.
+        num_shards: the fewest that a source has which cannot be split by rows.
+    """
+    limit = max(min(MAX_DEFAULT_LANES, batch_size // MIN_PAIRS_OF_LANE, num_shards or MAX_DEFAULT_LANES), 1)
+    if num_rows is not None and num_rows < 2 * batch_size:
+        limit = 1
+    candidates = _divisors(batch_size, limit)
+    return max(candidates, key=lambda lanes: (len(_divisors(lanes, lanes)), lanes))
+
+
+def require_lanes(lanes: int, batch_size: int, world_size: int) -> None:
+    """Raises DataError where lanes cannot share a batch, or processes the lanes."""
+    if batch_size % world_size:
+        raise DataError(
+            f"batch_size={batch_size} cannot be divided among {world_size} processes: "
+            f"set it to {max(batch_size // world_size, 1) * world_size}."
+        )
+    if batch_size % lanes:
+        raise DataError(
+            f"batch_size={batch_size} cannot be divided among data.lanes={lanes}: set data.lanes to one of "
+            f"{', '.join(map(str, _divisors(batch_size, 64)))}."
+        )
+    if lanes % world_size:
+        fitting = [divisor for divisor in _divisors(batch_size, batch_size) if divisor % world_size == 0]
+        raise DataError(
+            f"data.lanes={lanes} cannot be divided among {world_size} processes: start "
+            f"{' or '.join(map(str, _divisors(lanes, lanes)))}, or set data.lanes to a multiple of {world_size} such "
+            f"as {fitting[0]} (which makes another order)."
+        )
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    return [divisor for divisor in range(1, limit + 1) if number % divisor == 0]
+
+
+def deal(sources: Sequence[Sequence[int | None]], lanes: int) -> list[list[list[Piece]]]:
+    """The pieces of each lane, by source. `sources` has the number of rows of each shard of each source.
+
+    Rows of known number are cut into equal parts, one a lane; shards of unknown length are dealt in turn.
+    """
+    return [[_pieces(source, shards, lane, lanes) for source, shards in enumerate(sources)] for lane in range(lanes)]
+
+
+def _pieces(source: int, shards: Sequence[int | None], lane: int, lanes: int) -> list[Piece]:
+    if None in shards:
+        return [Piece(source, shard, 0, None) for shard in range(lane, len(shards), lanes)]
+    total, start, pieces = sum(shards), 0, []
+    first, last = lane * total // lanes, (lane + 1) * total // lanes
+    for shard, rows in enumerate(shards):
+        begin, end = max(first - start, 0), min(last - start, rows)
+        if begin < end:
+            pieces.append(Piece(source, shard, begin, end))
+        start += rows
+    return pieces
+
+
+def passes_in_epoch(weight: float, epoch: int) -> range:
+    """The numbers of the passes through a source of this weight that belong to an epoch.
+
+    A weight of 2 passes through it twice an epoch, of 0.5 in every other epoch, the first one included.
+    """
+    exact = Fraction(str(weight))
+    return range(ceil(exact * epoch), ceil(exact * (epoch + 1)))
+
+
+def order_of_epoch(pieces: Sequence[Sequence[Piece]], weights: Sequence[float], place: Sequence[int]) -> list[Pass]:
+    """What a lane reads in an epoch, in order. `pieces` are its own by source, `place` is (seed, epoch, lane)."""
+    passes = [
+        Pass(piece, number)
+        for of_source, weight in zip(pieces, weights, strict=True)
+        for number in passes_in_epoch(weight, place[1])
+        for piece in of_source
+    ]
+    return [passes[index] for index in np.random.default_rng(place).permutation(len(passes))]
+
+
+def order_of_block(size: int, place: Sequence[int], block: int) -> np.ndarray:
+    # numpy takes [a, b, c] and [a, b, c, 0] for one seed.
+    return np.random.default_rng([*place, block + 1]).permutation(size)

@@ -1,0 +1,123 @@
+"""What a lane reads: blocks of undecoded samples, in order, from any place on."""
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from hf_clip.sources import Sample, Shard
+
+from .errors import DataError
+from .order import Pass, Piece, Place, order_of_block, order_of_epoch
+
+# Sample ids of several sources: those of each begin here.
+IDS_PER_SOURCE = 2**56
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A pair to be decoded.
+
+    Attributes:
+        sample_id: of its row, over all sources.
+        sample: the row; None where the decoded pair is still known.
+        epoch: of the lane. pass_number: how often its source was passed through before.
+        after: where the lane stands once it is used.
+    """
+
+    sample_id: int
+    sample: Sample | None
+    epoch: int
+    pass_number: int
+    after: Place
+
+
+@dataclass(frozen=True)
+class _Block:
+    start: Place
+    end: Place
+    rows: list[tuple[int, Sample | None, int]]
+
+
+class LaneReader:
+    """Reads one lane.
+
+    Args:
+        shards: of each source.
+        pieces: this lane's, of each source.
+        weights: of the sources.
+        seed, lane: of the order.
+        block_rows: rows that wait, undecoded, to be shuffled.
+        decoded: ids whose decoded pair is kept: their rows are not read.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Sequence[Shard]],
+        pieces: Sequence[Sequence[Piece]],
+        weights: Sequence[float],
+        seed: int,
+        lane: int,
+        block_rows: int,
+        decoded: Container[int] = (),
+    ):
+        self.shards, self.pieces, self.weights = shards, pieces, weights
+        self.seed, self.lane, self.block_rows, self.decoded = seed, lane, block_rows, decoded
+        self._opened: tuple[Pass, int, Iterator[Sample]] | None = None
+
+    def tickets(self, start: Place, ahead: Callable[[Iterator], Iterator] = iter) -> Iterator[Ticket]:
+        """Endless pairs from `start` on; `ahead` may read a block while the one before is used."""
+        return self._shuffled(ahead(self._blocks(start)), start.offset)
+
+    def _shuffled(self, blocks: Iterator[_Block], offset: int) -> Iterator[Ticket]:
+        for block in blocks:
+            start, size = block.start, len(block.rows)
+            order = order_of_block(size, (self.seed, start.epoch, self.lane), start.block)
+            for number in range(offset, size):
+                sample_id, sample, pass_number = block.rows[order[number]]
+                last = number + 1 == size
+                after = block.end if last else Place(start.epoch, start.block, start.piece, start.row, number + 1)
+                yield Ticket(sample_id, sample, start.epoch, pass_number, after)
+            offset = 0
+
+    def _blocks(self, place: Place) -> Iterator[_Block]:
+        epoch, block, piece, row = place.epoch, place.block, place.piece, place.row
+        while True:
+            order = order_of_epoch(self.pieces, self.weights, (self.seed, epoch, self.lane))
+            is_empty = (block, piece, row) == (0, 0, 0)
+            while piece < len(order):
+                start, rows = Place(epoch, block, piece, row), []
+                while piece < len(order) and len(rows) < self.block_rows:
+                    taken, is_over = self._take(order[piece], row, self.block_rows - len(rows))
+                    rows += taken
+                    piece, row = (piece + 1, 0) if is_over else (piece, row + len(taken))
+                if rows:
+                    block, is_empty = block + 1, False
+                    end = Place(epoch, block, piece, row) if piece < len(order) else Place(epoch + 1)
+                    yield _Block(start, end, rows)
+            # All sources have their first pass in the first epoch: a lane without rows there has none at all.
+            if is_empty and epoch == 0:
+                raise DataError(f"Lane {self.lane} has no rows: set data.lanes lower, or give more data.")
+            epoch, block, piece, row = epoch + 1, 0, 0, 0
+
+    def _take(self, of: Pass, row: int, count: int) -> tuple[list[tuple[int, Sample | None, int]], bool]:
+        """Up to `count` rows of a piece from its row `row` on, and whether it is over with them."""
+        piece = of.piece
+        shard, base = self.shards[piece.source][piece.shard], piece.source * IDS_PER_SOURCE
+        if piece.last is not None:
+            count = min(count, piece.last - piece.first - row)
+            first = base + shard.first_index + piece.first + row
+            if all(sample_id in self.decoded for sample_id in range(first, first + count)):
+                taken = [(sample_id, None, of.number) for sample_id in range(first, first + count)]
+                return taken, piece.first + row + count >= piece.last
+        taken = [(base + sample.index, sample, of.number) for sample in islice(self._samples(of, row), count)]
+        if piece.last is not None and len(taken) < count:
+            raise DataError(f"{shard.name} has fewer rows than when it was opened: start again, or give it back.")
+        self._opened = (of, row + len(taken), self._opened[2])
+        return taken, len(taken) < count if piece.last is None else piece.first + row + count >= piece.last
+
+    def _samples(self, of: Pass, row: int) -> Iterator[Sample]:
+        """The samples of a piece from its row `row` on: those that follow the last ones read, or read anew."""
+        if self._opened is None or self._opened[:2] != (of, row):
+            shard = self.shards[of.piece.source][of.piece.shard]
+            self._opened = (of, row, shard.read(of.piece.first + row))
+        return self._opened[2]
