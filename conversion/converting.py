@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -98,7 +98,8 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     peer.save_pretrained(folder)
     # The two differ in what they do without being told: the one crops.
     image_processor = (CLIPImageProcessorPil if settings["do_center_crop"] else SiglipImageProcessorPil)(**settings)
-    tokenizer = plain_tokenizer(processor.tokenizer)
+    # SigLIP's texts see their padding, which a mask would hide.
+    tokenizer = plain_tokenizer(processor.tokenizer, ["input_ids", *([] if is_siglip else ["attention_mask"])])
     (SiglipProcessor if is_siglip else CLIPProcessor)(image_processor, tokenizer).save_pretrained(folder)
     # Where transformers 4 looks for it.
     image_processor.save_pretrained(folder)
@@ -149,7 +150,7 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
     return is_rounded
 
 
-def plain_tokenizer(tokenizer):
+def plain_tokenizer(tokenizer, model_input_names: Sequence[str] = ("input_ids", "attention_mask")):
     """transformers' own `CLIPTokenizer` of the same vocabulary; a tokenizer that is not ours as it is."""
     if not isinstance(tokenizer, HFCLIPTokenizer):
         return tokenizer
@@ -159,6 +160,7 @@ def plain_tokenizer(tokenizer):
         merges=[tuple(merge) for merge in backend["merges"]],
         pad_token=tokenizer.pad_token,
         model_max_length=tokenizer.model_max_length,
+        model_input_names=model_input_names,
     )
 
 

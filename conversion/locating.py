@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .errors import ConversionError
 
@@ -186,7 +186,7 @@ def _open_repository(name: str, hub: Mapping[str, Any]) -> Located:
             files += sorted(set(map(str, _read_json(folder / weights).get("weight_map", {}).values())))
         snapshot_download(name, allow_patterns=files, **hub)
         return Located(kind, folder, folder / weights, config)
-    # Errors of the network, of the Hub and of its cache are all OSErrors, except for names that it refuses.
-    except (OSError, HFValidationError) as error:
+    # Of the Hub and its cache; of a name that it refuses; of the network.
+    except (OSError, HFValidationError, HTTPError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConversionError(f"{name!r} is no file or folder here, and the Hub does not give it: {reason}") from error

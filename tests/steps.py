@@ -17,7 +17,7 @@ from hf_clip.training.stream import Batch
 from tests.squares import NAMES, SIZE, recipe, square, write_recipe
 
 VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-AUGMENTATION = {"rotation": 10, "flip": 0.5, "hue": 0.1, "cutout": 0.5}
+AUGMENTATION = {"rotation": 10, "flip": 0.5, "hue": 0.1, "cutout": 0.5, "mixup": 0.4}
 
 
 def configure(folder: Path, overrides=(), **changes) -> TrainConfig:

@@ -17,7 +17,7 @@ from tests.squares import NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 from tests.toys import tiny_clip
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("train", "eval", "classify", "prompts", "convert", "doctor")
+VERBS = ("train", "plan", "eval", "classify", "prompts", "convert", "doctor")
 LABELS = ",".join(NAMES[:4])
 
 
@@ -78,12 +78,12 @@ def example_of(verb: str, capsys) -> list[str]:
     return command[1:]
 
 
-@pytest.mark.parametrize("verb", ["eval", "classify", "prompts", "convert", "doctor"])
+@pytest.mark.parametrize("verb", ["plan", "eval", "classify", "prompts", "convert", "doctor"])
 def test_the_example_of_the_help_works(verb, capsys):
     assert cli.main(example_of(verb, capsys)) == 0
     out = capsys.readouterr().out
     told = {"eval": "R@1", "classify": "photos/0.jpg", "prompts": "EuroSAT: 10 classes"}
-    told |= {"convert": "largest difference", "doctor": "transformers"}
+    told |= {"plan": "80 GB, FSDP2", "convert": "largest difference", "doctor": "transformers"}
     assert told[verb] in out
 
 
@@ -209,6 +209,11 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         (f"{TRAIN} --set model.config.text_config.num_attention_heads=5", 2, "cannot be divided into"),
         ("train --output-dir photos --recipe recipe.yaml", 1, "photos is not empty: go on with the run in it"),
         ("train --output-dir recipe.yaml --recipe recipe.yaml", 1, "recipe.yaml is a file"),
+        # plan
+        ("plan", 2, "--recipe is missing: name one of emoji"),
+        ("plan --recipe emojis", 2, "There is no recipe 'emojis'"),
+        ("plan --recipe recipe.yaml --processes 3", 2, "16 cannot be divided among 3 processes: set it to 15"),
+        ("plan --recipe recipe.yaml --set mixed_precision=fp16 --device cpu", 2, "fp16 needs a CUDA GPU"),
         # classify
         ("classify gone.png --labels a,b --model runs/emoji", 2, "gone.png: there is no such picture"),
         ("classify empty --labels a,b --model runs/emoji", 2, "empty: there is no such picture, and none in such a"),
@@ -243,8 +248,9 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(place, capsys, comma
 
 @pytest.mark.parametrize(
     "command",
-    ["", "draw", "train", "eval guess --model m --data d", "classify p --labels a", f"{CLASSIFY} --top-k 0",
-     f"{EVAL} --batch-size many", f"{EVAL} --template {{}}", f"{CLASSIFY} --format xml"],
+    ["", "draw", "train", "plan --recipe emoji --device-memory 0", "eval guess --model m --data d",
+     "classify p --labels a", f"{CLASSIFY} --top-k 0", f"{EVAL} --batch-size many", f"{EVAL} --template {{}}",
+     f"{CLASSIFY} --format xml"],
 )  # fmt: skip
 def test_arguments_that_do_not_parse_are_wrong_usage(command, capsys):
     with pytest.raises(SystemExit) as ended:

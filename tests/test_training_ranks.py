@@ -32,7 +32,7 @@ def file(tmp_path):
 
 
 LOSSES = {"softmax": {}, "sigmoid": {"model.config.logit_bias_init_value": -2.0}}
-MICRO_BATCHES = (None, 5)
+MICRO_BATCHES = (None, 4)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 

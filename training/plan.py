@@ -1,0 +1,423 @@
+"""What a run takes before it is started: parameters, memory of each process, arithmetic of a step.
+
+Nothing is downloaded for a model with random weights, no data is opened and no weight is drawn: the towers run on
+tensors that have a shape and no content. What their backward pass would keep is counted, with 2 pairs and with 4: the
+difference is what a pair takes, and what is left the copies of the weights in half precision. A run on real tensors
+keeps the same.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
+from hf_clip.loss_hf_clip import _CPU_TILE, _GPU_TILE
+from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+
+from .build import build_start, model_config
+from .config import RecipeError, TrainConfig
+from .device import choose_precision
+from .objective import ContrastiveObjective
+from .optimizer import hidden_matrices
+from .stream.order import choose_lanes
+from .towers import lock
+
+# Of a device's memory, for what is not counted: its driver, buffers of communication, gaps between tensors, and what
+# single operations take on the way.
+RESERVE = 0.1
+
+FLOAT = 4
+_OPENAI_TOKENS = 49408
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+EXPLANATION = """\
+P parameters, L of them learned, M of those by Muon; N processes; B pairs of a batch, b = B / N of a process, m of a
+micro-batch; T texts a picture (2 with keywords), D dimensions of the shared space; c = 4 bytes a number, 2 in half
+precision. GB are 10^9 bytes.
+
+weights          4 P; FSDP2: 4 P / N
+weights at work  DDP in half precision: copies that autocast makes, counted; FSDP2: c (2 U + R), where U is the
+                 largest layer that is put together (another one is fetched meanwhile) and R what is in none
+gradients        4 L; FSDP2: 4 L / N, and while micro-batches add up c L
+DDP's buckets    4 L on several processes
+optimizer        8 (L - M) + 4 M; FSDP2: / N
+moving average   4 L with ema_decay; FSDP2: / N
+activations      m times what a pair keeps for the backward pass, counted with texts of full length; with
+                 gradient_checkpointing also what the largest layer keeps, as it is made again
+pictures         12 m rows columns: a micro-batch in float32
+vectors          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
+loss             T (twice with mixup) times 4 D (2 B + b), and 5 tiles of 4 min(b, r) min(B, r') bytes, where r and
+                 r' are 4,096 on a GPU and 512 and 1,024 on a CPU
+whole            of activations (with weights at work and pictures) and loss only the larger counts with
+                 micro-batches: they are not there together. All other lines are added up.
+host             3 b rows columns bytes for each batch of pictures: 3 of them on a GPU, 1 on a CPU, where they are part
+                 of the whole. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
+arithmetic       forward of each tower, once more with micro-batches and with gradient_checkpointing, and twice that
+                 for backward where any of the tower learns; the loss 8 T B^2 D. Two operations to a multiply-add.
+fits             at most 90% of the memory: the rest is left for what is not counted. On a CPU, glibc's malloc wastes
+                 far more with micro-batches: docs/training.md says how to stop it."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a recipe's model takes, by itself: counts of parameters, bytes, and operations of one forward.
+
+    `unit_parameters` is the largest layer that FSDP2 shards by itself, `rest_parameters` all that is in none.
+    `pair_bytes` are activations of one pair, `again_bytes` those of one layer that gradient checkpointing makes again,
+    `copy_bytes` the weights in half precision, whatever the batch.
+    """
+
+    image_parameters: int
+    text_parameters: int
+    parameters: int
+    learned: int
+    by_muon: int
+    unit_parameters: int
+    rest_parameters: int
+    pair_bytes: int
+    again_bytes: int
+    copy_bytes: int
+    image_flops: int
+    text_flops: int
+    image_learns: bool
+    text_learns: bool
+    dimensions: int
+    picture_numbers: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one process, for DDP or FSDP2: bytes by what holds them, their peak, bytes beside it on the host."""
+
+    lines: dict[str, int]
+    whole: int
+    host: int
+
+
+def precision_of(config: TrainConfig, device: str) -> str:
+    """What `mixed_precision` comes to on the device "cuda" (a GPU that is fast at bf16) or "cpu" (this one)."""
+    if config.mixed_precision == "auto" and device == "cuda":
+        return "bf16"
+    if config.mixed_precision == "fp16" and device == "cpu":
+        raise RecipeError("mixed_precision=fp16 needs a CUDA GPU: use bf16 or no, or plan for --device cuda.")
+    return choose_precision(config.mixed_precision, torch.device(device))
+
+
+def footprint(config: TrainConfig, device: str = "cuda") -> Footprint:
+    """Runs the recipe's model without content. Of models that start from weights, these are read for their shape.
+
+    Raises:
+        RecipeError: a model that cannot be built. What `build_start` raises.
+    """
+    kind, shape = _shape(config)
+    try:
+        with FakeTensorMode():
+            return _footprint(kind, shape, config, device)
+    except DataDependentOutputException:
+        # Towers of others may look at what a tensor holds: those run on real ones.
+        return _footprint(kind, shape, config, device)
+
+
+def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
+    if config.model.has_own_processor:
+        model, _ = build_start(config.model, (), config.seed)
+        kind, shape = type(model), model.config
+    else:
+        shape = model_config(config.model)
+        kind = HFCLIPSiglipModel if isinstance(shape, HFCLIPSiglipConfig) else HFCLIPModel
+        shape.text_config.vocab_size = config.model.vocabulary_size or _OPENAI_TOKENS
+        shape.text_config.eos_token_id = shape.text_config.vocab_size - 1
+    if shape.text_config.tower == "clip":
+        # Pooled at the highest id: no text is searched for its end, which tokens without content do not have.
+        shape.text_config.eos_token_id = 2
+        if shape.text_config.pooling == "first_eos":
+            shape.text_config.pooling = "eos"
+    return kind, shape
+
+
+def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig, device: str) -> Footprint:
+    model = kind(shape)
+    # As `arrange_for_speed` has it, but for the layout in memory, which changes no count.
+    model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
+    lock(model, config.optimizer)
+    model.train()
+    objective = ContrastiveObjective(model, config.data.keyword_weight)
+    towers = [(model.vision_model, model.visual_projection), (model.text_model, model.text_projection)]
+    image, text = ([each for part in tower for each in part.parameters()] for tower in towers)
+    learned = [each for each in model.parameters() if each.requires_grad]
+    by_muon = hidden_matrices(model) if config.optimizer.algorithm == "muon" else set()
+    units = _units(objective)
+    sizes = [_count(unit.parameters()) for unit in units]
+    parameters = _count(model.parameters())
+
+    precision = precision_of(config, device)
+    two, layer_two = _kept_bytes(objective, units, 2, precision)
+    four, layer_four = _kept_bytes(objective, units, 4, precision)
+    pair, again = (four - two) // 2, 0
+    copies = two - 2 * pair
+    if config.gradient_checkpointing:
+        again = max((larger - smaller) // 2 for smaller, larger in zip(layer_two, layer_four, strict=True))
+        with warnings.catch_warnings():
+            # Its name changes with transformers' next version.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        pair = (_kept_bytes(objective, [], 4, precision)[0] - _kept_bytes(objective, [], 2, precision)[0]) // 2
+    image_flops, text_flops, dimensions = _flops(model)
+    return Footprint(
+        image_parameters=_count(image),
+        text_parameters=_count(text),
+        parameters=parameters,
+        learned=_count(learned),
+        by_muon=_count(each for each in learned if each in by_muon),
+        unit_parameters=max(sizes, default=0),
+        rest_parameters=parameters - sum(sizes),
+        pair_bytes=pair,
+        again_bytes=again,
+        copy_bytes=copies,
+        image_flops=image_flops,
+        text_flops=text_flops,
+        image_learns=any(each.requires_grad for each in image),
+        text_learns=any(each.requires_grad for each in text),
+        dimensions=dimensions,
+        picture_numbers=3 * shape.vision_config.image_size**2,
+    )
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(each.numel() for each in parameters)
+
+
+def _units(objective: ContrastiveObjective) -> list[nn.Module]:
+    """The layers that FSDP2 shards one by one, none within another."""
+    names, inside, units = set(objective._no_split_modules), set(), []
+    for module in objective.modules():
+        if type(module).__name__ in names and module not in inside:
+            units.append(module)
+            inside.update(module.modules())
+    return units
+
+
+def _inputs(model: HFCLIPModel, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Pictures, and texts of full length, as the processor makes them."""
+    vision, text = model.config.vision_config, model.config.text_config
+    pictures = torch.zeros(size, 3, vision.image_size, vision.image_size)
+    texts = {"input_ids": torch.full((size, text.max_position_embeddings), text.eos_token_id or 0)}
+    if text.tower != "clip":
+        texts["attention_mask"] = torch.ones_like(texts["input_ids"])
+    return pictures.contiguous(memory_format=torch.channels_last), texts
+
+
+def _kept_bytes(
+    objective: ContrastiveObjective, units: list[nn.Module], size: int, precision: str
+) -> tuple[int, list[int]]:
+    """Bytes that the forward pass of `size` pairs keeps for backward beside the weights, and those of each unit."""
+    weights = {each.untyped_storage()._cdata for each in objective.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            # Held on to, as the next one would else take its place, and its number.
+            kept[storage._cdata] = storage
+        return tensor
+
+    def total() -> int:
+        return sum(storage.nbytes() for storage in kept.values())
+
+    pictures, texts = _inputs(objective.model, size)
+    half = _DTYPES.get(precision)
+    with (
+        _totals_of(units, total) as of_units,
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None),
+    ):
+        # What it returns is held until all is counted.
+        outcome = objective(pictures, captions=texts, keywords=texts if objective.keyword_weight else None)
+    del outcome
+    return total(), of_units
+
+
+@contextmanager
+def _totals_of(units: list[nn.Module], total: Callable[[], int]) -> Iterator[list[int]]:
+    """By how much `total` grows in each unit's forward; filled when the block is left."""
+    before, grown, handles = {}, [0] * len(units), []
+    for index, unit in enumerate(units):
+
+        def enter(*_, index=index):
+            before[index] = total()
+
+        def leave(*_, index=index):
+            grown[index] = max(grown[index], total() - before[index])
+
+        handles += [unit.register_forward_pre_hook(enter), unit.register_forward_hook(leave)]
+    try:
+        yield grown
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
+    """Operations of one picture's and one text's forward, and the dimensions of the shared space."""
+    # Written out, the counter sees attention's products.
+    model.set_attn_implementation("eager")
+    pictures, texts = _inputs(model, 2)
+    counts = []
+    for run in (lambda: model.get_image_features(pictures), lambda: model.get_text_features(**texts)):
+        with FlopCounterMode(display=False) as counter:
+            vectors_BD = run().pooler_output
+        counts.append(counter.get_total_flops() // len(vectors_BD))
+    return counts[0], counts[1], vectors_BD.shape[1]
+
+
+def _share(config: TrainConfig, processes: int) -> int:
+    share, left = divmod(config.batch_size, processes)
+    if left or not share:
+        raise RecipeError(
+            f"batch_size={config.batch_size} cannot be divided among {processes} processes: set it to "
+            f"{max(share, 1) * processes}."
+        )
+    return share
+
+
+def plan(
+    config: TrainConfig,
+    model: Footprint,
+    processes: int,
+    *,
+    is_sharded: bool,
+    micro_batch_size: int | None = None,
+    device: str = "cuda",
+) -> Plan:
+    """The memory of each process, as EXPLANATION has it.
+
+    Args:
+        processes: of the run; `is_sharded` by FSDP2, else DDP.
+        micro_batch_size: null takes the process's whole share, at once. The recipe's is the caller's to pass.
+
+    Raises:
+        RecipeError: the batch cannot be divided among the processes.
+    """
+    share = _share(config, processes)
+    micro = min(micro_batch_size or share, share)
+    is_cached = micro < share
+    parts = processes if is_sharded else 1
+    compute = FLOAT if precision_of(config, device) == "no" else 2
+    texts = 2 if config.data.keyword_weight else 1
+    gradients = FLOAT * model.learned // parts
+    if is_sharded and is_cached:
+        gradients += compute * model.learned
+    at_work = compute * (2 * model.unit_parameters + model.rest_parameters) if is_sharded else model.copy_bytes
+    sides = _GPU_TILE if device == "cuda" else _CPU_TILE
+    tile = FLOAT * min(share, sides[0]) * min(config.batch_size, sides[1])
+    contrasts = texts * (2 if config.augmentation.mixup else 1)
+    lines = {
+        "weights": FLOAT * model.parameters // parts,
+        "weights at work": at_work,
+        "gradients": gradients,
+        "DDP's buckets": 0 if is_sharded or processes == 1 else FLOAT * model.learned,
+        "optimizer": (2 * FLOAT * (model.learned - model.by_muon) + FLOAT * model.by_muon) // parts,
+        "moving average": FLOAT * model.learned // parts if config.ema_decay else 0,
+        "activations": micro * (model.pair_bytes + model.again_bytes),
+        "pictures": FLOAT * micro * model.picture_numbers,
+        "vectors": (3 if is_cached else 2) * FLOAT * (1 + texts) * share * model.dimensions,
+        "loss": contrasts * FLOAT * model.dimensions * (2 * config.batch_size + share) + 5 * tile,
+    }
+    embedding = sum(lines[name] for name in ("weights at work", "activations", "pictures"))
+    whole = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
+    host = share * model.picture_numbers * (3 if device == "cuda" else 1)
+    return Plan(lines, whole + (host if device == "cpu" else 0), host)
+
+
+def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
+    """Operations of one update by all processes together."""
+    share = _share(config, processes)
+    forwards = 1 + ((config.micro_batch_size or share) < share)
+    texts = 2 if config.data.keyword_weight else 1
+    towers = 0
+    for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
+        towers += flops * (forwards + (2 + config.gradient_checkpointing) * learns)
+    contrasts = texts * (2 if config.augmentation.mixup else 1)
+    return config.batch_size * (towers + 8 * contrasts * config.batch_size * model.dimensions)
+
+
+def largest_micro_batch(
+    config: TrainConfig, model: Footprint, processes: int, memory: float, *, is_sharded: bool, device: str = "cuda"
+) -> int | None:
+    """The largest divisor of a process's share that fits into 90% of `memory` bytes. None: not even one pair does."""
+    share = _share(config, processes)
+    for micro in sorted((each for each in range(1, share + 1) if share % each == 0), reverse=True):
+        made = plan(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
+        if made.whole <= (1 - RESERVE) * memory:
+            return micro
+    return None
+
+
+def report(
+    config: TrainConfig,
+    processes: int = 1,
+    device: str = "cuda",
+    device_memory: float | None = None,
+    teraflops: float | None = None,
+) -> str:
+    """Lines for a terminal. `device_memory` in GB, `teraflops` (10^12 operations a second) that a device reaches.
+
+    Raises:
+        RecipeError: what `footprint` and `plan` raise.
+    """
+    share, micro = _share(config, processes), config.micro_batch_size
+    model = footprint(config, device)
+    ways = {"DDP": False, "FSDP2": True} if processes > 1 else {"alone": False}
+    plans = {
+        way: plan(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
+        for way, is_sharded in ways.items()
+    }
+    size = min(micro or share, share)
+    pieces = f"in micro-batches of {size:,}" if size < share else "at once"
+    precision = precision_of(config, device).replace("no", "fp32")
+    operations = flops_of_step(config, model, processes)
+    lines = [
+        f"{'parameters':17}{model.image_parameters / 1e6:,.1f}M of pictures, {model.text_parameters / 1e6:,.1f}M of "
+        f"texts; {model.learned / 1e6:,.1f}M learn",
+        f"{'a step':17}{config.batch_size:,} pairs on {processes:,} process{'es' if processes > 1 else ''}: "
+        f"{share:,} each, {pieces}",
+        f"{'a pair':17}{model.pair_bytes / 1e6:,.1f} MB of activations in {precision}, for {device}",
+        "",
+        f"{'GB a process':16}" + "".join(f"{way:>10}" for way in ways),
+    ]
+    for name in next(iter(plans.values())).lines:
+        if any(each.lines[name] for each in plans.values()):
+            lines.append(f"{name:16}" + "".join(f"{each.lines[name] / 1e9:10.3f}" for each in plans.values()))
+    lines += [
+        f"{'whole':16}" + "".join(f"{each.whole / 1e9:10.3f}" for each in plans.values()),
+        f"{'host: pictures':16}" + "".join(f"{each.host / 1e9:10.3f}" for each in plans.values()),
+        "",
+        f"{'arithmetic':17}{operations / 1e12:,.1f} TFLOP a step, {operations / processes / 1e12:,.1f} a process",
+    ]
+    if teraflops is not None:
+        seconds = operations / processes / (teraflops * 1e12)
+        lines.append(f"{'time':17}{seconds:,.2f} s a step at {teraflops:g} TFLOP/s, without communication and data")
+    if device_memory is not None:
+        for way, is_sharded in ways.items():
+            fits = largest_micro_batch(
+                config, model, processes, device_memory * 1e9, is_sharded=is_sharded, device=device
+            )
+            lines.append(f"{f'{device_memory:g} GB, {way}':17}{_verdict(fits, share)}")
+    lanes = config.data.lanes or choose_lanes(config.batch_size, None, None)
+    if lanes % processes:
+        lines.append(f"data.lanes={lanes} cannot be divided among {processes} processes: set a multiple of them.")
+    return "\n".join(lines)
+
+
+def _verdict(micro: int | None, share: int) -> str:
+    if micro is None:
+        return "not even micro_batch_size=1 fits: more processes with FSDP2, or gradient_checkpointing=true"
+    return f"micro_batch_size={micro} fits" if micro < share else "the whole share fits: leave micro_batch_size out"
