@@ -203,7 +203,7 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         (f"{TRAIN} --set data.train=[empty]", 1, "empty"),
         (f"{TRAIN} --set data.train=[captions_only.parquet]", 1, "no column that looks like an image"),
         (f"{TRAIN} --set data.train=[pictures_only.parquet]", 1, "no column that looks like a caption"),
-        (f"{TRAIN} --set data.train=[broken.parquet]", 1, "24 of 24 pairs cannot be read"),
+        (f"{TRAIN} --set data.train=[broken.parquet]", 1, "0 readable pairs, 24 left out as unknown_format"),
         (f"{TRAIN} --set batch_size=25", 1, "24 readable pairs, fewer than batch_size=25: lower batch_size to 24"),
         (f"{TRAIN} --set data.where.colour=red", 1, "colour"),
         (f"{TRAIN} --set model.config.text_config.num_attention_heads=5", 2, "cannot be divided into"),

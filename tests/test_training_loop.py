@@ -104,6 +104,7 @@ def test_the_folder_is_complete(finished):
         assert (finished / name).stat().st_size > 0, name
     card = (finished / "README.md").read_text()
     check_model_card(card)
+    assert f'model="{finished.name}"' in card and ".partial" not in card
     results = json.loads((finished / "results.json").read_text())
     assert f"{results['evaluations']['held_out']['image_to_text']['recall_at_1']:.3f}" in card
     assert results["step"] == 100 and results["processes"] == 1 and results["pairs_left_out"] == {}

@@ -255,6 +255,8 @@ def _card_facts(run: "Run", results: dict[str, Any], report: dict, plots: list[t
         training={key: report[key] for key in took if report[key] is not None},
         plots=plots,
         languages=config.card.languages,
+        # The card is written in a folder of another name, which then becomes this one.
+        repo_id=run.folder.absolute().name,
     )
 
 
