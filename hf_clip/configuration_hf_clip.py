@@ -122,8 +122,18 @@ class _HFCLIPConfigMixin(SavedWithCode):
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
             self.backbone_config = _backbone_config(backbone)
         super().__post_init__(**kwargs)
+        _require_sizes(self)
         # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
         self.validate_architecture()
+
+
+_SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")
+
+
+def _require_sizes(config: PreTrainedConfig) -> None:
+    for field in _SIZES:
+        if (value := getattr(config, field, 1)) < 1:
+            raise ValueError(f"{field}={value} must be 1 or more.")
 
 
 def _require_whole_heads(config: PreTrainedConfig) -> None:
