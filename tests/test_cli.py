@@ -143,6 +143,12 @@ def test_eval_prints_a_table_and_writes_json(protocol, number, capsys, tmp_path)
     assert "4" in capsys.readouterr().out and json.loads(file.read_text()) != result
 
 
+def test_a_column_named_twice_may_have_either_value(capsys):
+    command = ["eval", "zero-shot", "--model", "runs/emoji", "--data", "pairs.parquet", "--label-column", "label"]
+    assert cli.main([*command, "--where", "label=red", "--where", "label=blue"]) == 0
+    assert " 8 " in capsys.readouterr().out
+
+
 def test_doctor_says_what_is_there(capsys, monkeypatch):
     assert cli.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)

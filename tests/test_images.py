@@ -270,3 +270,8 @@ def test_any_bytes_give_a_picture_or_the_one_error(content):
         decode_image(content, max_pixels=2**20)
     except ImageDecodeError as error:
         assert error.reason
+
+
+def test_bytes_of_16_bit_arrays_may_stand_in_either_order():
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    assert np.array_equal(pixels(values.astype(">u2")), pixels(values))
