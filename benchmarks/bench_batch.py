@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 
-import numpy as np
 import torch
+from batches import WORDS, make_batch
 from torch import nn
 
 from hf_clip.modeling_hf_clip import HFCLIPModel, unit_vectors
@@ -43,16 +43,11 @@ SHAPE = {
     "vision_config": {**TOWER, "num_hidden_layers": 4, "image_size": SIZE, "patch_size": 8},
     "text_config": {**TOWER, "num_hidden_layers": 2, "max_position_embeddings": 32},
 }
-WORDS = "red green old small wooden shiny dog cat house tree apple car boat bird chair lamp on under near with".split()
 
 
-def make_batch(size: int) -> Batch:
-    draw, rng = random.Random(0), np.random.default_rng(0)
-    pictures_BHWC = torch.from_numpy(rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8))
-    # All are different: equal captions would be positives of each other.
-    captions = [f"{' '.join(draw.choices(WORDS, k=8))} {index}" for index in range(size)]
-    flags, ids = torch.zeros(size, dtype=torch.bool), np.arange(size)
-    return Batch(pictures_BHWC, captions, None, torch.from_numpy(ids), flags, flags, ids, np.zeros_like(ids), {})
+def distinct_caption(draw: random.Random, index: int) -> str:
+    """All are different: equal captions would be positives of each other."""
+    return f"{' '.join(draw.choices(WORDS, k=8))} {index}"
 
 
 def pixel_values(updater: Updater, pictures_BHWC: torch.Tensor) -> torch.Tensor:
@@ -162,8 +157,8 @@ def measure(method: str, size: int, micro: int) -> None:
     model, processor = build_start(config.model, [], config.seed)
     updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
     # What a first step alone does (moments, kernels) is not to be counted.
-    METHODS[method](updater, make_batch(micro), micro)()
-    step = METHODS[method](updater, make_batch(size), micro)
+    METHODS[method](updater, make_batch(micro, SIZE, distinct_caption), micro)()
+    step = METHODS[method](updater, make_batch(size, SIZE, distinct_caption), micro)
     started = time.perf_counter()
     loss = step()
     print(loss, time.perf_counter() - started, held_bytes("self", "VmHWM"))

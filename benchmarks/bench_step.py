@@ -16,26 +16,20 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
+from batches import WORDS, make_batch
 from transformers import CLIPModel
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hf_clip.training.parallel import make_accelerator, prepare
 from hf_clip.training.step import Updater
-from hf_clip.training.stream import Batch
 
 SIZE = 64
-WORDS = "red green old small wooden shiny dog cat house tree apple car boat bird chair lamp on under near with".split()
 
 
-def make_batch(size: int) -> Batch:
-    draw, rng = random.Random(0), np.random.default_rng(0)
-    pictures_BHWC = torch.from_numpy(rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8))
-    captions = [f"a photo of {' '.join(draw.choices(WORDS, k=draw.randint(4, 12)))}" for _ in range(size)]
-    flags, ids = torch.zeros(size, dtype=torch.bool), np.arange(size)
-    return Batch(pictures_BHWC, captions, None, torch.from_numpy(ids), flags, flags, ids, np.zeros_like(ids), {})
+def caption(draw: random.Random, _: int) -> str:
+    return f"a photo of {' '.join(draw.choices(WORDS, k=draw.randint(4, 12)))}"
 
 
 def shape(width: int, heads: int, layers: int) -> dict:
@@ -74,7 +68,7 @@ def main() -> None:
         model.save_pretrained(folder)
         peer = CLIPModel.from_pretrained(folder).train()
     updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
-    batch = make_batch(options.pairs)
+    batch = make_batch(options.pairs, SIZE, caption)
 
     peer.to(accelerator.device)
     told = config.optimizer
