@@ -4,17 +4,20 @@
 
 Same weights, pictures and texts; AdamW; bf16 by autocast. The peer has its default attention (sdpa) and memory layout,
 and gets pictures normalised and texts as tokens with their mask: padded to the longest, and to 77 tokens, as
-transformers' example of its training has them. Here a step begins with bytes and captions. Prints medians and the
-median of the ratios of neighbouring runs.
+transformers' example of its training has them. Here a step begins with bytes and captions. Each side has a process of
+its own, as a process's settings are part of what is compared. Prints medians and the median of the ratios of
+neighbouring steps.
 """
 
 import argparse
+import multiprocessing
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 from batches import WORDS, make_batch
@@ -42,6 +45,93 @@ def shape(width: int, heads: int, layers: int) -> dict:
     }
 
 
+def recipe(options: argparse.Namespace) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(config=shape(options.width, options.heads, options.layers)),
+        data=DataConfig(train=["none"]),
+        optimizer=OptimizerConfig(warmup_steps=0),
+        steps=1000,
+        batch_size=options.pairs,
+        mixed_precision=options.precision,
+        torch_compile=options.compile,
+    )
+
+
+def our_step(options: argparse.Namespace) -> Callable[[], float]:
+    config = recipe(options)
+    accelerator = make_accelerator(config)
+    model, processor = build_start(config.model, [], config.seed)
+    updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
+    batch = make_batch(options.pairs, SIZE, caption)
+    return lambda: updater.update(batch, 0).loss.item()
+
+
+def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], float]:
+    config = recipe(options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = build_start(config.model, [], config.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        peer = CLIPModel.from_pretrained(folder).train().to(device)
+    told = config.optimizer
+    optimizer = torch.optim.AdamW(
+        peer.parameters(), lr=told.learning_rate, betas=(told.beta1, told.beta2), eps=told.epsilon, weight_decay=0.2
+    )
+    batch = make_batch(options.pairs, SIZE, caption)
+    inputs = processor(
+        images=list(batch.pictures_BHWC.numpy()),
+        text=batch.captions,
+        padding=padding,
+        return_attention_mask=True,
+        return_tensors="pt",
+    ).to(device)
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = peer(**inputs, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def serve(connection: Connection, make_step: Callable[[], Callable[[], float]]) -> None:
+    """Makes one step whenever asked, and answers with its seconds; until the other end hangs up."""
+    step = make_step()
+    try:
+        while connection.recv():
+            started = time.perf_counter()
+            step()
+            connection.send(time.perf_counter() - started)
+    except EOFError:
+        pass
+
+
+def alternated(sides: list[Callable], runs: int) -> tuple[float, float, float]:
+    """Median seconds of both sides, and of their ratio; two pairs of steps warm up (and compile) before."""
+    context = multiprocessing.get_context("spawn")
+    connections, processes, seconds = [], [], []
+    for make_step in sides:
+        here, there = context.Pipe()
+        processes.append(context.Process(target=serve, args=(there, make_step), daemon=True))
+        processes[-1].start()
+        there.close()
+        connections.append(here)
+    for _ in range(runs + 2):
+        pair = []
+        for connection in connections:
+            connection.send(True)
+            pair.append(connection.recv())
+        seconds.append(pair)
+    for connection, process in zip(connections, processes, strict=True):
+        connection.close()
+        process.join()
+    mine, other = (statistics.median(column) for column in zip(*seconds[2:], strict=True))
+    return mine, other, statistics.median(theirs / ours for ours, theirs in seconds[2:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
@@ -52,65 +142,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "no"], default="bf16")
     parser.add_argument("--compile", action="store_true", help="torch_compile for this package's step")
     options = parser.parse_args()
-
-    config = TrainConfig(
-        model=ModelConfig(config=shape(options.width, options.heads, options.layers)),
-        data=DataConfig(train=["none"]),
-        optimizer=OptimizerConfig(warmup_steps=0),
-        steps=1000,
-        batch_size=options.pairs,
-        mixed_precision=options.precision,
-        torch_compile=options.compile,
-    )
-    accelerator = make_accelerator(config)
-    model, processor = build_start(config.model, [], config.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        peer = CLIPModel.from_pretrained(folder).train()
-    updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
-    batch = make_batch(options.pairs, SIZE, caption)
-
-    peer.to(accelerator.device)
-    told = config.optimizer
-    peer_optimizer = torch.optim.AdamW(
-        peer.parameters(), lr=told.learning_rate, betas=(told.beta1, told.beta2), eps=told.epsilon, weight_decay=0.2
-    )
-    pictures = list(batch.pictures_BHWC.numpy())
-
-    def ours() -> float:
-        return updater.update(batch, 0).loss.item()
-
-    def theirs(inputs: dict[str, torch.Tensor]) -> float:
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = peer(**inputs, return_loss=True).loss
-        loss.backward()
-        peer_optimizer.step()
-        peer_optimizer.zero_grad()
-        return loss.item()
-
     print(f"{options.pairs} pairs, 65 tokens a picture, {options.precision}, {torch.get_num_threads()} threads")
     for name, padding in (("the longest", True), ("77 tokens", "max_length")):
-        inputs = processor(
-            images=pictures, text=batch.captions, padding=padding, return_attention_mask=True, return_tensors="pt"
-        ).to(accelerator.device)
-        mine, other, ratio = alternated(ours, partial(theirs, inputs), options.runs)
+        sides = [partial(our_step, options), partial(peer_step, options, padding)]
+        mine, other, ratio = alternated(sides, options.runs)
         print(
             f"peer pads to {name:12} hf_clip {mine:.3f} s   CLIPModel {other:.3f} s   {ratio:.2f} x faster", flush=True
         )
-
-
-def alternated(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float, float]:
-    """Median seconds of both, and of their ratio; two pairs of runs warm up (and compile) before."""
-    seconds = []
-    for _ in range(runs + 2):
-        pair = []
-        for step in (ours, theirs):
-            started = time.perf_counter()
-            step()
-            pair.append(time.perf_counter() - started)
-        seconds.append(pair)
-    mine, other = (statistics.median(column) for column in zip(*seconds[2:], strict=True))
-    return mine, other, statistics.median(theirs / ours for ours, theirs in seconds[2:])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,18 @@ def float_pixels(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return pixel_values.to(dtype)
 
 
+def as_autocast(tokens_BTW: torch.Tensor) -> torch.Tensor:
+    """The tokens in the type that autocast gives to products, where it is on: cast once for all layers that read them.
+
+    Autocast itself remembers what it cast of weights only.
+    """
+    kind = tokens_BTW.device.type
+    # Autocast does not know of tensors without memory.
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return tokens_BTW.to(torch.get_autocast_dtype(kind))
+    return tokens_BTW
+
+
 def unit_vectors(vectors_BD: torch.Tensor) -> torch.Tensor:
     """Unit vectors, in float32 at least."""
     return F.normalize(vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32)), dim=-1)
@@ -67,10 +79,12 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out; the one implementation that can also return its weights, (B, heads, T, T)."""
-    weights = query @ key.transpose(-1, -2) * scaling
+    # Queries are smaller than scores.
+    weights = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    # Sums in float32 inside, whatever the type; asked for in float32, it would write and read twice as much.
+    weights = weights.softmax(dim=-1).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -97,6 +111,7 @@ class HFCLIPAttention(nn.Module):
         self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         by_head = (*tokens_BTW.shape[:-1], -1, self.head_dim)
+        tokens_BTW = as_autocast(tokens_BTW)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
