@@ -89,7 +89,14 @@ def find_pictures(given: Sequence[str]) -> list[str]:
 
 
 def make_classifier(
-    model, processor, classes: Sequence, templates: Sequence[str], *, rejection: str | None, multi_label: bool
+    model,
+    processor,
+    classes: Sequence,
+    templates: Sequence[str],
+    *,
+    rejection: str | None,
+    multi_label: bool,
+    temperature: float = 1.0,
 ) -> ZeroShotClassifier:
     """The classifier; its warnings are lines on standard error, and an unfit template is wrong usage."""
     for template in templates:
@@ -98,7 +105,7 @@ def make_classifier(
     if multi_label and rejection is None:
         rejection = "something else"
     with _warnings_as_lines():
-        return ZeroShotClassifier(model, processor, classes, templates, rejection=rejection)
+        return ZeroShotClassifier(model, processor, classes, templates, rejection=rejection, temperature=temperature)
 
 
 @contextmanager

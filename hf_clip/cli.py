@@ -187,19 +187,32 @@ def _add_eval(verbs) -> None:
         "hf-clip eval retrieval --model runs/emoji --data examples/emoji/twemoji.parquet --where split=test",
     )
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    for name, add, description in (
-        ("zero-shot", _add_zero_shot, "pictures among classes, by their names"),
-        ("retrieval", _add_retrieval, "pictures among captions, captions among pictures"),
-        ("linear-probe", _add_linear_probe, "logistic regression on the image tower's features"),
-        ("few-shot", _add_few_shot, "the same on 1 to 16 pictures a class"),
-        ("robustness", _add_robustness, "zero-shot on damaged pictures, or on other data"),
+    fashion, noto, twemoji = "fashion/test_small.parquet", "emoji/noto.parquet", "emoji/twemoji.parquet"
+    train_and_test = f"--train-data examples/{noto} --data examples/{twemoji} --label-column group"
+    for name, add, description, example in (
+        ("zero-shot", _add_zero_shot, "pictures among classes, by their names", f"--data examples/{fashion}"),
+        (
+            "retrieval",
+            _add_retrieval,
+            "pictures among captions, captions among pictures",
+            f"--data examples/{twemoji} --by group",
+        ),
+        ("linear-probe", _add_linear_probe, "logistic regression on the image tower's features", train_and_test),
+        ("few-shot", _add_few_shot, "linear probes on 1 to 16 pictures a class", f"{train_and_test} --shots 1 2 4"),
+        (
+            "robustness",
+            _add_robustness,
+            "zero-shot on damaged pictures, or on other data",
+            f"--data examples/{fashion} --corruption jpeg",
+        ),
     ):
         one = protocols.add_parser(
             name,
             help=description,
             description=description,
             usage=f"hf-clip eval {name} --model MODEL --data DATA [options]",
-            formatter_class=partial(argparse.HelpFormatter, max_help_position=26),
+            epilog=f"example:\n  hf-clip eval {name} --model runs/emoji {example}",
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
         )
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
         _add_data(one)
@@ -229,6 +242,10 @@ def _add_outcome(parser: argparse.ArgumentParser) -> None:
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", metavar="NAME", help="of classes")
+    _add_words(parser)
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-names", type=Path, metavar="FILE", help="a class a line, in their numbers' order")
     parser.add_argument("--prompts", metavar="NAME", help="templates and classes of a known data set or file")
     parser.add_argument("--template", action="append", help="text around a name (default 'a photo of a {}.')")
@@ -243,6 +260,12 @@ def _add_zero_shot(parser: argparse.ArgumentParser) -> None:
     _add_classes(parser)
     _add_by(parser)
     parser.add_argument("--multi-label", action="store_true", help="labels are lists: mean average precision")
+    parser.add_argument("--wording", action="store_true", help="measure each template alone too")
+    selection = "choose those that help, for --prompts on other data"
+    parser.add_argument("--select-templates", type=Path, metavar="YAML", help=selection)
+    temperature = "divides logits, before calibration is measured"
+    parser.add_argument("--temperature", type=_amount, default=1.0, metavar="NUMBER", help=temperature)
+    parser.add_argument("--fit-temperature", action="store_true", help="find the one at which scores are likeliest")
 
 
 def _add_retrieval(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +293,7 @@ def _add_linear_probe(parser: argparse.ArgumentParser) -> None:
 
 def _add_few_shot(parser: argparse.ArgumentParser) -> None:
     _add_training_data(parser)
+    _add_words(parser)
     parser.add_argument("--shots", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help="1 2 4 8 16")
     parser.add_argument("--seeds", type=_positive, default=5, metavar="N", help="draws (default 5)")
 
@@ -309,6 +333,8 @@ def _add_classify(verbs) -> None:
     parser.add_argument("--multi-label", action="store_true", help="judge each label by itself")
     parser.add_argument("--top-k", type=_positive, default=3, help="labels shown for each picture (default 3)")
     parser.add_argument("--threshold", type=_share, default=0.0, help="show labels of this score or more")
+    temperature = "above 1 makes scores less sure (eval finds one)"
+    parser.add_argument("--temperature", type=_amount, default=1.0, metavar="NUMBER", help=temperature)
     parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default 32)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="default: table")
@@ -324,7 +350,13 @@ def classify(options: argparse.Namespace) -> int:
         raise UsageError(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}.")
     model, processor = _load(options.model, options.device)
     classifier = make_classifier(
-        model, processor, classes, templates, rejection=options.reject, multi_label=options.multi_label
+        model,
+        processor,
+        classes,
+        templates,
+        rejection=options.reject,
+        multi_label=options.multi_label,
+        temperature=options.temperature,
     )
     unreadable = classify_pictures(
         classifier,

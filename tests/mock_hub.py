@@ -28,9 +28,9 @@ TOKEN = "hf_" + "canary" * 6
 class MockHub(ThreadingHTTPServer):
     """Serves `repositories`: name (owner/name) to folder; `branches` has those other than main, by (name, branch).
 
-    `downloaded` lists what was fetched, as owner/name/file; `requests` counts (method, path); `large_files` holds what
-    was uploaded beside commits, by its hash. New repositories stand under `home`. Each entry of `failures`, (part of
-    method and path, status), makes one answer fail.
+    `downloaded` lists what was fetched, as owner/name/file; `requests` counts (method, path) and `commits` those made,
+    by repository; `large_files` holds what was uploaded beside commits, by its hash. New repositories stand under
+    `home`. Each entry of `failures`, (part of method and path, status), makes one answer fail.
     """
 
     daemon_threads = True
@@ -45,6 +45,7 @@ class MockHub(ThreadingHTTPServer):
         self.requests: Counter[tuple[str, str]] = Counter()
         self.large_files: dict[str, bytes] = {}
         self.failures: list[tuple[str, int]] = []
+        self.commits: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
@@ -59,6 +60,10 @@ class MockHub(ThreadingHTTPServer):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "0",
         }
+
+    def commit(self, name: str) -> str:
+        """The id of a repository's last commit: `COMMIT`, and one more with each that is made here."""
+        return f"{int(COMMIT, 16) + self.commits[name]:040x}"
 
     def folder(self, name: str, revision: str = "main") -> Path | None:
         return self.branches.get((name, revision)) or self.repositories.get(name)
@@ -132,7 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "GET":
                 self.server.downloaded.append(f"{name}/{file.name}")
             content = file.read_bytes()
-            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            digest = hashlib.sha1(content).hexdigest()
+            self._send(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": self.server.commit(name)})
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
@@ -142,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             return [{"type": "file", "path": path, "size": size, "oid": "0" * 40} for path, size in names]
         siblings = [{"rfilename": path, "size": size} for path, size in names]
-        is_private = self.server.private.get(name, False)
-        return {"id": name, "modelId": name, "sha": COMMIT, "private": is_private, "tags": [], "siblings": siblings}
+        described = {"sha": self.server.commit(name), "private": self.server.private.get(name, False)}
+        return {"id": name, "modelId": name, **described, "tags": [], "siblings": siblings}
 
     def _write(self, parts: list[str], body: bytes) -> None:
         server = self.server
@@ -190,15 +196,19 @@ class _Handler(BaseHTTPRequestHandler):
         return {**asked, "actions": {"upload": place, "verify": {"href": f"{self.server.url}/verify"}}}
 
     def _commit(self, name: str, folder: Path, body: bytes) -> None:
-        for line in map(json.loads, body.splitlines()):
+        header, *lines = map(json.loads, body.splitlines())
+        if header["value"].get("parentCommit") not in (None, self.server.commit(name)):
+            self._send_json({"error": "A commit has happened since"}, 412)
+            return
+        for line in lines:
             value = line["value"]
-            if line["key"] == "header":
-                continue
             path = folder / value["path"]
             path.parent.mkdir(parents=True, exist_ok=True)
             is_large = line["key"] == "lfsFile"
             path.write_bytes(self.server.large_files[value["oid"]] if is_large else base64.b64decode(value["content"]))
-        self._send_json({"commitUrl": f"{self.server.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+        self.server.commits[name] += 1
+        commit = self.server.commit(name)
+        self._send_json({"commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def _send_json(self, content: dict | list, status: int = 200) -> None:
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})

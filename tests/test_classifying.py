@@ -69,6 +69,13 @@ def test_what_the_threshold_leaves_out_is_left_empty(capsys):
     assert as_json(classify(capsys, "--threshold", "1", "--format", "jsonl"))[0]["labels"] == []
 
 
+def test_a_temperature_makes_scores_less_sure_and_keeps_their_order(capsys):
+    plain, soft = (as_json(classify(capsys, "--format", "jsonl", *more)) for more in ((), ("--temperature", "1000")))
+    for sure, unsure in zip(plain, soft, strict=True):
+        assert [one["label"] for one in sure["labels"]] == [one["label"] for one in unsure["labels"]]
+        assert unsure["labels"][0]["score"] == pytest.approx(1 / len(LABELS), abs=0.01) != sure["labels"][0]["score"]
+
+
 def test_a_label_for_none_of_them_and_labels_judged_alone(capsys):
     lines = as_json(classify(capsys, "--format", "jsonl", "--top-k", "9", "--reject", "no square"))
     assert {one["label"] for one in lines[0]["labels"]} == {*LABELS, "no square"}

@@ -12,6 +12,7 @@ from hf_clip.evaluation import Encoding, FeatureCache, embed_images, embed_texts
 from hf_clip.evaluation.cache import model_key
 from hf_clip.evaluation.corruptions import Corruption
 from tests.ranks import run_on_ranks
+from tests.test_remote_code import tiny
 from tests.toys import LookupEncoder, grey, tiny_clip
 
 
@@ -120,10 +121,12 @@ def test_the_key_covers_every_type_of_weight():
     assert len(keys) == 3
 
 
-def test_features_before_the_projection_are_what_it_projects():
-    model, processor = tiny_clip(["a"])
+@pytest.mark.parametrize(("tower", "width"), [("vit", 32), ("resnet", 256)])
+def test_features_before_the_projection_are_what_it_projects(tower, width):
+    """The paper's features of linear probes: a ResNet's are attention-pooled, before the pooling's projection."""
+    model, processor = tiny(tower)
     pooled = embed(model, processor, before_projection=True)
-    assert pooled.vectors_ND.shape == (6, 32)
+    assert pooled.vectors_ND.shape == (6, width)
     with torch.no_grad():
         projected = torch.nn.functional.normalize(model.visual_projection(pooled.vectors_ND))
     torch.testing.assert_close(projected, embed(model, processor).vectors_ND, atol=1e-6, rtol=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from hf_clip.evaluation import evaluate_few_shot, evaluate_linear_probe, few_shot, linear_probe
+from hf_clip.evaluation import evaluate_few_shot, evaluate_linear_probe, evaluate_zero_shot, few_shot, linear_probe
 from hf_clip.evaluation.linear_probe import PENALTIES, hold_out, search_penalty
 from hf_clip.sources import SourceError, open_source
 from tests.squares import COLOURS, SIZE, rows, write_parquet
@@ -146,7 +146,8 @@ def test_few_shots_by_scikit_learn(model, tmp_path):
     probe.fit(training.features_ND[few], training.labels_N[few])
     assert probe.score(asked.features_ND, asked.labels_N) == pytest.approx(result.shots[1]["scores"][2])
     assert (result.train_pictures, result.pictures, result.classes, result.seeds) == (48, 24, 6, 3)
-    assert result.table().count("\n") == 3
+    assert result.table().count("\n") == 4
+    assert result.zero_shot_top_1 == evaluate_zero_shot(*model, test).top_1
 
 
 def test_one_draw_has_no_deviation_and_validation_is_never_drawn(model, tmp_path):

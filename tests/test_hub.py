@@ -1,25 +1,31 @@
 """Model cards: accepted by the Hub, true to what was measured, and proof against what names may hold."""
 
+import difflib
 import json
 import math
 import re
+import shutil
+from collections import Counter
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.hub import (
     CardFacts,
     adapt_card,
-    add_results,
     card_licence,
     check_model_card,
     made_with,
+    put_results,
     write_model_card,
 )
 from hf_clip.hub.architecture import image_tower, text_tower
+from tests.counts import soak_count
 from tests.toys import tiny_clip
 
 LABELS = ["a red square", "something blue"]
@@ -77,7 +83,8 @@ def saved(tmp_path_factory):
 
 def card_of(folder, *, runs_snippets: bool = False, **changes) -> tuple[dict, str]:
     """The front matter and the body of a card; the snippets are run where their output matters."""
-    facts = {"model_name": "tiny", "training_data": DATA, "results": [RETRIEVAL, ZERO_SHOT], **changes}
+    known = {"training_data": DATA, "results": [RETRIEVAL, ZERO_SHOT], "languages": ["en"], "recipe": {"steps": 3}}
+    facts = {"model_name": "tiny", **known, **changes}
     path = write_model_card(folder, CardFacts(**facts), runs_snippets=runs_snippets)
     text = path.read_text(encoding="utf-8")
     front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.S).groups()
@@ -189,7 +196,7 @@ def test_names_cannot_break_out_of_the_card(saved):
         (["CC-BY-4.0", "CC-BY-SA-4.0"], "cc-by-sa-4.0", "CC-BY-4.0, CC-BY-SA-4.0"),
         (["Unicode-3.0", "MIT"], "other", "MIT, Unicode-3.0"),
         (["MIT", None], None, "not known"),
-        ([], None, "not known"),
+        ([], None, "Nor is its licence known"),
     ],
 )
 def test_licence_is_the_most_demanding_of_the_data(licences, declared, said):
@@ -333,18 +340,148 @@ def test_every_protocol_has_its_numbers_and_its_table(saved):
     assert "| fashion | 0.500 | 0.250 | sketches | 0.300 | 0.280 | +0.020 | 100 | 10 |" in body
 
 
-def test_results_are_added_to_a_card_once(saved):
-    card_of(saved, results=[RETRIEVAL])
-    before = (saved / "README.md").read_text(encoding="utf-8")
-    text = add_results(before, [ZERO_SHOT])
-    assert "| fashion | 0.345 |" in text and "| unseen style, seen concepts | image to text | 0.612 |" in text
-    names = [entry.dataset_name for entry in ModelCard(text).data.eval_results]
-    assert names.count("fashion") == 2 and len(names) == 6
-    with pytest.raises(ValueError, match="has results of fashion"):
-        add_results(text, [ZERO_SHOT])
+EVERY = [RETRIEVAL, ZERO_SHOT, PROBE, FEW_SHOT, ROBUSTNESS]
+
+
+def parts(text: str) -> tuple[dict, list[str]]:
+    """A card's model-index by (task, title, metric), and the lines of its body."""
+    card = ModelCard(text)
+    values = {(one.task_type, one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert len(values) == len(card.data.eval_results)
+    return values, card.text.splitlines()
+
+
+def changed(before: list[str], after: list[str]) -> list[str]:
+    """Lines that went (-) and came (+)."""
+    lines = difflib.unified_diff(before, after, n=0, lineterm="")
+    return [f"{line[0]} {line[1:]}" for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+
+
+@pytest.mark.parametrize(
+    ("result", "key"),
+    [*zip(EVERY, ("image_to_text", "top_1", "top_1", "shots", "corrupted_top_1"), strict=True)],
+    ids=[result["protocol"] for result in EVERY],
+)
+def test_what_is_measured_again_stands_in_its_own_place(saved, result, key):
+    card_of(saved, results=EVERY)
+    text = (saved / "README.md").read_text(encoding="utf-8") + "\nA line of mine: 0.345 | `x` *y*\n"
+    assert put_results(text, EVERY, "tiny") == text
+    others = {"image_to_text": {**RETRIEVAL["image_to_text"], "recall_at_1": 0.7}}
+    others["shots"] = [FEW_SHOT["shots"][0], {**FEW_SHOT["shots"][1], "mean": 0.7}]
+    again = {**result, key: others.get(key, 0.7)}
+    updated = put_results(text, [again], "tiny")
+    assert put_results(updated, [again], "tiny") == updated and put_results(updated, [result], "tiny") == text
+    (values, lines), (new_values, new_lines) = parts(text), parts(updated)
+    assert [new_values[one] for one in values if values[one] != new_values[one]] == [0.7]
+    came, gone = sorted(changed(lines, new_lines))
+    assert gone.startswith(f"- | {result['title']} |") and came.startswith(f"+ | {result['title']} |")
+    assert "0.700" in came and len(lines) == len(new_lines) and list(values) == list(new_values)
+
+
+def test_results_come_into_a_card_that_has_none_or_others(saved):
     card_of(saved, results=[])
-    text = add_results((saved / "README.md").read_text(encoding="utf-8"), [ZERO_SHOT])
-    assert "was not evaluated" not in text and "| fashion | 0.345 |" in text
+    text = put_results((saved / "README.md").read_text(encoding="utf-8"), [ZERO_SHOT], "tiny")
+    assert "was not evaluated" not in text and "| fashion | 0.345 |" in text and "R@k is the share" in text
+    assert put_results(text, [ZERO_SHOT], "tiny") == text
+    assert list(parts(text)[0].values()) == [0.345, 0.333]
+    both = put_results(text, [RETRIEVAL], "tiny")
+    assert all(line.startswith("+ ") for line in changed(parts(text)[1], parts(both)[1]))
+    assert both.index("| unseen style") < both.index("Each number was measured") < both.index("## Architecture")
+    # A second evaluation of a protocol is a row more.
+    other = put_results(both, [{**ZERO_SHOT, "title": "photos"}], "tiny")
+    # Titles of other letters are told apart too.
+    more = put_results(other, [{**ZERO_SHOT, "title": title} for title in ("日本の写真", "中国的照片")], "tiny")
+    assert len(parts(more)[0]) == len(parts(other)[0]) + 4
+    [line] = changed(parts(both)[1], parts(other)[1])
+    assert line.startswith("+ | photos | 0.345 |") and other.count("| zero-shot |") == both.count("| zero-shot |") == 1
+
+
+def test_fewer_numbers_leave_none_of_the_old():
+    text = put_results("", [FEW_SHOT, PROBE], "tiny")
+    fewer = {**FEW_SHOT, "shots": FEW_SHOT["shots"][:1]}
+    values, lines = parts(put_results(text, [fewer], "tiny"))
+    assert [metric for _, _, metric in values] == ["accuracy_1_shot", "accuracy", "mean_per_class_accuracy"]
+    assert sum(line.startswith("| fashion |") for line in lines) == 2
+
+
+def test_pictures_that_were_left_out_are_told_until_they_are_not():
+    text = put_results("# A model\n", [ZERO_SHOT, PROBE], "tiny")
+    some = put_results(text, [{**ZERO_SHOT, "skipped": {"broken": 3}}], "tiny")
+    assert sorted(changed(parts(text)[1], parts(some)[1])) == ["+ ", "+ - fashion, zero-shot: left out 3 (broken)."]
+    more = put_results(some, [{**ZERO_SHOT, "skipped": {"broken": 4, "no_label": 1}}, PROBE], "tiny")
+    assert "left out 4 (broken), 1 (no label)." in more and more.count("left out") == 1
+    assert put_results(more, [ZERO_SHOT], "tiny") == text
+
+
+THEIRS = """---
+# My own notes
+license: openrail  # not in our list
+library_name: open_clip
+model-index:
+- name: theirs
+  results:
+  - task: {type: image-classification}
+    dataset: {type: owner/birds, name: Birds}
+    metrics:
+    - {type: accuracy, value: 0.9, verified: false}
+    source: {url: https://example.org, name: elsewhere}
+tags: [vision]
+---
+# Theirs
+
+```text
+| zero-shot | top-1 | top-5 | mean per class | chance | pictures | classes | templates |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+```
+
+## Results
+
+Good ones.
+
+## More
+
+The end, without a last line's end."""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_card_of_someone_elses_gets_the_results_and_keeps_all_else(newline):
+    before = THEIRS.replace("\n", newline)
+    after = put_results(before, [ZERO_SHOT], "tiny")
+    assert put_results(after, [ZERO_SHOT], "tiny") == after and after.count("\n") == after.count(newline)
+    lines = changed(before.split(newline), after.split(newline))
+    gone = [line for line in lines if line[0] == "-"]
+    # The model-index is written anew; what it says stays.
+    assert all(line[2:5] in ("  -", "   ") for line in gone)
+    data, was = (yaml.safe_load(text.split("---")[1]) for text in (after, before))
+    [model], [old] = data.pop("model-index"), was.pop("model-index")
+    assert data == was and model["results"][0] == old["results"][0] and len(model["results"]) == 2
+    good, more = after.index("Good ones."), after.index("## More")
+    assert good < after.index("| fashion | 0.345 |") < more and "# My own notes" in after and "# not in our" in after
+
+
+@pytest.mark.parametrize(
+    "text", ["---\nmodel-index: 3\n---\n", "---\nmodel-index: [a, b]\n---\n", "---\na: [\n---\n", "---\n- a\n---\n"]
+)
+def test_a_card_that_cannot_be_added_to(text):
+    with pytest.raises(ValueError, match="front matter has no model-index that can be added to"):
+        put_results(text, [ZERO_SHOT], "tiny")
+
+
+TABLE = put_results("", [ZERO_SHOT], "tiny").split("## Results")[1].split("\n\n")[1].split("\n")
+NOTE = "- fashion, zero-shot: left out 3 (broken)."
+LINES = [*TABLE, f"\n{NOTE}\n", "", "", "## Results", "# Title", "---", "```", "~~~~", "text", "| x |"]
+
+
+@settings(deadline=None, max_examples=soak_count(100, 2000))
+@given(st.lists(st.sampled_from(LINES), max_size=12).map("\n".join), st.sampled_from([{}, {"broken": 2}]))
+def test_whatever_a_card_holds_pushing_twice_is_pushing_once(body, skipped):
+    result = {**ZERO_SHOT, "skipped": skipped, "top_1": 0.999}
+    once = put_results(f"---\ntags: [a]\n---\n{body}", [result], "tiny")
+    assert put_results(once, [result], "tiny") == once
+    gone = Counter(line for line in body.split("\n") if line) - Counter(once.split("\n"))
+    # Nothing goes but what was measured before.
+    assert all(line.startswith(("| fashion |", "- fashion, zero-shot: left out")) for line in gone)
+    assert "| fashion | 0.999 |" in once
 
 
 def test_a_card_is_adapted_to_its_name_on_the_hub_and_to_no_more(saved):
@@ -401,6 +538,33 @@ def test_the_card_says_what_made_the_model(saved):
     assert f"Made with hf\\_clip {made['hf_clip']}".replace("\\", "") in body
     if "revision" in made:
         assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?", made["revision"]) and made["revision"] in body
+
+
+def test_of_a_model_of_unknown_origin_nothing_is_claimed(saved):
+    front, body = card_of(saved, training_data=[], results=[], languages=(), recipe={})
+    assert not {"language", "license", "datasets", "model-index"} & front.keys()
+    assert "The training data was not recorded." in body and "was not recorded there" in body
+    assert "Made with" not in body and "trained on.\n" in body and "was not evaluated" in body
+    assert "\n\n\n" not in body
+
+
+def test_scores_are_told_as_the_model_gives_them(saved, tmp_path):
+    assert "Scores are relative to the labels offered" in card_of(saved)[1]
+    shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((saved / "config.json").read_text())
+    sigmoid = {"model_type": "hf_clip_siglip", "logit_bias_init_value": -10.0}
+    (tmp_path / "model/config.json").write_text(json.dumps(config | sigmoid))
+    body = card_of(tmp_path / "model")[1]
+    assert "Each label is scored by itself" in body and "relative to the labels offered" not in body
+
+
+def test_every_number_of_the_prose_is_a_fact_of_the_folder(saved):
+    """What the template says of every model holds no number: only the paper's, the folder's and the versions'."""
+    body = card_of(saved, results=[], training_data=[], recipe={})[1]
+    prose = re.sub(r"```.*?```|^\|.*?$|^This repository was written.*?$", "", body, flags=re.S | re.M)
+    config = json.loads((saved / "config.json").read_text())
+    known = {"2103.00020", "2021", "7.1", "77", "32", str(config["projection_dim"])}
+    assert set(re.findall(r"\d[\d.]*\d|\d", prose)) <= known
 
 
 def test_the_card_reads_as_written(saved):

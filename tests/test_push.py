@@ -12,13 +12,14 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
-from transformers import AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipConfig, HFCLIPSiglipModel, cli
 from hf_clip.conversion import ConversionError
-from hf_clip.hub import CardFacts, PushError, redact, upload, write_model_card
+from hf_clip.hub import CardFacts, PushError, check_model_card, redact, upload, write_model_card
 from hf_clip.pushing import prepare, push
 from tests.mock_hub import TOKEN, running_hub
+from tests.squares import rows, write_parquet
 from tests.test_remote_code import LABELS, expected_scores, tiny, without_the_package
 
 NAME = "someone/tiny"
@@ -51,6 +52,8 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
+        # What another test's Hub had under these names is not there.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
@@ -74,6 +77,8 @@ def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, train
     card.validate()
     assert f'model="{NAME}"' in card.text and "It prints" in card.text and "![Loss](plots/loss.png)" in card.text
     assert [entry.metric_value for entry in card.data.eval_results] == [0.5]
+    # Where the package is, nobody is asked to trust the code that came along.
+    assert "auto_map" in (there / "config.json").read_text() and type(AutoModel.from_pretrained(there)) is HFCLIPModel
     found = without_the_package(tmp_path, [NAME], hub.environment(tmp_path / "home"))
     model, processor = HFCLIPModel.from_pretrained(trained), HFCLIPProcessor.from_pretrained(trained)
     expected = dict.fromkeys(found, expected_scores(model.eval(), processor))
@@ -228,6 +233,72 @@ def test_what_cannot_be_meant_is_said_before_work_begins(hub, trained, tmp_path,
     assert cli.main(["push", str(trained), "a/b/c"]) == 2
     assert "'a/b/c' is no name of a repository" in capsys.readouterr().err
     assert not hub.requests
+
+
+@pytest.fixture
+def squares_on_the_hub(hub, trained, tmp_path, monkeypatch):
+    """The arguments of an evaluation of the model as it is on the Hub, which loads from here."""
+    push(trained, NAME)
+    hub.requests.clear()
+    monkeypatch.setattr(cli, "_load", lambda *_: tiny("vit"))
+    data = write_parquet(tmp_path / "squares.parquet", [{**row, "label": row["caption"]} for row in rows(1)])
+    return ["eval", "zero-shot", "--model", NAME, "--data", str(data), "--no-cache", "--device", "cpu"]
+
+
+def test_results_are_pushed_to_the_card_on_the_hub_once(hub, squares_on_the_hub, tmp_path, capsys):
+    file, output = hub.repositories[NAME] / "README.md", tmp_path / "result.json"
+    before = file.read_text()
+    everything = {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file() and path != file}
+    command = [*squares_on_the_hub, "--title", "my squares", "--push-to-card", "--output", str(output)]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"card: {hub.url}/{NAME}"
+    result, after = json.loads(output.read_text()), file.read_text()
+    card = ModelCard(after)
+    card.validate()
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert found["squares", "accuracy"] == 0.5
+    assert found["my squares", "accuracy"] == pytest.approx(result["top_1"], abs=1e-4)
+    rows_of_table = [line for line in after.splitlines() if line.startswith("| my squares |")]
+    assert len(rows_of_table) == 1 and f"| {result['top_1']:.3f} |" in rows_of_table[0]
+    # Where the model-index and the row stand; all other text, and every other file, is as it was.
+    assert ModelCard(before).text == card.text.replace(f"{rows_of_table[0]}\n", "")
+    assert everything == {path: path.read_bytes() for path in everything}
+    # Nothing is committed that is there.
+    count = hub.commits[NAME]
+    assert cli.main(command) == 0
+    assert hub.commits[NAME] == count == 2 and file.read_text() == after
+    # In place of the former: another set of templates.
+    assert cli.main([*command, "--template", "the {}"]) == 0
+    again = ModelCard(file.read_text())
+    assert again.text.count("| my squares |") == 1 and '"the {}"' in again.text
+    assert len(again.data.eval_results) == len(found)
+
+
+def test_a_card_is_made_on_the_hub_where_there_is_none(hub, squares_on_the_hub):
+    file = hub.repositories[NAME] / "README.md"
+    file.unlink()
+    assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == 0
+    card = check_model_card(file.read_text())
+    assert card.text.startswith("\n# tiny\n\n## Results\n") and "| my squares |" in card.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said", "has_worked"),
+    [
+        (("GET /api/models", 404), 2, f"--push-to-card: the card of {NAME} cannot be read", False),
+        (("HEAD", 403), 2, f"--push-to-card: the card of {NAME} cannot be read", False),
+        (("/commit/", 412), 1, f"the card of {NAME} could not be written", True),
+    ],
+)
+def test_a_card_that_cannot_be_pushed_is_told(hub, squares_on_the_hub, capsys, failure, code, said, has_worked):
+    """Before the work where it can be known; after it the numbers are printed in any case."""
+    file = hub.repositories[NAME] / "README.md"
+    before = file.read_text()
+    hub.failures.append(failure)
+    assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == code
+    printed = capsys.readouterr()
+    assert said in printed.err and len(printed.err.strip().splitlines()) == 1 and TOKEN not in printed.err
+    assert ("my squares" in printed.out) == has_worked and file.read_text() == before
 
 
 def test_a_model_without_a_card_gets_one(tmp_path):

@@ -38,6 +38,11 @@ class Calibration:
         """The numbers, ready for JSON."""
         return asdict(self)
 
+    def table(self) -> str:
+        """The numbers as plain text for a terminal."""
+        errors = f"calibration error {self.error:.3f}, {self.error_before:.3f} without it"
+        return f"temperature {self.temperature:.4g}: {errors} ({self.pictures} pictures)"
+
 
 def fit_temperature(logits_NC: torch.Tensor, classes_N: torch.Tensor, *, has_sigmoid: bool = False) -> float:
     """The temperature, from LOWEST to HIGHEST, at which the classes are likeliest: softmax, or a sigmoid each.
@@ -92,14 +97,24 @@ def calibrate(classifier, images: Iterable, classes: Sequence[int | str], *, bat
     vectors_ND = classifier.embed(images, batch_size)
     if len(vectors_ND) != len(numbers_N):
         raise ValueError(f"{len(vectors_ND)} pictures and {len(numbers_N)} classes: give one for each.")
-    logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in vectors_ND.split(1024)])
-    temperature = fit_temperature(logits_NC, numbers_N, has_sigmoid=classifier.has_sigmoid)
+    found = calibrate_vectors(classifier, vectors_ND, numbers_N)
+    classifier.temperature = found.temperature
+    return found
+
+
+def calibrate_vectors(classifier, image_vectors_ND: torch.Tensor, classes_N: torch.Tensor) -> Calibration:
+    """What `calibrate` finds, by vectors of pictures and numbers of classes; the classifier stays as it is.
+
+    Raises:
+        ValueError: as `fit_temperature`.
+    """
+    batches = image_vectors_ND.split(1024)
+    logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in batches])
+    temperature = fit_temperature(logits_NC, classes_N, has_sigmoid=classifier.has_sigmoid)
 
     def error(at: float) -> float:
         scores_NC = (logits_NC / at).sigmoid() if classifier.has_sigmoid else (logits_NC / at).softmax(-1)
         confidence_N, guesses_N = scores_NC.max(-1)
-        return expected_calibration_error(confidence_N, guesses_N == numbers_N)
+        return expected_calibration_error(confidence_N, guesses_N == classes_N)
 
-    before = error(classifier.temperature)
-    classifier.temperature = temperature
-    return Calibration(temperature, error(temperature), before, len(numbers_N))
+    return Calibration(temperature, error(temperature), error(classifier.temperature), len(classes_N))

@@ -10,7 +10,19 @@ import numpy as np
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.few_shot import FewShotResult
 from hf_clip.evaluation.linear_probe import LinearProbeResult
-from hf_clip.evaluation.plots import BLUE, FAINT, GREEN, INK, RED, WIDTH_INCHES, _drawable, _figure, _save, _style
+from hf_clip.evaluation.plots import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    RED,
+    WIDTH_INCHES,
+    _drawable,
+    _figure,
+    _save,
+    _style,
+    plot_wording,
+)
 from hf_clip.evaluation.retrieval import RetrievalResult
 from hf_clip.evaluation.robustness import RobustnessResult
 from hf_clip.evaluation.zero_shot import ZeroShotResult
@@ -87,7 +99,10 @@ def plot_recall(result: RetrievalResult, output: str | Path) -> Path:
 
 
 def plot_few_shot(result: FewShotResult, output: str | Path) -> Path:
-    """Accuracy by shots, a standard deviation up and down, as PNG. Raises ImportError without matplotlib."""
+    """Accuracy by shots, a standard deviation up and down, zero-shot's beside it, as PNG.
+
+    Raises ImportError without matplotlib.
+    """
     shots = [row["shots"] for row in result.shots]
     deviations = [row["standard_deviation"] or 0 for row in result.shots]
     with _style():
@@ -95,9 +110,16 @@ def plot_few_shot(result: FewShotResult, output: str | Path) -> Path:
         axes = figure.add_subplot()
         means = [row["mean"] for row in result.shots]
         axes.errorbar(shots, means, deviations, color=BLUE, marker="o", markersize=4, capsize=3)
+        ticks = {count: str(count) for count in shots}
+        if result.zero_shot_top_1 is not None:
+            # No place on a logarithmic axis is 0: it stands half as far as the fewest shots.
+            ticks[min(shots) / 2] = "0"
+            axes.plot([min(shots) / 2], [result.zero_shot_top_1], color=GREEN, marker="*", markersize=9, zorder=3)
+            axes.axhline(result.zero_shot_top_1, color=GREEN, linewidth=1, label="zero-shot")
+            axes.legend(loc="lower right", frameon=False)
         axes.axhline(1 / result.classes, color=FAINT, linewidth=1, linestyle="--")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(shots, [str(count) for count in shots])
+        axes.set_xticks([*ticks], [*ticks.values()])
         axes.set_ylim(bottom=0)
         axes.set_xlabel(f"pictures of each of {result.classes} classes (dashed: chance)")
         axes.set_ylabel(f"top-1, {result.seeds} draws")
@@ -151,4 +173,7 @@ def draw_charts(result, folder: str | Path) -> list[Path]:
     }
     if isinstance(result, ZeroShotResult) and result.confusion_CC is None:
         return []
-    return [draw(result, Path(folder) / f"{name}.png") for name, draw in charts.get(type(result), {}).items()]
+    drawn = [draw(result, Path(folder) / f"{name}.png") for name, draw in charts.get(type(result), {}).items()]
+    if isinstance(result, ZeroShotResult) and result.wording is not None:
+        drawn.append(plot_wording(result.wording, Path(folder) / "wording.png"))
+    return drawn

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
-from hf_clip.evaluation.card import push_to_card
+from hf_clip.evaluation.card import push_to_card, read_card
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
 from hf_clip.evaluation.linear_probe import evaluate_linear_probe
 from hf_clip.evaluation.retrieval import evaluate_retrieval
 from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift
-from hf_clip.evaluation.zero_shot import evaluate_zero_shot
+from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from hf_clip.prompts import Prompts, load_prompts
 from hf_clip.sources import Source, open_source
 from hf_clip.sources.files import is_hub_id
@@ -58,9 +58,8 @@ def run_evaluation(options: Namespace, load: Callable[[str, Any], tuple]) -> Non
 
 
 def _zero_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    return evaluate_zero_shot(
-        model, processor, sources["data"], by=_by(options, sources), is_multi_label=options.multi_label, **more
-    )
+    more |= {"is_multi_label": options.multi_label, "temperature": options.temperature, "studies": _studies(options)}
+    return evaluate_zero_shot(model, processor, sources["data"], by=_by(options, sources), **more)
 
 
 def _retrieval(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
@@ -99,15 +98,24 @@ PROTOCOLS = {
 }
 
 
+def _studies(options: Namespace) -> list[str]:
+    """What else is to be found on the pictures, as `evaluate_zero_shot` names it."""
+    wanted = {
+        "wording": options.wording,
+        "selection": options.select_templates is not None,
+        "calibration": options.fit_temperature,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
 def _check_places(options: Namespace) -> None:
     """What would fail after hours of work fails now."""
-    if (output := options.output) is not None:
-        if not output.absolute().parent.is_dir():
-            raise UsageError(f"--output {output}: there is no folder {output.parent}.")
-        if output.is_dir():
-            raise UsageError(f"--output {output} is a folder: name a file, such as {output / 'result.json'}.")
-        if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
-            raise UsageError(f"--output {output} cannot be written: name another place.")
+    if options.output is not None:
+        _check_file("--output", options.output, "result.json")
+    if (chosen := getattr(options, "select_templates", None)) is not None:
+        _check_file("--select-templates", chosen, "templates.yaml")
+        if chosen.suffix.lower() not in (".yaml", ".yml"):
+            raise UsageError(f"--select-templates {chosen}: name a file that ends in .yaml, as --prompts reads it.")
     if options.plots is not None:
         if options.plots.exists() and not options.plots.is_dir():
             raise UsageError(f"--plots {options.plots} is a file: name a folder.")
@@ -124,6 +132,19 @@ def _check_places(options: Namespace) -> None:
 
             if get_token() is None:
                 raise UsageError(f"--push-to-card: there is no token to write to {options.model} with: log in first.")
+        try:
+            read_card(options.model)
+        except ValueError as error:
+            raise UsageError(f"--push-to-card: {error}") from error
+
+
+def _check_file(option: str, file: Path, example: str) -> None:
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"{option} {file}: there is no folder {file.parent}.")
+    if file.is_dir():
+        raise UsageError(f"{option} {file} is a folder: name a file, such as {file / example}.")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise UsageError(f"{option} {file} cannot be written: name another place.")
 
 
 def _read_words(options: Namespace) -> dict[str, Any]:
@@ -140,7 +161,20 @@ def _read_words(options: Namespace) -> dict[str, Any]:
     if options.prompts is not None:
         prompts = _read_prompts(options.prompts)
         names, templates = names or prompts.classes or None, prompts.templates
+    if options.protocol == "zero-shot":
+        _check_studies(options, templates)
     return {"label_names": names, "templates": templates}
+
+
+def _check_studies(options: Namespace, templates: Sequence[str]) -> None:
+    if options.multi_label and _studies(options):
+        raise UsageError(
+            "--wording, --select-templates and --fit-temperature judge one label a picture: leave out --multi-label."
+        )
+    if len(templates) < 2 and (options.wording or options.select_templates):
+        raise UsageError(
+            "--wording and --select-templates compare templates: give two or more with --template, or --prompts."
+        )
 
 
 def _read_prompts(name: str) -> Prompts:
@@ -253,6 +287,9 @@ def _tell(options: Namespace, result) -> None:
         content["dataset"] = options.data[0].partition(":")[0]
     if options.output is not None:
         options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if getattr(options, "select_templates", None) is not None:
+        _write_prompts(result, options.select_templates)
+        print(f"prompts: {options.select_templates}")
     if options.plots is not None:
         from hf_clip.evaluation.charts import draw_charts
 
@@ -260,3 +297,17 @@ def _tell(options: Namespace, result) -> None:
             print(f"plot: {plot}")
     if options.push_to_card:
         print(f"card: {push_to_card(options.model, content)}")
+
+
+def _write_prompts(result: ZeroShotResult, file: Path) -> None:
+    """The chosen templates and the classes, as `load_prompts` reads them."""
+    import yaml
+
+    classes = [names[0] if len(names) == 1 else list(names) for names in result.class_names]
+    content = {
+        "name": file.stem,
+        "source": f"chosen by forward selection: {result.title}",
+        "templates": [template for template, _ in result.selection],
+        "classes": classes,
+    }
+    file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")

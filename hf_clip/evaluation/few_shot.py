@@ -1,4 +1,7 @@
-"""Few-shot classification (section 3.1.5 of the paper): linear probes on 1, 2, 4, 8 and 16 pictures of each class."""
+"""Few-shot classification (section 3.1.5 of the paper): linear probes on 1, 2, 4, 8 and 16 pictures of each class.
+
+Beside them stands zero-shot classification of the same pictures, as in the paper's figure 6.
+"""
 
 # Shapes: N pictures.
 
@@ -11,8 +14,9 @@ import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labelled import embed_labelled
+from hf_clip.evaluation.labelled import embed_labelled, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
+from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.sources import Source
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -30,6 +34,8 @@ class FewShotResult:
         seeds: how many draws there were.
         skipped: test pictures left out, by reason.
         seconds: time that the evaluation took.
+        zero_shot_top_1: on the same test pictures by the classes' names alone; None where those are not known.
+        templates: the texts that the names were set in; none where they are not known.
     """
 
     title: str
@@ -40,6 +46,8 @@ class FewShotResult:
     seeds: int
     skipped: Counter[str]
     seconds: float
+    zero_shot_top_1: float | None = None
+    templates: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -47,6 +55,7 @@ class FewShotResult:
             "protocol": "few-shot",
             **vars(self),
             "chance": 1 / self.classes,
+            "templates": list(self.templates),
             "skipped": dict(self.skipped),
             "seconds": round(self.seconds, 3),
         }
@@ -55,6 +64,10 @@ class FewShotResult:
         """The numbers as plain text for a terminal."""
         lines = [f"{self.title}: {self.pictures} pictures, {self.classes} classes, {self.seeds} draws"]
         lines.append(f"{'shots':>7}{'top-1':>8}{'deviation':>11}{'penalty':>10}")
+        if self.zero_shot_top_1 is None:
+            lines.append("      0       -   zero-shot needs the classes' names")
+        else:
+            lines.append(f"      0{self.zero_shot_top_1:8.3f}   zero-shot, by the classes' names")
         for row in self.shots:
             deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
             lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
@@ -71,6 +84,8 @@ def evaluate_few_shot(
     validation_share: float = 0.2,
     shots: Sequence[int] = SHOTS,
     seeds: int = 5,
+    label_names: Sequence[str | Sequence[str]] | None = None,
+    templates: Sequence[str] = ("{}",),
     title: str | None = None,
     batch_size: int = 64,
     encoding: Encoding | None = None,
@@ -84,6 +99,8 @@ def evaluate_few_shot(
         validation: None sets aside `validation_share` of each class of `train`; no shot is drawn from those.
         shots: pictures of each class.
         seeds: how many draws; draw number i is seeded with i.
+        label_names, templates: for zero-shot classification, as `evaluate_zero_shot` takes them. Where names are
+            neither given nor in the data, it is left out.
         title, batch_size, encoding: as in `evaluate_linear_probe`.
 
     Raises:
@@ -114,7 +131,24 @@ def evaluate_few_shot(
         seeds=seeds,
         skipped=found.skipped,
         seconds=time.perf_counter() - started,
+        **_by_name(model, processor, test, names, label_names, templates, encoding),
     )
+
+
+def _by_name(model, processor, test: Source, names, label_names, templates, encoding: Encoding) -> dict:
+    """What zero-shot classification makes of the test pictures; nothing where classes are numbers without names."""
+    known = label_names or names_of_labels(test)
+    if not known and any(name.lstrip("-").isdigit() for name in names):
+        return {}
+    found = evaluate_zero_shot(
+        model,
+        processor,
+        test,
+        label_names=known or [str(name) for name in names],
+        templates=templates,
+        encoding=replace(encoding, before_projection=False),
+    )
+    return {"zero_shot_top_1": found.top_1, "templates": found.templates}
 
 
 def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarray]) -> dict:

@@ -74,19 +74,7 @@ def measure_wording(
     Raises:
         ValueError: if there are no pictures, a number is no class's, or templates or labels are unfit.
     """
-    judge = _Judge(model, processor, image_vectors_ND, classes_N, labels, templates)
-    singles = [judge.accuracy(vectors_CD) for vectors_CD in judge.vectors_TCD]
-    alone = torch.tensor(singles, dtype=torch.float64)
-    return WordingResult(
-        templates=tuple(zip(templates, singles, strict=True)),
-        ensemble=judge.accuracy(judge.vectors_TCD.sum(0)),
-        mean=alone.mean().item(),
-        deviation=alone.std().item() if len(alone) > 1 else 0.0,
-        lowest=min(singles),
-        highest=max(singles),
-        pictures=len(classes_N),
-        classes=len(labels),
-    )
+    return TemplateJudge(model, processor, image_vectors_ND, classes_N, labels, templates).measure()
 
 
 def select_templates(
@@ -110,24 +98,14 @@ def select_templates(
     Returns:
         The chosen templates in the order of their choice, each with the accuracy of the ensemble so far.
     """
-    if most is not None and most < 1:
-        raise ValueError(f"most={most} is below 1: set it to 1 or more, or to None.")
-    judge = _Judge(model, processor, image_vectors_ND, classes_N, labels, templates)
-    chosen: list[tuple[str, float]] = []
-    left, reached, sums_CD = list(range(len(templates))), -1.0, torch.zeros_like(judge.vectors_TCD[0])
-    while left and (most is None or len(chosen) < most):
-        accuracies = [judge.accuracy(sums_CD + judge.vectors_TCD[index]) for index in left]
-        best = max(accuracies)
-        if best <= reached:
-            break
-        index = left.pop(accuracies.index(best))
-        sums_CD, reached = sums_CD + judge.vectors_TCD[index], best
-        chosen.append((templates[index], best))
-    return chosen
+    return TemplateJudge(model, processor, image_vectors_ND, classes_N, labels, templates).select(most)
 
 
-class _Judge:
-    """Class vectors by each template, and the accuracy that sums of them reach."""
+class TemplateJudge:
+    """Class vectors by each template, encoded once, and the accuracy that sums of them reach.
+
+    Arguments and errors are those of `measure_wording` and `select_templates`, which say what its methods give.
+    """
 
     def __init__(self, model, processor, image_vectors_ND, classes_N, labels, templates):
         if not len(classes_N) or len(classes_N) != len(image_vectors_ND):
@@ -142,7 +120,36 @@ class _Judge:
         by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
         # Unit vectors each, so that every template weighs the same.
         self.vectors_TCD = torch.stack([classifier.class_vectors_CD for classifier in by_template])
-        self.classes_N = classes_N
+        self.templates, self.classes_N = tuple(templates), classes_N
+
+    def measure(self) -> WordingResult:
+        singles = [self.accuracy(vectors_CD) for vectors_CD in self.vectors_TCD]
+        alone = torch.tensor(singles, dtype=torch.float64)
+        return WordingResult(
+            templates=tuple(zip(self.templates, singles, strict=True)),
+            ensemble=self.accuracy(self.vectors_TCD.sum(0)),
+            mean=alone.mean().item(),
+            deviation=alone.std().item() if len(alone) > 1 else 0.0,
+            lowest=min(singles),
+            highest=max(singles),
+            pictures=len(self.classes_N),
+            classes=self.vectors_TCD.shape[1],
+        )
+
+    def select(self, most: int | None = None) -> list[tuple[str, float]]:
+        if most is not None and most < 1:
+            raise ValueError(f"most={most} is below 1: set it to 1 or more, or to None.")
+        chosen: list[tuple[str, float]] = []
+        left, reached, sums_CD = list(range(len(self.templates))), -1.0, torch.zeros_like(self.vectors_TCD[0])
+        while left and (most is None or len(chosen) < most):
+            accuracies = [self.accuracy(sums_CD + self.vectors_TCD[index]) for index in left]
+            best = max(accuracies)
+            if best <= reached:
+                break
+            index = left.pop(accuracies.index(best))
+            sums_CD, reached = sums_CD + self.vectors_TCD[index], best
+            chosen.append((self.templates[index], best))
+        return chosen
 
     def accuracy(self, sums_CD: torch.Tensor) -> float:
         vectors_CD, hits = F.normalize(sums_CD, dim=-1), 0

@@ -4,19 +4,22 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from hf_clip.evaluation import metrics
+from hf_clip.evaluation.calibration import Calibration, calibrate_vectors
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, names_of_labels
+from hf_clip.evaluation.wording import TemplateJudge, WordingResult
 from hf_clip.sources import Source
 from hf_clip.zero_shot_hf_clip import ZeroShotClassifier, check_finite
 
 PICTURES_AT_ONCE = 1024
+STUDIES = ("wording", "selection", "calibration")
 
 
 @dataclass
@@ -40,6 +43,10 @@ class ZeroShotResult:
         groups: the same numbers for each value of each column that was asked for.
         confusion_CC: pictures of each class (rows) by the class that came first; None with several labels.
         confidences_N, is_hit_N: the first class's score of each picture, and whether it was right.
+        temperature: that logits were divided by.
+        wording, selection, calibration: what the studies found that were asked for: see `measure_wording`,
+            `select_templates` and `calibrate`.
+        class_names: all names of each class.
     """
 
     title: str
@@ -59,6 +66,11 @@ class ZeroShotResult:
     confusion_CC: np.ndarray | None = None
     confidences_N: np.ndarray | None = None
     is_hit_N: np.ndarray | None = None
+    temperature: float = 1.0
+    wording: WordingResult | None = None
+    selection: list[tuple[str, float]] | None = None
+    calibration: Calibration | None = None
+    class_names: tuple[tuple[str, ...], ...] = ()
 
     @property
     def classes(self) -> int:
@@ -70,9 +82,14 @@ class ZeroShotResult:
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
-        confusions = {}
+        more = {}
         if self.confusion_CC is not None:
-            confusions["frequent_confusions"] = metrics.frequent_confusions(self.confusion_CC, self.labels)
+            more["frequent_confusions"] = metrics.frequent_confusions(self.confusion_CC, self.labels)
+        for key in ("wording", "calibration"):
+            if getattr(self, key) is not None:
+                more[key] = getattr(self, key).to_dict()
+        if self.selection is not None:
+            more["selection"] = [{"template": template, "top_1": top_1} for template, top_1 in self.selection]
         return {
             "protocol": "zero-shot",
             "title": self.title,
@@ -81,8 +98,9 @@ class ZeroShotResult:
             "pictures": self.pictures,
             "classes": self.classes,
             "templates": list(self.templates),
+            "temperature": self.temperature,
             "per_class": self.per_class,
-            **confusions,
+            **more,
             "by": self.groups,
             "skipped": dict(self.skipped),
             "seconds": round(self.seconds, 3),
@@ -108,6 +126,13 @@ class ZeroShotResult:
             lines.append(
                 "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
             )
+        if self.wording is not None:
+            lines += ["", self.wording.table()]
+        if self.selection is not None:
+            lines += ["", "templates chosen on these pictures, and the top-1 of those so far"]
+            lines += [f"{top_1:7.3f}  {template}" for template, top_1 in self.selection]
+        if self.calibration is not None:
+            lines += ["", self.calibration.table()]
         return "\n".join(lines)
 
 
@@ -145,6 +170,8 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     by: Sequence[str] = (),
     is_multi_label: bool = False,
+    temperature: float = 1.0,
+    studies: Collection[str] = (),
     encoding: Encoding | None = None,
 ) -> ZeroShotResult:
     """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
@@ -160,27 +187,46 @@ def evaluate_zero_shot(
         batch_size: pictures encoded at once.
         by: columns, for each of whose values the same is measured; opened as the source's `keyword_columns`.
         is_multi_label: a picture's label is a list: mean average precision is measured. All N x C scores are held.
+        temperature: divides logits, which moves the calibration error and nothing else.
+        studies: what else to find on these pictures, of STUDIES: the accuracy of each template alone, the few
+            templates that do as well as all, the temperature. What is chosen here is to be reported on others.
         encoding: more of how vectors are made, in place of `batch_size`.
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
-        ValueError: if the classes have no names, a label is none of them, no picture with a label could be
-            read, or a vector holds NaN or infinity.
+        ValueError: if a study is unknown or meets several labels, the classes have no names, a label is none of them,
+            no picture with a label could be read, or a vector holds NaN or infinity.
     """
-    task = ZeroShotTask(model, processor, source, label_names, templates, by, is_multi_label)
-    return task.run(encoding or Encoding(batch_size), title or f"zero-shot classification of {source.name}")
+    if unknown := sorted(set(studies) - set(STUDIES)):
+        raise ValueError(f"studies: {', '.join(unknown)} is none of {', '.join(STUDIES)}.")
+    if studies and is_multi_label:
+        raise ValueError(f"studies: {', '.join(studies)} judge one label a picture, not is_multi_label=True.")
+    task = ZeroShotTask(model, processor, source, label_names, templates, by, is_multi_label, temperature)
+    title = title or f"zero-shot classification of {source.name}"
+    return task.run(encoding or Encoding(batch_size), title, studies)
 
 
 class ZeroShotTask:
     """A zero-shot evaluation that can be run again under other conditions: texts are encoded once."""
 
-    def __init__(self, model, processor, source: Source, label_names, templates, by=(), is_multi_label: bool = False):
+    def __init__(
+        self,
+        model,
+        processor,
+        source: Source,
+        label_names,
+        templates,
+        by=(),
+        is_multi_label: bool = False,
+        temperature: float = 1.0,
+    ):
         self.model, self.processor, self.source = model, processor, source.require_label()
         self.templates, self.by, self.is_multi_label = templates, by, is_multi_label
         self.classes = _Classes(label_names, names_of_labels(source))
+        self.temperature = temperature
         self.classifier: ZeroShotClassifier | None = None
 
-    def run(self, encoding: Encoding, title: str) -> ZeroShotResult:
+    def run(self, encoding: Encoding, title: str, studies: Collection[str] = ()) -> ZeroShotResult:
         """Arguments and errors as `evaluate_zero_shot` has them."""
         started = time.perf_counter()
         found = embed_labelled(
@@ -195,10 +241,16 @@ class ZeroShotTask:
         if self.classifier is None:
             self.classes.settle(found.labels)
             self.classifier = ZeroShotClassifier(
-                self.model, self.processor, self.classes.names, self.templates, batch_size=encoding.text_batch_size
+                self.model,
+                self.processor,
+                self.classes.names,
+                self.templates,
+                temperature=self.temperature,
+                batch_size=encoding.text_batch_size,
             )
         guesses = _Guesses(self.classifier, found, self.classes.number_of, self.is_multi_label)
         everything = np.arange(len(found.labels))
+        studied = self._study(found, guesses, studies)
         return ZeroShotResult(
             title=title,
             **guesses.numbers(everything),
@@ -211,7 +263,24 @@ class ZeroShotTask:
             confusion_CC=guesses.confusion(len(self.classifier.labels)),
             confidences_N=guesses.confidences_N,
             is_hit_N=guesses.is_hit_NK[:, 0],
+            temperature=self.temperature,
+            class_names=self.classifier.classes,
+            **studied,
         )
+
+    def _study(self, found: LabelledFeatures, guesses: "_Guesses", studies: Collection[str]) -> dict:
+        """What each study found, by its name."""
+        if not studies:
+            return {}
+        studied, truth_N = {}, torch.from_numpy(guesses.truth_N)
+        if {"wording", "selection"} & set(studies):
+            words = self.classifier.classes, self.classifier.templates
+            judge = TemplateJudge(self.model, self.processor, found.vectors_ND, truth_N, *words)
+            studied["wording"] = judge.measure() if "wording" in studies else None
+            studied["selection"] = judge.select() if "selection" in studies else None
+        if "calibration" in studies:
+            studied["calibration"] = calibrate_vectors(self.classifier, found.vectors_ND, truth_N)
+        return studied
 
 
 class _Classes:

@@ -1,20 +1,21 @@
 """Models on the Hub: cards whose numbers were measured and whose snippets were run, and uploads that go on."""
 
-from .cards import CardFacts, adapt_card, add_results, check_model_card, write_model_card
+from .cards import CardFacts, adapt_card, check_model_card, write_model_card
 from .licences import card_licence
 from .origin import made_with
 from .results import eval_results
+from .updates import put_results
 from .upload import PushError, redact, refuse_secrets, upload
 
 __all__ = [
     "CardFacts",
     "PushError",
     "adapt_card",
-    "add_results",
     "card_licence",
     "check_model_card",
     "eval_results",
     "made_with",
+    "put_results",
     "redact",
     "refuse_secrets",
     "upload",

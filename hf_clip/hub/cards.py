@@ -17,16 +17,11 @@ from .architecture import describe
 from .licences import LICENCES, card_licence
 from .markdown import escape, one_line, slug, table
 from .origin import made_with
-from .results import eval_results, is_measured, result_tables
+from .results import MEASURED, NOT_EVALUATED, eval_results, is_measured, result_tables
 from .snippets import HEADING, Example, draw_example, usage
 
 TEMPLATE = Path(__file__).parents[1] / "model_card_template.md"
 PIPELINE_TAG, LIBRARY = "zero-shot-image-classification", "transformers"
-NOT_EVALUATED = "This model was not evaluated when this card was written."
-MEASURED = """\
-Each number was measured on this model by the code that wrote it down. R@k is the share of queries whose true answer is
-among the first k of the candidates; a tie counts against the model. A number means little without the number of
-candidates, which stands beside it."""
 
 
 @dataclass
@@ -43,7 +38,7 @@ class CardFacts:
         recipe: settings of the run; nested mappings are printed with dotted names.
         training: what the run took (steps, seconds, device, ...), as measured.
         plots: (file, what it shows) of pictures that stand in the folder.
-        languages: ISO 639 codes of the texts trained on.
+        languages: ISO 639 codes of the texts trained on, where they are known.
         example_labels, example_template: for the snippets and the Hub's widget.
         example_picture: file in the folder that they are shown on; without one, a red circle is drawn.
         repo_id: where the model will be found; by default the snippets name the folder.
@@ -56,7 +51,7 @@ class CardFacts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     plots: Sequence[tuple[str, str]] = ()
-    languages: Sequence[str] = ("en",)
+    languages: Sequence[str] = ()
     example_labels: Sequence[str] = Example.labels
     example_template: str = Example.template
     example_picture: str | None = None
@@ -131,30 +126,6 @@ def adapt_card(folder: str | Path, repo_id: str) -> Path:
     return _write(path, text)
 
 
-def add_results(text: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """A card's text with further measured results, in its front matter and under its heading "Results".
-
-    Raises:
-        ValueError: for an unknown protocol, and for a result that the card has already.
-    """
-    card = check_model_card(text)
-    before, added = card.data.eval_results or [], eval_results(results)
-    known = {(one.unique_identifier, one.metric_type) for one in before}
-    if again := {one.dataset_name for one in added if (one.unique_identifier, one.metric_type) in known}:
-        raise ValueError(f"the card has results of {', '.join(again)}: give the evaluation a title of its own.")
-    card.data.eval_results = [*before, *added]
-    card.data.model_name = card.data.model_name or "model"
-    text, tables = str(card), result_tables(results)
-    if NOT_EVALUATED in text:
-        text = text.replace(NOT_EVALUATED, f"{tables}\n\n{MEASURED}")
-    elif MEASURED in text:
-        text = text.replace(MEASURED, f"{tables}\n\n{MEASURED}")
-    else:
-        text = f"{text.rstrip()}\n\n## Results\n\n{tables}\n"
-    check_model_card(text)
-    return text
-
-
 def check_model_card(text: str) -> ModelCard:
     """The card of `text`, if its front matter is one that the Hub takes; checked without the network.
 
@@ -192,7 +163,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     licence, _ = card_licence(facts.training_data)
     named = [slug(str(item["licence"])) for item in facts.training_data if item.get("licence")]
     return ModelCardData(
-        language=list(facts.languages),
+        language=list(facts.languages) or None,
         license=licence,
         license_name="-and-".join(dict.fromkeys(named)) if licence == "other" else None,
         library_name=LIBRARY,
@@ -220,9 +191,11 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
         "evaluation_data": _data_table(facts.evaluation_data) if facts.evaluation_data else "",
         "licence": card_licence(facts.training_data)[1],
         "training": _settings_table(facts.training),
-        "recipe": _settings_table(facts.recipe) or "The recipe was not recorded.",
+        "recipe": _settings_table(facts.recipe),
+        "is_trained_here": bool(facts.recipe or facts.training),
         "made_with": f"hf_clip {made['hf_clip']}" + (f", revision {made['revision']}" if "revision" in made else ""),
         "languages": escape(", ".join(facts.languages)),
+        "has_sigmoid": config.logit_bias_init_value is not None,
         "max_tokens": config.text_config.max_position_embeddings,
         "image_size": config.vision_config.image_size,
     }

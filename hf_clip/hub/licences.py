@@ -29,7 +29,9 @@ def card_licence(training_data: Iterable[Mapping[str, Any]]) -> tuple[str | None
     given = [item.get("licence") for item in training_data]
     names = sorted({str(licence) for licence in given if licence})
     listed = ", ".join(names)
-    if not given or not all(given):
+    if not given:
+        return None, "Nor is its licence known, so none is declared for the model."
+    if not all(given):
         return None, "The licence of some of the data is not known, so none is declared for the model."
     known = [name.lower() for name in names if name.lower() in LICENCES]
     if len(known) < len(names):

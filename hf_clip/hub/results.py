@@ -1,6 +1,7 @@
 """Measured results of every protocol, as the Hub's model-index and as tables."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ from .markdown import escape, one_line, slug, table
 Result = Mapping[str, Any]
 # Metric on the Hub, its name, value, and the counts it rests on.
 Number = tuple[str, str, float | None, dict[str, int]]
+
+NOT_EVALUATED = "This model was not evaluated when this card was written."
+MEASURED = """\
+Each number was measured on this model by the code that wrote it down. R@k is the share of queries whose true answer is
+among the first k of the candidates; a tie counts against the model. A number means little without the number of
+candidates, which stands beside it."""
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 RETRIEVAL_METRICS = {
@@ -45,8 +52,8 @@ def require_known(results: Sequence[Result]) -> None:
     for result in results:
         if result["protocol"] not in PROTOCOLS:
             raise ValueError(f"protocol {result['protocol']!r} is not known: use one of {', '.join(PROTOCOLS)}.")
-    titles = [(result["protocol"], slug(result["title"])) for result in results]
-    # The Hub merges results whose task and data set agree; the title's slug keeps them apart.
+    titles = [(result["protocol"], one_line(result["title"])) for result in results]
+    # The Hub merges results whose task and data set agree; the title, as its configuration, keeps them apart.
     if len(set(titles)) < len(titles):
         raise ValueError(
             f"two results bear one title among {[result['title'] for result in results]}: give each evaluation of a "
@@ -66,7 +73,7 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
                 task_type=task,
                 dataset_type=result.get("dataset") or slug(title),
                 dataset_name=title,
-                dataset_config=slug(title),
+                dataset_config=title,
                 metric_type=metric,
                 metric_name=name,
                 metric_value=round(float(value), 4),
@@ -78,6 +85,16 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
     return found
 
 
+def metric_kinds(result: Result) -> set[str]:
+    """`metric_kind` of every metric that the result's protocol has for its data set, measured or not."""
+    return {metric_kind(metric) for metric, *_ in PROTOCOLS[result["protocol"]][1](result)}
+
+
+def metric_kind(metric: str) -> str:
+    """A metric without its numbers: accuracy_4_shot is of one kind with accuracy_16_shot."""
+    return re.sub(r"\d+", "N", metric)
+
+
 def result_tables(results: Sequence[Result]) -> str:
     """A table a protocol, and what was left out; empty without results."""
     tables = []
@@ -85,16 +102,18 @@ def result_tables(results: Sequence[Result]) -> str:
         found = [row for result in results if result["protocol"] == protocol for row in rows(result)]
         if found:
             tables.append(table(header, found))
-    left_out = [
-        f"- {escape(result['title'])}: left out {escape(_counts(result['skipped']))}."
-        for result in results
-        if result.get("skipped")
-    ]
-    return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
+    incomplete = [left_out(result) for result in results if result.get("skipped")]
+    return "\n\n".join([*tables, *(["\n".join(incomplete)] if incomplete else [])])
 
 
-def _counts(skipped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(skipped.items()))
+def left_out(result: Result) -> str:
+    """A line that counts the pictures which a result is without."""
+    counts = (f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(result["skipped"].items()))
+    return f"{start_of_left_out(result)} {escape(', '.join(counts))}."
+
+
+def start_of_left_out(result: Result) -> str:
+    return f"- {escape(result['title'])}, {result['protocol']}: left out"
 
 
 def _shown(value, pattern: str = "{:.3f}") -> str:
@@ -157,6 +176,8 @@ def _probe_rows(result: Result) -> Iterable[tuple]:
 
 def _few_shot_numbers(result: Result) -> Iterable[Number]:
     counts = {key: result[key] for key in ("pictures", "classes", "seeds")}
+    by_name = {key: result[key] for key in ("pictures", "classes")}
+    yield "accuracy_0_shot", "top-1 accuracy, zero-shot", result.get("zero_shot_top_1"), by_name
     for row in result["shots"]:
         metric, name = f"accuracy_{row['shots']}_shot", f"top-1 accuracy, {row['shots']} pictures a class"
         yield metric, name, row["mean"], counts
@@ -164,6 +185,9 @@ def _few_shot_numbers(result: Result) -> Iterable[Number]:
 
 
 def _few_shot_rows(result: Result) -> Iterable[tuple]:
+    if is_measured(result.get("zero_shot_top_1")):
+        shown = _shown(result["zero_shot_top_1"])
+        yield result["title"], "0 (zero-shot)", shown, "-", "-", result["pictures"], result["classes"]
     for row in result["shots"]:
         scores = (_shown(row["mean"]), _shown(row.get("standard_deviation")))
         yield result["title"], row["shots"], *scores, result["seeds"], result["pictures"], result["classes"]
