@@ -269,6 +269,23 @@ def _groups(ids_N: torch.Tensor | None, vectors_ND: torch.Tensor) -> tuple[torch
     return numbers_N.to(vectors_ND), count_G[numbers_N].to(vectors_ND)
 
 
+def _positives_lead(image_BD, text_ND, scale, group_N, count_N, own: slice) -> torch.Tensor:
+    """By how much the mean score of positives exceeds that of all pairs, over the global batch.
+
+    No scores are needed for it: a mean of scores is the score of a mean. Value and gradients follow the losses'
+    convention over ranks.
+    """
+    group_N = group_N.long()
+    group_sum_ND = torch.zeros_like(text_ND).index_add(0, group_N, text_ND)
+    positive_BD = group_sum_ND[group_N[own]] / count_N[own, None]
+    lead = scale * (image_BD * (positive_BD - text_ND.mean(dim=0))).sum() / len(image_BD)
+    if len(text_ND) == len(image_BD):
+        return lead
+    mean = lead.detach() / dist.get_world_size()
+    dist.all_reduce(mean)
+    return lead + (mean - lead.detach())
+
+
 def _scalar(name: str, number: torch.Tensor, vectors_BD: torch.Tensor) -> torch.Tensor:
     if number.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(number.shape)}: one number is needed, of shape () or (1,).")
@@ -282,6 +299,7 @@ def contrastive_loss(
     text_BD: torch.Tensor,
     logit_scale: torch.Tensor,
     ids_B: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Symmetric InfoNCE over the global batch (Radford et al. 2021, section 2.3 and figure 3), in tiles.
 
@@ -295,6 +313,8 @@ def contrastive_loss(
         ids_B: integers, (B,). Pairs with equal ids show the same thing: each is a positive of the other, not a
             negative, and a row's target is spread evenly over its positives (Khosla et al. 2020, "outside the
             logarithm"). None: each pair is its own only positive.
+        label_smoothing: in [0, 1), the share of each row's target that is spread over the whole batch (Szegedy et
+            al. 2016, section 7), as in `torch.nn.functional.cross_entropy`.
 
     Returns:
         A scalar, equal on all ranks: the loss of the global batch. Its gradients are those of this rank's share;
@@ -306,7 +326,10 @@ def contrastive_loss(
     """
     image_BD, text_ND, ids_N, own = _global_batch(image_BD, text_BD, ids_B)
     scale = _scalar("logit_scale", logit_scale, image_BD)
-    return _Softmax.apply(image_BD, text_ND, scale, *_groups(ids_N, text_ND), own)
+    batch = (image_BD, text_ND, scale, *_groups(ids_N, text_ND), own)
+    loss = _Softmax.apply(*batch)
+    # A target's share moves from the positives to all: so does that share of the scores that the loss subtracts.
+    return loss + label_smoothing * _positives_lead(*batch) if label_smoothing else loss
 
 
 @torch.compiler.disable

@@ -63,3 +63,10 @@ def gradients(updater: Updater) -> dict[str, torch.Tensor]:
 
 def weights(updater: Updater) -> dict[str, torch.Tensor]:
     return {name: each.detach().clone() for name, each in updater.model.named_parameters()}
+
+
+def assert_close(ours: dict, theirs: dict, tolerance: float = 1e-10) -> None:
+    assert ours.keys() == theirs.keys()
+    largest = max(each.abs().max() for each in theirs.values())
+    for name, expected in theirs.items():
+        assert (ours[name] - expected).abs().max() < tolerance * max(expected.abs().max(), 1e-3 * largest), name

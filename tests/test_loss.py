@@ -1,6 +1,7 @@
 """The contrastive losses against their papers' formulas, written out, on one rank and on several."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_without_ids_it_is_the_papers_and_transformers_loss():
     loss = contrastive_loss(image, text, SCALE)
     torch.testing.assert_close(loss, cross_entropy(image, text, SCALE), **EXACT)
     torch.testing.assert_close(loss, image_text_contrastive_loss(SCALE * text @ image.T), **EXACT)
+
+
+@with_and_without_ids
+def test_label_smoothing_equals_cross_entropy_with_spread_targets(ids):
+    """On vectors that are no unit vectors, too: nothing in it asks for them."""
+    image, text = pairs()
+    same = torch.eye(PAIRS, dtype=torch.float64) if not ids else (IDS[:, None] == IDS[None]).double()
+    target = same / same.sum(1, keepdim=True)
+
+    def written_out(image, text, scale):
+        logits = scale * image @ text.T
+        one, other = (F.cross_entropy(rows, target, label_smoothing=0.2) for rows in (logits, logits.T))
+        return (one + other) / 2
+
+    ours = loss_and_gradients(partial(contrastive_loss, label_smoothing=0.2), 2 * image, text, SCALE, ids=ids)
+    torch.testing.assert_close(ours, loss_and_gradients(written_out, 2 * image, text, SCALE), **EXACT)
 
 
 def test_a_batch_of_many_tiles_equals_plain_cross_entropy():
@@ -286,9 +303,10 @@ def share(rows: torch.Tensor) -> torch.Tensor:
 def cases(dtype: torch.dtype) -> list[tuple]:
     """(loss, vectors, its numbers, ids) of each loss, with and without ids: 24 pairs, for 1, 2 or 4 ranks."""
     vectors = pairs(count=24, dtype=dtype)
+    smoothed = (partial(contrastive_loss, label_smoothing=0.1), SCALE)
     return [
         (loss, vectors, [number.to(dtype) for number in numbers], ids)
-        for loss, *numbers in LOSSES.values()
+        for loss, *numbers in [*LOSSES.values(), smoothed]
         for ids in ((), (IDS.repeat(3),))
     ]
 

@@ -432,6 +432,16 @@ BAD_FILES = [
     ("x.csv", "image,caption\n0.png,a,b\n", "line 2 has 3 fields, the header has 2"),
     ("x.csv", 'image,caption\n0.png,"a\n', "cannot be read to its end"),
     ("x.csv", b"image,caption\n0.png,caf\xe9\n", "not UTF-8 (byte 0xe9"),
+    (
+        "x.csv",
+        "image,caption\n0.png,a\n".encode("utf-16"),
+        "is UTF-16, not UTF-8. Convert it, such as with iconv -f ut",
+    ),
+    ("x.csv", "image,caption\n0.png,a\n".encode("utf-16-le"), "iconv -f utf-16le -t utf-8"),
+    ("x.tsv", "image\tcaption\n0.png\ta\n".encode("utf-16-be"), "iconv -f utf-16be -t utf-8"),
+    ("x.csv", "image,caption\n0.png,a\n".encode("utf-32"), "iconv -f utf-32 -t utf-8"),
+    ("x.json", '[{"image": "0.png", "caption": "a"}]'.encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+    ("x.csv", 'image,caption\n0.png,"' + "a\n" * (2**23 + 1), "field limit (16777216)). Close the double quote"),
     ("x.csv", "image,caption\n", "has no rows"),
     ("x.csv", "", "has no rows"),
     ("x.csv", "image,image\n0.png,a\n", "twice: image, image"),
@@ -456,6 +466,17 @@ def test_bad_files(tmp_path, name, content, message):
     pictures(tmp_path, 1)
     text = error_of(write(tmp_path / name, content))
     assert message in text and name in text
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_long_captions_are_read_whole(tmp_path, suffix):
+    pictures(tmp_path, 2)
+    captions = ["word " * 100_000, "short"]
+    rows = [{"image": f"{index}.png", "caption": caption} for index, caption in enumerate(captions)]
+    lines = [f"{row['image']},{row['caption']}" for row in rows] if suffix == "csv" else map(json.dumps, rows)
+    head = ["image,caption"] if suffix == "csv" else []
+    file = write(tmp_path / f"x.{suffix}", "\n".join([*head, *lines]))
+    assert [each.captions for each in samples(file)] == [[caption.strip()] for caption in captions]
 
 
 def test_a_file_that_ends_too_early_is_named(tmp_path):

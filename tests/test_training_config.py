@@ -149,6 +149,7 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("model.image_mean=[0.5, .nan, 0.5]", "model.image_mean=nan is no finite number"),
         ("model.config.logit_scale_init_value=.nan", "model.config.logit_scale_init_value=nan is no finite number"),
         ("optimizer.warmup_steps=6", "optimizer.warmup_steps=6 leaves nothing of steps=6"),
+        ("label_smoothing=1", "label_smoothing=1.0 must be 0 or more, and below 1"),
         ("augmentation.flip=1.5", "augmentation.flip=1.5 must lie in 0 to 1"),
         ("augmentation.rotation=-3", "augmentation.rotation=-3.0 must be 0 or more"),
         ("augmentation.hue=.nan", "augmentation.hue=nan must be 0 or more"),

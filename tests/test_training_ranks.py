@@ -31,7 +31,7 @@ def file(tmp_path):
     return write_recipe(tmp_path / "recipe.yaml", content)
 
 
-LOSSES = {"softmax": {}, "sigmoid": {"model.config.logit_bias_init_value": -2.0}}
+LOSSES = {"softmax": {"label_smoothing": 0.1}, "sigmoid": {"model.config.logit_bias_init_value": -2.0}}
 MICRO_BATCHES = (None, 4)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 
@@ -115,12 +115,15 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
 
-def launch(arguments: list, place: Path) -> subprocess.CompletedProcess:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def launch(arguments: list, place: Path) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command = [*launcher, "--master-port", str(port), *map(str, arguments)]
+    command = [*launcher, "--master-port", str(free_port()), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=240)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .config import AugmentationConfig
 
-DRAWS_PER_PICTURE = 26
+DRAWS_PER_PICTURE = 27
 
 # Luminance and two colour differences (NTSC's YIQ): hue is an angle in the plane of the differences, saturation a
 # length in it.
@@ -122,11 +122,12 @@ def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationC
     if not config.crop:
         grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
         return F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # Half sides and centre of the rectangle, in coordinates of [-1, 1]; its longer side is brought to the full size.
+    # Half sides and centre of the part, and half sides of what it is stretched to, in coordinates of [-1, 1].
     is_cut_B = may_crop_B & (draws[:, 21] < config.crop)
-    half_B2 = torch.where(is_cut_B[:, None], 0.45 + 0.5 * draws[:, 22:24], torch.inf)
+    half_B2 = torch.where(is_cut_B[:, None], 0.6 + 0.35 * draws[:, 22:24], torch.inf)
     centre_B2 = torch.where(is_cut_B[:, None], signed[:, 24:26] * (1 - half_B2) / 2, 0.0)
-    affine = affine * torch.where(is_cut_B, half_B2.amax(dim=1), 1.0)[:, None, None]
+    stretched_B2 = torch.stack([torch.ones_like(angle), 0.55 + 0.3 * draws[:, 26]], dim=1)
+    affine = affine * torch.where(is_cut_B[:, None], half_B2 / stretched_B2, 1.0)[:, :, None]
     affine[:, :, 2] += centre_B2
     grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
     is_inside = ((grid - centre_B2[:, None, None]).abs() <= half_B2[:, None, None]).all(dim=-1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .parallel import sharded_like, whole
+from .shards import sharded_like, whole
 
 
 class WeightAverage:

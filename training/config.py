@@ -211,10 +211,10 @@ class AugmentationConfig:
     `rotation` is in degrees; `shift` and `cutout_size` are fractions of the side; `scale`, `aspect`, `brightness`,
     `channels` and `saturation` are the largest change of a factor's logarithm; `hue` is a fraction of the colour
     wheel; `flip`, `gray`, `crop` and `cutout` are probabilities. A picture is not flipped where a caption holds one of
-    `no_flip_words`, which a mirror would make false. One that holds one of `crop_words` is, with probability `crop`,
-    cut to a rectangle within the picture: for flags, say, which are the same in any outline. `mixup` is the parameter
-    of the Beta distribution from which the shares of two pictures in one are drawn (Zhang et al. 2018), two by two
-    within a batch.
+    `no_flip_words`, which a mirror would make false. Of one that holds one of `crop_words` a part is, with probability
+    `crop`, cut out and stretched to a lying rectangle: for flags, which are the same in any outline. `mixup` is the
+    parameter of the Beta distribution from which the shares of two pictures in one are drawn (Zhang et al. 2018), two
+    by two within a batch.
     """
 
     rotation: float = 0.0
@@ -439,10 +439,11 @@ class TrainConfig:
     `micro_batch_size` bounds the pairs whose activations a process holds at once; the loss is still the whole batch's
     (see `hf_clip.training.step`). Null holds its whole share. `mixed_precision` is "no", "bf16", "fp16" (on a GPU), or
     "auto": bf16 where the device is fast at it. `gradient_checkpointing` trades a third more time for activations of
-    one layer at a time; `torch_compile` compiles the towers. A step whose loss or gradient is not finite changes no
-    weight; after `max_bad_steps` of them in a row the run stops. `ema_decay` keeps an exponential moving average of
-    the weights, which is what is then judged and saved as the model. `log_every` and `eval_every` count steps. Names
-    of evaluations become file names.
+    one layer at a time; `torch_compile` compiles the towers. `label_smoothing` is the share of a softmax's targets
+    that is spread over the whole batch. A step whose loss or gradient is not finite changes no weight; after
+    `max_bad_steps` of them in a row the run stops. `ema_decay` keeps an exponential moving average of the weights,
+    which is what is then judged and saved as the model. `log_every` and `eval_every` count steps. Names of
+    evaluations become file names.
     """
 
     model: ModelConfig
@@ -454,6 +455,7 @@ class TrainConfig:
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
     torch_compile: bool = False
+    label_smoothing: float = 0.0
     max_bad_steps: int = 10
     ema_decay: float | None = None
     log_every: int = 10
@@ -476,6 +478,9 @@ class TrainConfig:
         _require(
             self.micro_batch_size is None or self.micro_batch_size > 0,
             f"micro_batch_size={self.micro_batch_size} must be 1 or more, or null for the whole share of a process.",
+        )
+        _require(
+            0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} must be 0 or more, and below 1."
         )
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1,

@@ -30,11 +30,11 @@ from .parallel import (
     note_on_batch_statistics,
     optimizer_state,
     prepare,
-    whole,
     whole_model,
 )
 from .push import CheckpointPusher
 from .report import Report
+from .shards import whole
 from .signals import StopRequest
 from .step import Outcome, Updater
 from .stream import Batch, PairStream, Position, open_training_source

@@ -3,6 +3,8 @@
 Shape suffixes: B pairs of this rank, T tokens, D dimensions of the shared space.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -19,10 +21,11 @@ class ContrastiveObjective(nn.Module):
     are encoded once for both contrasts.
     """
 
-    def __init__(self, model: HFCLIPModel, keyword_weight: float):
+    def __init__(self, model: HFCLIPModel, keyword_weight: float, label_smoothing: float = 0.0):
         super().__init__()
         self.model = model
         self.keyword_weight = keyword_weight
+        self.label_smoothing = label_smoothing
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -76,8 +79,9 @@ class ContrastiveObjective(nn.Module):
             own = self.loss(vectors_BD, factors, concept_ids)
             others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
             return (1 - mixed_share) * own + mixed_share * others
-        measure = contrastive_loss if len(factors) == 1 else sigmoid_loss
-        losses = [measure(image_BD, text_BD, *factors, concept_ids) for text_BD in texts_BD]
+        softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)
+        measure = softmax if len(factors) == 1 else sigmoid_loss
+        losses = [measure(image_BD, text_BD, *factors, ids_B=concept_ids) for text_BD in texts_BD]
         if len(losses) == 1:
             return losses[0]
         return (losses[0] + self.keyword_weight * losses[1]) / (1 + self.keyword_weight)

@@ -8,6 +8,7 @@ from torch import nn
 from hf_clip.modeling_hf_clip import HFCLIPModel
 
 from .config import OptimizerConfig
+from .shards import sharded_like, whole
 from .towers import learning_rate_factors
 
 # Quintic Newton-Schulz steps (Jordan et al. 2024) whose slope at 0 is as steep as it can be made: they bring singular
@@ -22,7 +23,8 @@ class Muon(torch.optim.AdamW):
     Muon replaces the momentum of a matrix by the nearest matrix whose singular values are all 1, so that an update
     moves every direction that the layer can tell apart equally far, and not just the few that dominate gradients. A
     convolution's kernel is taken as a matrix of its output channels by all else. Its weight decay is decoupled, as
-    AdamW's is.
+    AdamW's is. A matrix that is sharded (FSDP2) is put together for its update, one at a time, on every process:
+    steps are collective then.
     """
 
     @torch.no_grad()
@@ -52,7 +54,9 @@ class Muon(torch.optim.AdamW):
         # Nesterov's: the gradient counts once more.
         direction = weight.grad.lerp(momentum, group["momentum"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(orthogonalized(direction), alpha=-group["lr"])
+        # A shard's rows are not orthogonal to those of the others by themselves.
+        update = sharded_like(weight, orthogonalized(whole(direction)))
+        weight.add_(update, alpha=-group["lr"])
 
 
 def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:

@@ -1,26 +1,28 @@
 """One run on several processes: what is possible, how a model is made ready, and how it is put together again."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, is_deepspeed_available
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hf_clip.modeling_hf_clip import HFCLIPModel
 
 from .config import RecipeError, TrainConfig
-from .device import arrange_for_speed, choose_precision, fastest_device
+from .device import arrange_for_speed, choose_precision, fastest_device, keep_freed_memory
 from .objective import ContrastiveObjective
 from .optimizer import make_optimizer
-from .towers import has_batch_statistics, lock
+from .shards import is_sharded, whole
+from .towers import has_batch_statistics, lock, recompute_activations
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -30,22 +32,80 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         RecipeError: the recipe wants what this device or this way of launching cannot do.
     """
     device = fastest_device()
-    if config.mixed_precision == "fp16" and device.type != "cuda":
-        raise RecipeError(f"mixed_precision=fp16 needs a CUDA GPU, and the device is {device.type}: use bf16 or no.")
-    if _is_set("ACCELERATE_USE_DEEPSPEED") and config.micro_batch_size is not None:
-        raise RecipeError(
-            f"micro_batch_size={config.micro_batch_size} does not go with DeepSpeed, which cannot run the two passes "
-            "of cached gradients: leave micro_batch_size out, or launch with DDP or FSDP2."
-        )
-    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise RecipeError("Accelerate is set to FSDP's first version: set fsdp_version: 2 in its config.")
-    return Accelerator(
+    _require_possible(config, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    accelerator = Accelerator(
         mixed_precision=choose_precision(config.mixed_precision, device),
         # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
         cpu=device.type == "cpu",
         # Position ids never change, and of batch norms' statistics the first process's are kept.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    for asked_for, is_done in (("FSDP", accelerator.is_fsdp2), ("DEEPSPEED", _runs_deepspeed(accelerator))):
+        if _is_set(f"ACCELERATE_USE_{asked_for}") and not is_done:
+            raise RecipeError(
+                f"Accelerate's config asks for {asked_for}, for which it needs several processes and a GPU for each "
+                f"({accelerator.num_processes} on {device.type} here): launch with torchrun, which copies the weights "
+                "(DDP)."
+            )
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = _sharded_precision(accelerator.mixed_precision)
+    if _runs_deepspeed(accelerator):
+        _tell_deepspeed(accelerator, config)
+    return accelerator
+
+
+def _require_possible(config: TrainConfig, device: torch.device) -> None:
+    if config.mixed_precision == "fp16" and device.type != "cuda":
+        raise RecipeError(f"mixed_precision=fp16 needs a CUDA GPU, and the device is {device.type}: use bf16 or no.")
+    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RecipeError("Accelerate is set to FSDP's first version: set fsdp_version: 2 in its config.")
+    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return
+    if config.micro_batch_size is not None:
+        raise RecipeError(
+            f"micro_batch_size={config.micro_batch_size} does not go with DeepSpeed, which cannot run the two passes "
+            "of cached gradients: leave micro_batch_size out, or launch with DDP or FSDP2."
+        )
+    if config.optimizer.algorithm != "adamw":
+        raise RecipeError(
+            f"optimizer.algorithm={config.optimizer.algorithm} does not go with DeepSpeed, which hands optimizers no "
+            "matrices: use adamw, or launch with DDP or FSDP2."
+        )
+    if not is_deepspeed_available():
+        raise RecipeError("Accelerate's config asks for DeepSpeed, which is not installed: pip install deepspeed.")
+
+
+def _sharded_precision(precision: str) -> MixedPrecisionPolicy:
+    """Layers in half precision, sums of their gradients over micro-batches and processes in float32.
+
+    Accelerate's own policy adds up in half precision too.
+    """
+    if precision == "no":
+        return MixedPrecisionPolicy()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+
+
+def _runs_deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def _tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
+    """DeepSpeed clips gradients itself, and has no data loader here that would tell it the size of a batch.
+
+    Raises RecipeError for its ZeRO stages, which leave each process a part of the optimizer's state: a checkpoint
+    holds the whole.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage > 0:
+        raise RecipeError(
+            f"DeepSpeed's zero_stage={plugin.zero_stage} leaves parts of the optimizer's state on each process, from "
+            "which no checkpoint here can be put together: set zero_stage: 0 in Accelerate's config, or use FSDP2."
+        )
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
+    plugin.deepspeed_config["gradient_clipping"] = config.optimizer.max_gradient_norm
 
 
 def _is_set(name: str) -> bool:
@@ -57,21 +117,30 @@ def prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model's objective and its optimizer, ready for steps on the accelerator's device and processes.
 
-    Raises RecipeError for a tower with fewer parts than `unlocked_groups`, and for odd batches that are to be mixed.
+    Raises RecipeError for a tower with fewer parts than `unlocked_groups`, for odd batches that are to be mixed, and
+    for a sigmoid's labels that are to be smoothed.
     """
+    if config.label_smoothing and model.logit_bias is not None:
+        raise RecipeError(
+            f"label_smoothing={config.label_smoothing} is for the softmax's targets, and this model has the sigmoid "
+            "loss: set label_smoothing=0."
+        )
     _require_neighbours(config, accelerator.num_processes)
     arrange_for_speed(model, accelerator.device)
     lock(model, config.optimizer)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     if config.torch_compile:
         for tower in (model.vision_model, model.text_model):
             # In place: the names of the weights stay.
             tower.compile()
     if accelerator.is_fsdp2:
         make_shardable(model)
-    objective = ContrastiveObjective(model, config.data.keyword_weight)
-    return accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+    objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing)
+    with warnings.catch_warnings():
+        # torch renames what Accelerate has one name for (`broadcast_buffers`).
+        warnings.simplefilter("ignore", FutureWarning)
+        return accelerator.prepare(objective, make_optimizer(model, config.optimizer))
 
 
 def _require_neighbours(config: TrainConfig, num_processes: int) -> None:
@@ -100,24 +169,12 @@ def note_on_batch_statistics(model: HFCLIPModel, config: TrainConfig, num_proces
 
 
 def make_shardable(model: HFCLIPModel) -> None:
-    """Gives the scale an axis: FSDP refuses parameters that have none. `whole_model` takes it away again."""
+    """Gives the scale an axis, and kernels their plain layout: FSDP refuses parameters without either.
+
+    `whole_model` takes the axis away again.
+    """
+    model.to(memory_format=torch.contiguous_format)
     model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, put together from its shards. Collective for one that is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(reference: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, sharded as the reference is."""
-    if not isinstance(reference, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole_model(model: HFCLIPModel) -> HFCLIPModel:

@@ -27,7 +27,7 @@ from .device import choose_precision
 from .objective import ContrastiveObjective
 from .optimizer import hidden_matrices
 from .stream.order import choose_lanes
-from .towers import lock
+from .towers import lock, recompute_activations
 
 # Of a device's memory, for what is not counted: its driver, buffers of communication, gaps between tensors, and what
 # single operations take on the way.
@@ -45,7 +45,7 @@ precision. GB are 10^9 bytes.
 weights          4 P; FSDP2: 4 P / N
 weights at work  DDP in half precision: copies that autocast makes, counted; FSDP2: c (2 U + R), where U is the
                  largest layer that is put together (another one is fetched meanwhile) and R what is in none
-gradients        4 L; FSDP2: 4 L / N, and while micro-batches add up c L
+gradients        4 L; FSDP2: 4 L / N, and while micro-batches add up 4 L
 DDP's buckets    4 L on several processes
 optimizer        8 (L - M) + 4 M; FSDP2: / N
 moving average   4 L with ema_decay; FSDP2: / N
@@ -167,7 +167,7 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
         with warnings.catch_warnings():
             # Its name changes with transformers' next version.
             warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            recompute_activations(model, preserve_rng_state=False)
         pair = (_kept_bytes(objective, [], 4, precision)[0] - _kept_bytes(objective, [], 2, precision)[0]) // 2
     image_flops, text_flops, dimensions = _flops(model)
     return Footprint(
@@ -314,7 +314,7 @@ def plan(
     texts = 2 if config.data.keyword_weight else 1
     gradients = FLOAT * model.learned // parts
     if is_sharded and is_cached:
-        gradients += compute * model.learned
+        gradients += FLOAT * model.learned
     at_work = compute * (2 * model.unit_parameters + model.rest_parameters) if is_sharded else model.copy_bytes
     sides = _GPU_TILE if device == "cuda" else _CPU_TILE
     tile = FLOAT * min(share, sides[0]) * min(config.batch_size, sides[1])

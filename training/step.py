@@ -7,7 +7,7 @@ cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are 
 the global batch gives the gradient of each vector; then each micro-batch is embedded once more, and pulls its vectors'
 gradients back into the weights. That is exact, costs one more forward, and holds the activations of one micro-batch.
 Whatever draws at random draws the same both times: augmentation by the pairs' ids, dropout by a seed of each
-micro-batch. Pictures wait as bytes.
+micro-batch. Batch norms' running statistics move in one of the two. Pictures wait as bytes.
 """
 
 from contextlib import nullcontext
@@ -25,8 +25,9 @@ from .augmentation import DRAWS_PER_PICTURE, augment, mix_neighbours, mixed_shar
 from .averaging import WeightAverage
 from .config import TrainConfig
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
+from .shards import whole
 from .stream import Batch
-from .towers import locked_modules
+from .towers import BatchStatistics, locked_modules
 
 
 class Outcome(NamedTuple):
@@ -60,6 +61,7 @@ class Updater:
 
     def __post_init__(self):
         self._locked = locked_modules(self.model, self.config.optimizer)
+        self._statistics = BatchStatistics(self.model)
 
     @property
     def model(self) -> HFCLIPModel:
@@ -75,8 +77,11 @@ class Updater:
             module.training = False
         config = self.config.optimizer
         set_learning_rate(self.optimizer, learning_rate_fraction(step, self.config.steps, config))
+        statistics = self._statistics.take()
         loss = self.backward(batch, step)
-        gradient_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
+        # DeepSpeed gives a plain number.
+        gradient_norm = whole(torch.as_tensor(norm, device=loss.device))
         is_update = bool((loss + gradient_norm).isfinite())
         if is_update:
             self.optimizer.step()
@@ -85,9 +90,12 @@ class Updater:
                 clamp_logit_scale(self.model.logit_scale, config.max_logit_scale)
             if self.average is not None:
                 self.average.follow()
-        elif not self._shrinks_scale(loss):
-            self.bad_steps += 1
-            self.bad_batches.append((step, batch.sample_ids_B.tolist()))
+        else:
+            # The forward that gave no number has moved them already.
+            self._statistics.put_back(statistics)
+            if not self._shrinks_scale(loss):
+                self.bad_steps += 1
+                self.bad_batches.append((step, batch.sample_ids_B.tolist()))
         self.optimizer.zero_grad()
         return Outcome(loss, gradient_norm, is_update)
 
@@ -110,14 +118,14 @@ class Updater:
             self._seed(step, 0)
             pixel_values = self._pixel_values(batch, spans[0], share)
             loss = self.objective(pixel_values, **texts[0], concept_ids=concept_ids, mixed_share=share)
-            self.accelerator.backward(loss)
+            self._pull_back(loss)
             return loss.detach()
 
         def embed(index: int):
             self._seed(step, index)
             return self.objective(self._pixel_values(batch, spans[index], share), **texts[index])
 
-        with torch.no_grad():
+        with torch.no_grad(), self._statistics.kept():
             embedded = [embed(index) for index in range(len(spans))]
         cached_BD = [torch.cat(parts).requires_grad_() for parts in zip(*(part for part, _ in embedded), strict=True)]
         factors = [factor.requires_grad_() for factor in embedded[0][1]]
@@ -130,10 +138,14 @@ class Updater:
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
                 parts = [gradient[rows] for gradient in gradients[: len(vectors)]]
                 parts += [gradient / len(spans) for gradient in gradients[len(vectors) :]]
-                self.accelerator.backward(
-                    sum((value * part).sum() for value, part in zip(vectors + scalars, parts, strict=True))
-                )
+                pairs = zip(vectors + scalars, parts, strict=True)
+                self._pull_back(sum((value * part).sum() for value, part in pairs))
         return loss.detach()
+
+    def _pull_back(self, value: torch.Tensor) -> None:
+        # Gradient checkpointing makes layers again on the way, batch norms among them.
+        with self._statistics.kept():
+            self.accelerator.backward(value)
 
     def _micro_batches(self, size: int) -> list[slice]:
         micro = self.config.micro_batch_size or size

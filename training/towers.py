@@ -1,6 +1,12 @@
 """The towers in parts, from the embeddings up: which are locked, and how fast the others learn."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_clip.modeling_hf_clip import HFCLIPModel
 
@@ -84,6 +90,41 @@ def learning_rate_factors(model: HFCLIPModel, config: OptimizerConfig) -> dict[n
 def has_batch_statistics(model: HFCLIPModel, config: OptimizerConfig) -> bool:
     """Whether a batch norm that learns makes a picture's vector hang on the others in its (micro-)batch."""
     locked = set(locked_modules(model, config))
-    return any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in locked for module in model.modules()
-    )
+    return any(module not in locked for module in _batch_norms(model))
+
+
+def _batch_norms(model: HFCLIPModel) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+class BatchStatistics:
+    """The running statistics of a model's batch norms, which every forward in training mode moves."""
+
+    def __init__(self, model: HFCLIPModel):
+        self._buffers = [buffer for norm in _batch_norms(model) for buffer in norm.buffers(recurse=False)]
+
+    def take(self) -> list[torch.Tensor]:
+        return [buffer.clone() for buffer in self._buffers]
+
+    def put_back(self, taken: list[torch.Tensor]) -> None:
+        for buffer, value in zip(self._buffers, taken, strict=True):
+            buffer.copy_(value)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """They stand behind the block as they stood before it; what is normalised within it is not changed by that.
+
+        No graph that a backward pass will walk may be left behind the block: it would miss what it has seen.
+        """
+        taken = self.take()
+        yield
+        self.put_back(taken)
+
+
+def recompute_activations(model: HFCLIPModel, **options: bool) -> None:
+    """Has every layer forget its activations and make them again in the backward pass (gradient checkpointing).
+
+    `options` are those of `torch.utils.checkpoint.checkpoint`.
+    """
+    # The public methods that call this are renamed between the releases of transformers that the package takes.
+    model._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=False, **options))

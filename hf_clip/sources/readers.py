@@ -26,6 +26,18 @@ from .sample import ROW_KEY, as_text, clean_captions
 # Rows converted to Python at a time, and rows looked at to learn which columns a table without a schema has.
 PARQUET_BATCH_ROWS = 256
 
+# Captions may be articles. A quote that is never closed, though, must not read a whole large file into one field.
+LARGEST_FIELD = 2**24
+csv.field_size_limit(LARGEST_FIELD)
+
+# How a text file begins that is written in other units than bytes, by a mark or by the zeros of its first letter.
+_WIDE_BEGINNINGS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+
 
 class Mark(NamedTuple):
     """A row's place in its file: `offset` bytes (rows, for formats without lines), and the number in its key."""
@@ -68,16 +80,35 @@ def read_marked_rows(file: str, start: Mark | None = None) -> Iterator[tuple[Mar
     suffix = Path(file).suffix.lower()
     read = {".csv": _read_csv, ".tsv": _read_csv, ".tar": _read_tar, ".parquet": _read_parquet}.get(suffix, _read_json)
     try:
+        if read in (_read_csv, _read_json):
+            _require_bytes(file)
         yield from read(file, start)
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{file!r} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}). "
             "Convert it, such as with iconv -f latin1 -t utf-8."
         ) from error
-    except (csv.Error, tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
+    except csv.Error as error:
+        if "field limit" not in str(error):
+            mend = "Write or fetch it again."
+        else:
+            mend = "Close the double quote that was opened last, or shorten the field."
+        raise SourceError(f"{file!r} cannot be read to its end ({one_line(error)}). {mend}") from error
+    except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
         raise SourceError(
             f"{file!r} cannot be read to its end ({one_line(error)}). Write or fetch it again."
         ) from error
+
+
+def _require_bytes(file: str) -> None:
+    """Raises for UTF-16 and UTF-32, which spreadsheets write as "Unicode text"."""
+    with open(file, "rb") as stream:
+        beginning = stream.read(4)
+    wide = next((name for mark, name in _WIDE_BEGINNINGS.items() if beginning.startswith(mark)), None)
+    if wide is None and b"\0" in beginning[:2]:
+        wide = "utf-16be" if beginning[:1] == b"\0" else "utf-16le"
+    if wide is not None:
+        raise SourceError(f"{file!r} is {wide.upper()}, not UTF-8. Convert it, such as with iconv -f {wide} -t utf-8.")
 
 
 def csv_header(file: Path) -> list[str]:
