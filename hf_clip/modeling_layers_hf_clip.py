@@ -128,11 +128,21 @@ class HFCLIPAttention(nn.Module):
         return self.out_proj(output.reshape(tokens_BTW.shape)), weights
 
 
+class HFCLIPQuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), OpenAI's approximation of GELU (Hendrycks and Gimpel 2016).
+
+    Written with SiLU, which keeps one map for the backward pass, where the product of two keeps three.
+    """
+
+    def forward(self, map_BTW: torch.Tensor) -> torch.Tensor:
+        return F.silu(1.702 * map_BTW) * (1 / 1.702)
+
+
 class HFCLIPMLP(nn.Module):
     def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
         super().__init__()
         self.config = config
-        self.activation_fn = ACT2FN[config.hidden_act]
+        self.activation_fn = HFCLIPQuickGELU() if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
         width, depth = config.hidden_size, config.num_hidden_layers
         self.fc1 = starting_at((2 * width) ** -0.5, nn.Linear(width, config.intermediate_size))
         self.fc2 = starting_at((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
