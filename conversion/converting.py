@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, SiglipModel, SiglipProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -17,7 +19,7 @@ from hf_clip.processing_hf_clip import HFCLIPProcessor
 from hf_clip.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary, read_openai_merges
 
 from . import targets
-from .errors import ConversionError
+from .errors import ConversionError, naming
 from .loading import load
 from .open_clip import open_clip_rules
 from .openai import openai_rules
@@ -52,8 +54,8 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
 
     Raises:
         ValueError: for an unknown target, and for a folder that holds something.
-        ConversionError: if the source cannot be read; if the target cannot express the model, with every feature that
-            it lacks; if the vectors of the result differ from the source's.
+        ConversionError: if the source cannot be read, or nobody could run it; if the target cannot express the model,
+            with every feature that it lacks; if the vectors or logits of the result differ from the source's.
     """
     if to not in WRITERS:
         raise ValueError(f"to={to!r} is not a format to write: use one of {', '.join(WRITERS)}.")
@@ -66,11 +68,34 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
         result = Path(place) / output_dir.name
         result.mkdir()
         is_rounded = WRITERS[to](model, processor, result)
+        with naming(source):
+            _refuse_unusable(model, processor)
         verification = None
         if verify:
             verification = verify_conversion(source, (model, processor), result, to, options, is_rounded)
         result.replace(output_dir)
     return verification
+
+
+def _refuse_unusable(model: HFCLIPModel, processor: HFCLIPProcessor) -> None:
+    """Raises ValueError where nobody could run the model: no numbers, or parts that do not belong together."""
+    text, vision, pictures = model.config.text_config, model.config.vision_config, processor.image_processor
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"the weights hold NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}.")
+    if text.tower == "clip" and "eos" in text.pooling and not 0 <= text.eos_token_id < text.vocab_size:
+        raise ValueError(
+            f"eos_token_id={text.eos_token_id}, at which texts are pooled, is no token of {text.vocab_size}."
+        )
+    with np.errstate(all="ignore"):
+        pixels = pictures(Image.new("RGB", (6, 4), "white"), return_tensors="np")["pixel_values"][0]
+    if not np.isfinite(pixels).all():
+        raise ValueError(
+            f"image_mean={pictures.image_mean} and image_std={pictures.image_std} make no numbers of pixels."
+        )
+    side = vision.image_size
+    if vision.tower not in ("transformers", "timm") and pixels.shape[1:] != (side, side):
+        raise ValueError(f"the image processor gives {pixels.shape[1:]} pixels, the model takes {(side, side)}.")
 
 
 def _refuse(target: str, lacks: list[str]) -> None:
@@ -142,6 +167,8 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
         if tensor.is_floating_point():
             tensors[name] = tensor.to(torch.float16 if _HALF_IN_OPENAI.fullmatch(name) else torch.float32)
             is_rounded = is_rounded or not torch.equal(tensors[name].to(tensor.dtype), tensor)
+            if (tensors[name].isinf() & tensor.isfinite()).any():
+                _refuse("OpenAI's format", [f"numbers above {torch.finfo(torch.float16).max:g} ({name})"])
     text = model.config.text_config
     numbers = (model.config.vision_config.image_size, text.max_position_embeddings, text.vocab_size)
     # By these three `load` knows OpenAI's models, whose activation no shape tells. Their `build_model` drops them.

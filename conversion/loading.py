@@ -13,7 +13,7 @@ from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find
 from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 from hf_clip.processing_hf_clip import HFCLIPProcessor
 
-from .errors import ConversionError
+from .errors import ConversionError, naming
 from .locating import Located, locate
 from .open_clip import Layout, config_of_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
 from .preprocessing import (
@@ -110,17 +110,18 @@ def load(
     """
     hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     told = Told(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
-    located = locate(source, **hub)
-    if located.kind in ("hf_clip", "transformers"):
-        model, processor, description = _load_native(located, told, dtype)
-        model.source_format = located.kind
-    else:
-        weights = read_torch_file(located.weights)
-        _strip_module_prefix(weights.tensors)
-        found = _know(located, weights, told, hub)
-        processor = _make_processor(found, told, hub)
-        model, description = _build(weights, found, dtype), found.description
-        model.source_format = found.format
+    with naming(source):
+        located = locate(source, **hub)
+        if located.kind in ("hf_clip", "transformers"):
+            model, processor, description = _load_native(located, told, dtype)
+            model.source_format = located.kind
+        else:
+            weights = read_torch_file(located.weights)
+            _strip_module_prefix(weights.tensors)
+            found = _know(located, weights, told, hub)
+            processor = _make_processor(found, told, hub)
+            model, description = _build(weights, found, dtype), found.description
+            model.source_format = found.format
     logger.info("%s: %s; %s.", source, description, str(model.dtype).removeprefix("torch."))
     return model.to(device) if device is not None else model, processor
 
@@ -129,15 +130,25 @@ def _load_native(located: Located, told: Told, dtype) -> tuple[HFCLIPModel, HFCL
     """A folder whose names are this package's: transformers reads it, and nothing may be left over."""
     _refuse_told(located, told)
     config = HFCLIPConfig.from_pretrained(located.path)
+    # A file has no say in the kernels that run it: transformers would fetch those that it names.
+    config._attn_implementation = None
+    # Of the tensors nothing is kept: transformers reads them again.
+    dtypes = {name: tensor.dtype for name, tensor in read_torch_file(located.weights).tensors.items()}
     model, report = _class_of(config).from_pretrained(
-        located.path, config=config, dtype=dtype or "auto", output_loading_info=True
+        located.path,
+        config=config,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+        # They are told below, with what else does not fit.
+        ignore_mismatched_sizes=True,
     )
     dropped = {name for rule in _POSITION_IDS for name in rule.theirs}
     mismatched = [f"{name} {tuple(there)} instead of {tuple(here)}" for name, there, here in report["mismatched_keys"]]
     if problems := leftovers(sorted(report["unexpected_keys"] - dropped), sorted(report["missing_keys"]), mismatched):
         raise ConversionError(f"{located.path}: {problems}")
+    _refuse_other_numbers(located.weights, dtypes, model.state_dict())
     if located.kind == "hf_clip" and told.tokenizer is None and told.preprocessing is None:
-        processor = HFCLIPProcessor.from_pretrained(located.path)
+        processor = HFCLIPProcessor.from_pretrained(located.path, trust_remote_code=False)
     else:
         processor = _native_processor(located.path, config, told)
         model.config.text_config = config.text_config
@@ -161,8 +172,8 @@ def _refuse_told(located: Located, told: Told) -> None:
     given = [name for name in ("architecture", "hidden_act", "config", "source_format") if getattr(told, name)]
     if given:
         raise ValueError(
-            f"{', '.join(given)} given, and {located.path} says by itself what it is: leave {' and '.join(given)} "
-            "out, or pass a file of weights without a config."
+            f"{', '.join(given)} given, and the source says by itself what it is: leave {' and '.join(given)} out, or "
+            "pass a file of weights without a config."
         )
 
 
@@ -278,7 +289,7 @@ def _shapes(tensors: Mapping[str, torch.Tensor], rules: list[Rule]) -> dict[str,
 def _backbone_config(name: str, hub: Mapping[str, Any]):
     options = {key: value for key, value in hub.items() if key != "revision"}
     try:
-        return AutoConfig.from_pretrained(name, **options)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"OpenCLIP's text tower is transformers' {name!r}, whose config is needed and cannot be had: fetch it "
@@ -310,7 +321,8 @@ def _build(weights: WeightsFile, found: _Found, dtype: torch.dtype | str | None)
     tensors = weights.tensors
     model_class = _class_of(found.config)
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in model_class(found.config).state_dict().items()}
+        empty = model_class(found.config).state_dict()
+    expected = {name: tensor.shape for name, tensor in empty.items()}
     if found.format == "transformers":
         rules = [Rule(name, name) for name in expected] + _POSITION_IDS
     else:
@@ -321,7 +333,19 @@ def _build(weights: WeightsFile, found: _Found, dtype: torch.dtype | str | None)
         state = to_ours(tensors, rules, expected, dtype)
     except ConversionError as error:
         raise ConversionError(f"{weights.path}: {error}") from error
+    _refuse_other_numbers(weights.path, {name: tensor.dtype for name, tensor in state.items()}, empty)
     return model_class.from_pretrained(None, config=found.config, state_dict=state, dtype=dtype)
+
+
+def _refuse_other_numbers(path: Path, dtypes: Mapping[str, torch.dtype], model: Mapping[str, torch.Tensor]) -> None:
+    """Whole numbers are those of a quantised model, without what makes weights of them; complex ones have no place."""
+    floating = {name for name, tensor in model.items() if tensor.is_floating_point()}
+    other = [f"{name} ({dtype})" for name, dtype in dtypes.items() if name in floating and not dtype.is_floating_point]
+    if other:
+        raise ConversionError(
+            f"{path} has {len(other)} tensors of another type than floating point, which the model's are: "
+            f"{', '.join(other[:5])}. Save the model with weights of floating point, not quantised."
+        )
 
 
 def _resolve_dtype(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | str | None) -> torch.dtype:

@@ -138,7 +138,7 @@ def tokenizer_of_folder(folder: str | Path, length: int, **hub) -> PreTrainedTok
     try:
         if _is_clip_tokenizer(path):
             return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=length, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False, **hub)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0][:300]
         raise ConversionError(f"the tokenizer of {folder} cannot be made ({reason}).") from error

@@ -39,17 +39,24 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a model makes of the pictures and texts: unit vectors (B, D) and logits (pictures, texts), float32."""
+    """What a model makes of the pictures and texts: unit vectors (B, D) and logits (pictures, texts), float32.
+
+    `scale` is the factor from cosines to logits.
+    """
 
     code: str
     image_BD: torch.Tensor
     text_BD: torch.Tensor
     logits: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest differences between the elements of two models' unit vectors and of their logits."""
+    """The largest differences between the elements of two models' unit vectors and of their logits.
+
+    `limit` is that of vectors, `logits_limit` that of logits: as much, times the source's factor on cosines.
+    """
 
     source_code: str
     result_code: str
@@ -57,17 +64,18 @@ class Verification:
     texts: float
     logits: float
     limit: float
+    logits_limit: float
 
     @property
     def is_passed(self) -> bool:
         # Not `>`: what is not a number is a difference.
-        return self.images <= self.limit and self.texts <= self.limit
+        return self.images <= self.limit and self.texts <= self.limit and self.logits <= self.logits_limit
 
     def __str__(self) -> str:
         return (
             f"largest difference: {self.images:.1e} of image vectors, {self.texts:.1e} of text vectors (at most "
-            f"{self.limit:.0e}), {self.logits:.1e} of logits; source in {self.source_code}, result in "
-            f"{self.result_code}"
+            f"{self.limit:.0e}), {self.logits:.1e} of logits (at most {self.logits_limit:.0e}); source in "
+            f"{self.source_code}, result in {self.result_code}"
         )
 
 
@@ -93,13 +101,14 @@ def in_hf_clip(model, processor) -> Vectors:
     inputs = processor(images=sample_pictures(), text=TEXTS, return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model(**inputs)
-    return Vectors("hf_clip", output.image_embeds.cpu(), output.text_embeds.cpu(), output.logits_per_image.cpu())
+    vectors = output.image_embeds.cpu(), output.text_embeds.cpu()
+    return Vectors("hf_clip", *vectors, output.logits_per_image.cpu(), model.logit_scale.exp().item())
 
 
 def in_transformers(folder: Path) -> Vectors:
     """A folder of `CLIPModel` or `SiglipModel`."""
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     inputs = processor(
         images=sample_pictures(),
         text=TEXTS,
@@ -110,7 +119,8 @@ def in_transformers(folder: Path) -> Vectors:
     )
     with torch.no_grad():
         output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
-    return Vectors("transformers", output.image_embeds, output.text_embeds, output.logits_per_image)
+    vectors = output.image_embeds, output.text_embeds
+    return Vectors("transformers", *vectors, output.logits_per_image, model.logit_scale.exp().item())
 
 
 def in_open_clip(folder: Path) -> Vectors:
@@ -126,7 +136,7 @@ def in_open_clip(folder: Path) -> Vectors:
         logits = model.logit_scale.exp() * image_BD @ text_BD.T
         if model.logit_bias is not None:
             logits = logits + model.logit_bias
-    return Vectors("open_clip", image_BD, text_BD, logits)
+    return Vectors("open_clip", image_BD, text_BD, logits, model.logit_scale.exp().item())
 
 
 def in_openai(file: Path) -> Vectors:
@@ -138,7 +148,8 @@ def in_openai(file: Path) -> Vectors:
     with torch.no_grad():
         image_BD = F.normalize(model.encode_image(pixel_values), dim=-1)
         text_BD = F.normalize(model.encode_text(clip.tokenize(TEXTS, truncate=True)), dim=-1)
-    return Vectors("OpenAI's code", image_BD, text_BD, model.logit_scale.exp().detach() * image_BD @ text_BD.T)
+    scale = model.logit_scale.exp().item()
+    return Vectors("OpenAI's code", image_BD, text_BD, scale * image_BD @ text_BD.T, scale)
 
 
 def in_own_code(format_name: str, path: Path) -> Vectors | None:
@@ -158,7 +169,8 @@ def in_own_code(format_name: str, path: Path) -> Vectors | None:
 def compare(source: Vectors, result: Vectors, limit: float = MAX_DIFFERENCE) -> Verification:
     """The largest differences between elements."""
     pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_BD", "text_BD", "logits")]
-    return Verification(source.code, result.code, *((one - other).abs().max().item() for one, other in pairs), limit)
+    differences = [(one - other).abs().max().item() for one, other in pairs]
+    return Verification(source.code, result.code, *differences, limit, limit * source.scale)
 
 
 def verify_conversion(
@@ -171,7 +183,8 @@ def verify_conversion(
         is_rounded: whether float32 weights became float16.
 
     Raises:
-        ConversionError: if the vectors differ by more than `MAX_DIFFERENCE`, or `MAX_DIFFERENCE_ROUNDED`.
+        ConversionError: if the vectors differ by more than `MAX_DIFFERENCE`, or `MAX_DIFFERENCE_ROUNDED`; if the
+            logits do by more than that times their scale.
     """
     theirs = None
     # What was told to `load` its own code does not know.
@@ -185,5 +198,5 @@ def verify_conversion(
     other = other or in_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
     verification = compare(one, other, MAX_DIFFERENCE_ROUNDED if is_rounded else MAX_DIFFERENCE)
     if not verification.is_passed:
-        raise ConversionError(f"the result's vectors are not the source's: {verification}.")
+        raise ConversionError(f"the result's vectors or logits are not the source's: {verification}.")
     return verification

@@ -4,6 +4,7 @@ import csv
 import glob
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .images_hf_clip import ImageDecodeError, decode_image
 from .prompts import load_prompts
-from .usage import UsageError
+from .usage import UsageError, printable
 from .zero_shot_hf_clip import PICTURE_SUFFIXES, ZeroShotClassifier
 
 # Of a contact sheet, in pixels; more pictures would make one that few programs open.
@@ -72,9 +73,11 @@ def _read_labels(labels: str) -> list[str]:
 
 
 def find_pictures(given: Sequence[str]) -> list[str]:
-    """Files as they are; pictures of folders and globs in sorted order. Raises UsageError where there is none."""
+    """Files as they are; pictures of folders and globs in sorted order; each once. Raises UsageError without one."""
     found: list[str] = []
     for item in given:
+        if not item:
+            raise UsageError("'' names no picture: a folder is '.', and a variable of the shell may be empty.")
         path = Path(item)
         if path.is_dir():
             inside = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURE_SUFFIXES]
@@ -85,7 +88,13 @@ def find_pictures(given: Sequence[str]) -> list[str]:
         if not inside:
             raise UsageError(f"{item}: there is no such picture, and none in such a folder.")
         found += inside
-    return found
+    # By the shortest name: links among folders lead to a file by many.
+    names: dict[tuple[str, str], str] = {}
+    for name in sorted(found, key=len):
+        folder, base = os.path.split(name)
+        names.setdefault((os.path.realpath(folder), base), name)
+    kept = set(names.values())
+    return [name for name in dict.fromkeys(found) if name in kept]
 
 
 def make_classifier(
@@ -98,12 +107,14 @@ def make_classifier(
     multi_label: bool,
     temperature: float = 1.0,
 ) -> ZeroShotClassifier:
-    """The classifier; its warnings are lines on standard error, and an unfit template is wrong usage."""
+    """The classifier; its warnings are lines on standard error. Unfit templates and rejections are wrong usage."""
     for template in templates:
         if "{}" not in template:
             raise UsageError(f"--template {template!r} has no '{{}}': put '{{}}' where the label belongs.")
     if multi_label and rejection is None:
         rejection = "something else"
+    if any(rejection in ([names] if isinstance(names, str) else names) for names in classes):
+        raise UsageError(f"--reject {rejection!r} is one of the labels: name it otherwise.")
     with _warnings_as_lines():
         return ZeroShotClassifier(model, processor, classes, templates, rejection=rejection, temperature=temperature)
 
@@ -154,7 +165,7 @@ def classify_pictures(
     for picture, guess in zip(pictures, guesses, strict=True):
         if isinstance(guess, ImageDecodeError):
             unreadable += 1
-            print(f"hf-clip: {picture}: {guess}", file=sys.stderr)
+            print(f"hf-clip: {printable(f'{picture}: {guess}')}", file=sys.stderr)
             continue
         write(picture, guess)
         if sheet is not None and len(shown) < MAX_ON_SHEET:
@@ -168,14 +179,14 @@ def classify_pictures(
 
 
 def _write_table(classifier: ZeroShotClassifier, pictures: Sequence[str], top_k: int) -> Write:
-    width = min(max(len("picture"), *map(len, pictures)), 48)
-    label_width = max(2, min(max(map(len, classifier.labels)), 40))
+    width = min(max(len("picture"), *(len(printable(picture)) for picture in pictures)), 48)
+    label_width = max(2, min(max(len(printable(label)) for label in classifier.labels), 40))
     header = "  ".join(f"label {place:<{label_width}}" for place in range(1, top_k + 1))
     print(f"{'picture':{width}}  {header}".rstrip())
 
     def write(picture: str, guess: Guess) -> None:
-        cells = [f"{one['score']:.3f} {one['label'][:label_width]:{label_width}}" for one in guess]
-        print(f"{picture[-width:]:{width}}  {'  '.join(cells) or '-'}".rstrip())
+        cells = [f"{one['score']:.3f} {printable(one['label'])[:label_width]:{label_width}}" for one in guess]
+        print(f"{printable(picture)[-width:]:{width}}  {'  '.join(cells) or '-'}".rstrip())
 
     return write
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from . import __version__
-from .usage import UsageError
+from .usage import UsageError, check_file, printable
 
 DONE, FAILED = 0, 1
 
@@ -59,7 +59,7 @@ def _reader_has_left() -> bool:
 
 def _message(error: Exception) -> str:
     """One line for an error, with the mend of those that libraries raise without one."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = printable(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         message += ": pip install 'hf_clip[train]' installs what training and evaluation need."
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -288,7 +288,7 @@ def _add_training_data(parser: argparse.ArgumentParser) -> None:
 def _add_linear_probe(parser: argparse.ArgumentParser) -> None:
     _add_training_data(parser)
     _add_by(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the validation split (default 0)")
+    parser.add_argument("--seed", type=_natural, metavar="N", default=0, help="of the validation split (default 0)")
 
 
 def _add_few_shot(parser: argparse.ArgumentParser) -> None:
@@ -346,8 +346,8 @@ def classify(options: argparse.Namespace) -> int:
 
     classes, templates = choose_words(options.labels, options.prompts, options.template)
     pictures = find_pictures(options.pictures)
-    if options.sheet is not None and not options.sheet.absolute().parent.is_dir():
-        raise UsageError(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}.")
+    if options.sheet is not None:
+        check_file("--sheet", options.sheet, "sheet.png")
     model, processor = _load(options.model, options.device)
     classifier = make_classifier(
         model,
@@ -505,6 +505,12 @@ def _load(source: str, device: str | None):
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
 

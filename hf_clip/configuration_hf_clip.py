@@ -134,6 +134,8 @@ def _require_sizes(config: PreTrainedConfig) -> None:
     for field in _SIZES:
         if (value := getattr(config, field, 1)) < 1:
             raise ValueError(f"{field}={value} must be 1 or more.")
+    if not 0 <= (epsilon := getattr(config, "layer_norm_eps", 1e-5)) < 1:
+        raise ValueError(f"layer_norm_eps={epsilon} must be a small number, such as 1e-5.")
 
 
 def _require_whole_heads(config: PreTrainedConfig) -> None:

@@ -89,7 +89,7 @@ def _find(source: str) -> dict[str, Any] | PreTrainedConfig:
         except ValueError as error:
             not_known = error
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"{source!r} is no folder of a model, none that the Hub gives, and no architecture: {not_known}"
@@ -110,7 +110,7 @@ def _vision_part(source: str) -> _Part:
         image_processor = HFCLIPProcessor.from_pretrained(source).image_processor
         return _Part(found.vision_config.to_dict(), image_processor, _same_tower(kind, source))
     shape = getattr(found, "vision_config", found)
-    image_processor = AutoImageProcessor.from_pretrained(source)
+    image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     fields = _fields_of(shape) | {"pooling": "class", "image_size": _side(image_processor)}
     return _Part(fields, image_processor, _backbone_of(source))
 
@@ -128,7 +128,8 @@ def _text_part(source: str) -> _Part:
         saved, kind = HFCLIPProcessor.from_pretrained(source), TEXT_TOWERS[found.text_config.tower]
         options = {key: getattr(saved, key) for key in ("text_padding", "text_cleaning", "returns_text_mask")}
         return _Part(found.text_config.to_dict(), saved.tokenizer, _same_tower(kind, source), options)
-    shape, tokenizer = getattr(found, "text_config", found), AutoTokenizer.from_pretrained(source)
+    shape = getattr(found, "text_config", found)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -158,7 +159,9 @@ def _fields_of(shape: PreTrainedConfig) -> dict[str, Any]:
 def _backbone_of(source: str) -> Callable[[PreTrainedModel], None]:
     def fill(tower: PreTrainedModel) -> None:
         options = {"config": copy.deepcopy(tower.config.backbone_config), **backbone_options(tower.config)}
-        pretrained, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
+        pretrained, info = AutoModel.from_pretrained(
+            source, output_loading_info=True, trust_remote_code=False, **options
+        )
         if info["missing_keys"]:
             raise ValueError(
                 f"{source!r} has no weights for {', '.join(sorted(info['missing_keys']))}: pool elsewhere "

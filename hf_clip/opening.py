@@ -51,8 +51,6 @@ def open_model(source: str, device: torch.device):
         if problem is not None:
             raise ValueError(f"--model {source} is not in the Hub's cache, and {problem}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its tensors have other shapes than its config.json says: fetch both from one place."
         named = reason if source.rstrip("/") in reason else f"--model {source} cannot be loaded: {reason}"
         raise ValueError(named) from error
 

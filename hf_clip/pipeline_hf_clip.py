@@ -21,7 +21,7 @@ from transformers import AutoModelForZeroShotImageClassification, Pipeline
 
 from .images_hf_clip import ImageDecodeError, decode_image
 from .urls_hf_clip import fetch_picture
-from .zero_shot_hf_clip import ZeroShotClassifier, check_finite, evaluation_mode, unit_image_vectors
+from .zero_shot_hf_clip import ZeroShotClassifier, check_finite, evaluation_mode, uncompiled, unit_image_vectors
 
 TASK = "hf-clip-zero-shot"
 # Sets of labels whose vectors are kept.
@@ -36,9 +36,9 @@ _CLASSIFYING = ("candidate_labels", "hypothesis_template", "templates", "rejecti
 class HFCLIPZeroShotPipeline(Pipeline):
     """Zero-shot classification of pictures, over transformers' `ZeroShotImageClassificationPipeline`.
 
-    Label vectors are kept between calls and computed again when labels, templates or a weight of the text tower
-    change. They are told apart by the parameters' identity, place and version, never by their values: a write that
-    torch does not count (`parameter.data.add_(...)`) goes unnoticed; `clear_cache()` forgets them.
+    Label vectors are kept between calls and computed again when labels, templates, a weight of the text tower, the
+    processor or its tokenizer change. Weights are told apart by identity, place and version, never by their values: a
+    write that torch does not count (`parameter.data.add_(...)`) goes unnoticed; `clear_cache()` forgets them.
 
     Lists are classified in batches of `batch_size` (32 by default), of the pipeline or of a call.
     """
@@ -153,17 +153,18 @@ class HFCLIPZeroShotPipeline(Pipeline):
         templates = [hypothesis_template] if templates is None else templates
         key = (_frozen(candidate_labels), _frozen(templates), _frozen(rejection))
         weights, state = _weights(self.model)
+        things = [self.model, self.processor, getattr(self.processor, "tokenizer", self.processor), *weights]
         found = self._cache.pop(key, None)
         # Identity by weak references: an id may be that of a tensor that is gone.
         if (
             found is None
             or found[1] != state
-            or any(one() is not two for one, two in zip(found[0], weights, strict=True))
+            or any(one() is not two for one, two in zip(found[0], things, strict=True))
         ):
             classifier = ZeroShotClassifier(
                 self.model, self.processor, candidate_labels, templates, rejection=rejection
             )
-            found = [weakref.ref(weight) for weight in weights], state, classifier
+            found = [weakref.ref(thing) for thing in things], state, classifier
         self._cache[key] = found
         while len(self._cache) > MAX_CACHED:
             self._cache.popitem(last=False)
@@ -201,6 +202,7 @@ def _frozen(value):
 
 def _weights(model) -> tuple[list[torch.Tensor], list[tuple]]:
     """The text tower's tensors, and what changes when one of them is written or moved."""
+    model = uncompiled(model)
     named = [*model.named_parameters(), *model.named_buffers()]
     weights = [tensor for name, tensor in named if name.startswith("text_")]
     state = [

@@ -42,7 +42,8 @@ def push(
     Raises:
         UsageError: for a folder or a name that cannot be meant.
         ConversionError: if the folder cannot be read, or transformers cannot express the model.
-        PushError: if the upload fails; the prepared folder stays, and the message has the command that goes on.
+        PushError: if what would be sent holds a token of the Hub, or is a link out of the folder; if the upload fails:
+            then the prepared folder stays, and the message has the command that goes on.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -80,13 +81,16 @@ def prepare(folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip"
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
     if to not in FORMATS:
         raise UsageError(f"--as {to} is not known: use {' or '.join(FORMATS)}.")
+    along = [file for pattern in ALONG for file in sorted(folder.glob(pattern)) if file.is_file()]
+    for file in along:
+        # A folder from elsewhere may link to whatever its author would like to read.
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise PushError(f"{file} is a link to {file.resolve()}, outside of the folder: put a copy in its place.")
     convert(folder, to=to, output_dir=output_dir)
-    for pattern in ALONG:
-        for file in sorted(folder.glob(pattern)):
-            if file.is_file():
-                target = output_dir / file.relative_to(folder)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
+    for file in along:
+        target = output_dir / file.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
     if (output_dir / "README.md").is_file():
         adapt_card(output_dir, repo_id)
     else:

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from string import punctuation
-from urllib.parse import quote, urljoin, urlsplit
+from time import monotonic
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from .images_hf_clip import ImageDecodeError
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-# IPv4 addresses within IPv6 ones, besides those that `ipaddress` knows (RFC 6052).
+# Where routers of the whole world lead, of IPv6. Old versions of `ipaddress` take much besides for global.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+# IPv4 addresses within IPv6 ones, besides those that `ipaddress` knows (RFC 6052). In the prefix that networks keep to
+# themselves (64:ff9b:1::/48, RFC 8215) each says where they stand, so that none of it can be allowed.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -45,15 +49,17 @@ def public_addresses(host: str, port: int, look_up: Callable = socket.getaddrinf
 def _is_public(address: str) -> bool:
     # An IPv6 address can end with the name of an interface.
     ip = ipaddress.ip_address(address.partition("%")[0])
+    within = []
     if ip.version == 6:
-        within = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
         if ip in NAT64:
-            within.append(ipaddress.ip_address(int(ip) & 0xFFFFFFFF))
-        if any(inner is not None and not inner.is_global for inner in within):
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in GLOBAL_UNICAST:
+            within = [ip.sixtofour, *(ip.teredo or ())]
+        else:
             return False
-        if ip.ipv4_mapped is not None:
-            return not ip.ipv4_mapped.is_multicast
-    return ip.is_global and not ip.is_multicast
+    return all(one.is_global and not one.is_multicast for one in (ip, *within) if one is not None)
 
 
 def fetch_picture(
@@ -80,12 +86,24 @@ def fetch_picture(
         content, location = _request(url, timeout, max_bytes, resolve)
         if location is None:
             return content
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError:
+            raise _refused("a redirect leads to what is no URL") from None
     raise _refused(f"more than {MAX_REDIRECTS} redirects")
 
 
 def _refused(problem: str, reason: str = "url") -> ImageDecodeError:
+    # Much of it is what a server says: nothing in it may steer a terminal.
+    problem = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem[:300])
     return ImageDecodeError(f"{problem}. Fetch the picture yourself and pass its bytes.", reason)
+
+
+def _shown(parts: SplitResult) -> str:
+    """A URL as errors tell it: what stands before the host and behind the path may be secret."""
+    host = parts.netloc.rpartition("@")[2]
+    path = parts.path if host else parts.path.rpartition("@")[2]
+    return repr(f"{parts.scheme}://{host}{path}"[:100])
 
 
 def _request(url: str, timeout: float, max_bytes: int, resolve) -> tuple[bytes, str | None]:
@@ -93,10 +111,11 @@ def _request(url: str, timeout: float, max_bytes: int, resolve) -> tuple[bytes, 
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise _refused(f"{url[:100]!r} is no URL ({error})") from error
+    except ValueError:
+        # Neither it nor what is wrong with it: where a password would stand cannot be told.
+        raise _refused("that is no URL") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise _refused(f"{url[:100]!r} is no http or https URL")
+        raise _refused(f"{_shown(parts)} is no http or https URL")
     port = port or (443 if parts.scheme == "https" else 80)
     addresses = list(resolve(host, port))
     connection = _Connection(host, port, addresses, is_secure=parts.scheme == "https", timeout=timeout)
@@ -108,15 +127,15 @@ def _request(url: str, timeout: float, max_bytes: int, resolve) -> tuple[bytes, 
         path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
         connection.request("GET", path, headers={"User-Agent": "hf_clip", "Accept-Encoding": "identity"})
         answer = _read(connection.getresponse(), max_bytes)
-        if connection.is_stopped:
+        if connection.is_late:
             # An answer of unstated length ends wherever the connection does.
             raise TimeoutError
         return answer
     except (OSError, HTTPException, ValueError) as error:
-        if isinstance(error, ImageDecodeError) and not connection.is_stopped:
+        if isinstance(error, ImageDecodeError) and not connection.is_late:
             raise
-        problem = f"it took longer than {timeout:g} s" if connection.is_stopped else f"{type(error).__name__}: {error}"
-        raise _refused(f"{url[:100]!r} cannot be fetched ({problem})") from error
+        problem = f"it took longer than {timeout:g} s" if connection.is_late else f"{type(error).__name__}: {error}"
+        raise _refused(f"{_shown(parts)} cannot be fetched ({problem})") from error
     finally:
         deadline.cancel()
         connection.close()
@@ -142,22 +161,30 @@ class _Connection(HTTPConnection):
     def __init__(self, host: str, port: int, addresses: list[str], *, is_secure: bool, timeout: float):
         super().__init__(host, port, timeout=timeout)
         self.addresses, self.is_secure, self.is_stopped = addresses, is_secure, False
+        self.deadline = monotonic() + timeout
         # `sock` is forgotten where the answer ends with the connection, while the answer is still read.
         self.waited_for: socket.socket | None = None
         # Of the Host header, which names the port unless it is the usual one.
         self.default_port = 443 if is_secure else 80
 
+    @property
+    def is_late(self) -> bool:
+        return self.is_stopped or monotonic() >= self.deadline
+
     def connect(self) -> None:
         problem: OSError = OSError("no address")
         for address in self.addresses:
+            if self.is_late:
+                raise TimeoutError
             try:
-                self.sock = self.waited_for = socket.create_connection((address, self.port), self.timeout)
+                left = max(self.deadline - monotonic(), 1e-3)
+                self.sock = self.waited_for = socket.create_connection((address, self.port), left)
                 break
             except OSError as error:
                 problem = error
         else:
             raise problem
-        if self.is_stopped:
+        if self.is_late:
             raise TimeoutError
         if self.is_secure:
             # The handshake waits for the other side: only after the socket stands where `stop` finds it.

@@ -88,13 +88,18 @@ def check_finite(vectors: torch.Tensor, of: str) -> torch.Tensor:
     return vectors
 
 
+def uncompiled(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that `torch.compile` wraps, whose tensors bear their own names; any other as it is."""
+    return getattr(model, "_orig_mod", model)
+
+
 def hash_of_text_tower(model: torch.nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of the text tower's tensors: what label vectors depend on.
 
     It reads every weight once (a quarter of a second for ViT-B/32's), so it is for saving and loading, not for calls.
     """
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(uncompiled(model).state_dict().items()):
         if name.startswith("text_"):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

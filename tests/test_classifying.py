@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from hf_clip import cli, opening
-from hf_clip.classifying import draw_sheet
+from hf_clip.classifying import draw_sheet, find_pictures
 from tests.squares import NAMES, SIZE, encode, rows
 from tests.toys import grey, tiny_clip
 
@@ -142,6 +142,43 @@ def test_names_of_files_that_are_no_text(capsys, tmp_path):
     assert os.fsencode(as_json(out)[0]["picture"]) == os.fsencode(tmp_path / name)
 
 
+def test_control_characters_of_names_stay_out_of_the_terminal(capsys, tmp_path):
+    name, labels = "a\n\x1b[31mb.png", tmp_path / "labels.txt"
+    (tmp_path / name).write_bytes(encode(grey(3)))
+    (tmp_path / "broken\x1b[31m.png").write_bytes(b"broken")
+    labels.write_text("red\nwith \x1b[31m colour\n")
+    command = ["classify", str(tmp_path), "--labels", f"@{labels}", "--model", "model"]
+    assert cli.main(command) == 1
+    out, err = capsys.readouterr()
+    assert "a\\x0a\\x1b[31mb.png" in out and "with \\x1b[31m colour" in out and len(out.splitlines()) == 2
+    assert "broken\\x1b[31m.png" in err and "\x1b" not in out + err
+    assert cli.main([*command, "--format", "jsonl"]) == 1
+    assert as_json(capsys.readouterr().out)[0]["picture"] == str(tmp_path / name)
+    assert cli.main(["classify", "gone\x1b[31m", "--labels", "a,b", "--model", "model"]) == 2
+    assert "gone\\x1b[31m" in capsys.readouterr().err
+
+
+def test_each_picture_is_read_once_however_links_lead_to_it(capsys, tmp_path, monkeypatch):
+    (tmp_path / "nested").mkdir()
+    for name in ("nested/a.png", "nested/z.png"):
+        (tmp_path / name).write_bytes(encode(grey(3)))
+    (tmp_path / "nested/loop").symlink_to(tmp_path / "nested")
+    # Two names in one folder are two pictures, whatever they share.
+    (tmp_path / "nested/b.png").symlink_to(tmp_path / "nested/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures(["nested/**/*.png"]) == ["nested/a.png", "nested/b.png", "nested/z.png"]
+    assert find_pictures(["nested/z.png", "nested", "./nested/a.png"]) == [
+        "nested/z.png",
+        "nested/a.png",
+        "nested/b.png",
+    ]
+
+
+def test_an_empty_name_is_not_the_working_folder(capsys):
+    assert cli.main(["classify", "", "--labels", "a,b", "--model", "model"]) == 2
+    assert "'' names no picture" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_seen_enough_ends_it_in_peace(place):
     command = [sys.executable, "-m", "hf_clip.cli", "prompts", "ImageNet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -162,6 +199,9 @@ def test_a_reader_that_has_seen_enough_ends_it_in_peace(place):
         ("--prompts gone.yaml", "There is no file gone.yaml"),
         ("--labels a --prompts eurosat --template {}", "--prompts and --template both"),
         ("--labels a --sheet gone/sheet.png", "there is no folder gone"),
+        ("--labels a --sheet photos", "--sheet photos is a folder: name a file, such as photos/sheet.png"),
+        ("--labels a,b --reject b", "--reject 'b' is one of the labels"),
+        ("--labels 'something else,b' --multi-label", "--reject 'something else' is one of the labels"),
         ("--labels a --device cuda", "--device cuda cannot be used"),
         ("--labels a --device meta", "--device meta cannot be used"),
     ],

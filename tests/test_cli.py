@@ -139,8 +139,8 @@ def test_eval_prints_a_table_and_writes_json(protocol, number, capsys, tmp_path)
     result = json.loads(file.read_text())
     assert result["protocol"] == protocol and number in result
     assert "24" in capsys.readouterr().out
-    assert cli.main([*command, "--where", "label=red"]) == 0
-    assert "4" in capsys.readouterr().out and json.loads(file.read_text()) != result
+    assert cli.main([*command, "--where", "label=red", "--where", "label=blue"]) == 0
+    assert "8" in capsys.readouterr().out and json.loads(file.read_text()) != result
 
 
 def test_a_column_named_twice_may_have_either_value(capsys):
@@ -210,7 +210,7 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         (f"{TRAIN} --set data.train=[captions_only.parquet]", 1, "no column that looks like an image"),
         (f"{TRAIN} --set data.train=[pictures_only.parquet]", 1, "no column that looks like a caption"),
         (f"{TRAIN} --set data.train=[broken.parquet]", 1, "0 readable pairs, 24 left out as unknown_format"),
-        (f"{TRAIN} --set batch_size=25", 1, "24 readable pairs, fewer than batch_size=25: lower batch_size to 24"),
+        (f"{TRAIN} --set batch_size=25", 1, "24 pairs, fewer than batch_size=25: lower batch_size to 24"),
         (f"{TRAIN} --set data.where.colour=red", 1, "colour"),
         (f"{TRAIN} --set model.config.text_config.num_attention_heads=5", 2, "cannot be divided into"),
         ("train --output-dir photos --recipe recipe.yaml", 1, "photos is not empty: go on with the run in it"),
@@ -256,7 +256,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(place, capsys, comma
     "command",
     ["", "draw", "train", "plan --recipe emoji --device-memory 0", "eval guess --model m --data d",
      "classify p --labels a", f"{CLASSIFY} --top-k 0", f"{EVAL} --batch-size many", f"{EVAL} --template {{}}",
-     f"{CLASSIFY} --format xml"],
+     f"{CLASSIFY} --format xml", "eval linear-probe --model m --data d --seed -1"],
 )  # fmt: skip
 def test_arguments_that_do_not_parse_are_wrong_usage(command, capsys):
     with pytest.raises(SystemExit) as ended:

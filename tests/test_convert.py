@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_clip import (
     HFCLIPConfig,
@@ -162,11 +162,75 @@ def test_verify_measures_no_difference(target, source, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("part", ["images", "texts"])
+@pytest.mark.parametrize("part", ["images", "texts", "logits"])
 @pytest.mark.parametrize("difference", [2e-4, math.nan])
 def test_one_vector_that_is_off_fails_the_verification(part, difference):
     differences = {"images": 0.0, "texts": 0.0, "logits": 0.0} | {part: difference}
-    assert not verify.Verification("hf_clip", "hf_clip", **differences, limit=1e-4).is_passed
+    assert not verify.Verification("hf_clip", "hf_clip", **differences, limit=1e-4, logits_limit=1e-4).is_passed
+
+
+@pytest.mark.parametrize("lost", ["the scale", "a scale that is none"])
+def test_the_scale_of_the_logits_is_verified(lost, source, tmp_path, monkeypatch):
+    """The vectors are the same with any."""
+    if lost == "the scale":
+        in_hf_clip, scales = verify.in_hf_clip, iter([2.5, 2.501])
+
+        def with_another_scale(model, processor):
+            model.logit_scale.data.fill_(next(scales))
+            return in_hf_clip(model, processor)
+
+        monkeypatch.setattr(verify, "in_hf_clip", with_another_scale)
+    else:
+        state = load_file(source / "model.safetensors")
+        state["logit_scale"].fill_(1000.0)
+        save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConversionError, match="vectors or logits are not the source's"):
+        convert(source, to="hf_clip", output_dir=tmp_path / "result", verify=True)
+    assert not (tmp_path / "result").exists()
+
+
+def edited(file, **fields):
+    """Replaces values in a JSON file; `__` in a name leads into an object."""
+    content = json.loads(file.read_text())
+    for name, value in fields.items():
+        *places, last = name.split("__")
+        place = content
+        for key in places:
+            place = place[key]
+        place[last] = value
+    file.write_text(json.dumps(content))
+
+
+UNUSABLE = [
+    ("processor_config.json", {"image_processor__image_std": [0, 0, 0]}, "make no numbers of pixels"),
+    ("processor_config.json", {"image_processor__image_mean": "abc"}, "source: .*abc"),
+    ("processor_config.json", {"image_processor__resample": 99}, "source: .*99"),
+    (
+        "processor_config.json",
+        {"image_processor__crop_size": {"height": 8, "width": 8}},
+        r"\(8, 8\).* takes \(32, 32\)",
+    ),
+    ("config.json", {"text_config__eos_token_id": 10**9}, "eos_token_id=1000000000.*no token of 546"),
+    ("config.json", {"vision_config__layer_norm_eps": math.nan}, "layer_norm_eps=nan"),
+    ("config.json", {"vision_config__layer_norm_eps": -1.0}, r"layer_norm_eps=-1\.0"),
+]
+
+
+@pytest.mark.parametrize("file, fields, problem", UNUSABLE)
+def test_what_nobody_could_run_is_not_written(file, fields, problem, source, tmp_path):
+    edited(source / file, **fields)
+    with pytest.raises(ConversionError, match=problem):
+        convert(source, to="hf_clip", output_dir=tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_written(value, source, tmp_path):
+    state = load_file(source / "model.safetensors")
+    state["visual_projection.weight"][3, 5] = value
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConversionError, match="NaN or infinity in 1 tensors: visual_projection.weight"):
+        convert(source, to="open_clip", output_dir=tmp_path / "result")
 
 
 def test_verify_finds_a_wrong_activation_and_leaves_nothing(source, tmp_path, monkeypatch):
@@ -251,6 +315,15 @@ def test_rounding_to_half_is_measured_and_allowed_for(openai_file, tmp_path):
     assert rounded.limit == 5e-3 and 1e-6 < max(rounded.images, rounded.texts) < 5e-3
 
 
+def test_what_float16_cannot_hold_is_not_rounded_to_infinity(openai_file, tmp_path):
+    model, processor = load(openai_file)
+    model.text_projection.weight.data[0, 0] = 1e5
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "single")
+    with pytest.raises(ConversionError, match=r"numbers above 65504 \(text_projection\)"):
+        convert(tmp_path / "single", to="openai", output_dir=tmp_path / "result")
+
+
 def test_half_precision_stays(source, tmp_path):
     convert(source, to="hf_clip", output_dir=tmp_path / "half", dtype="float16")
     for target in ("transformers", "open_clip"):
@@ -285,7 +358,7 @@ def test_a_conversion_that_fails_its_verification_ends_with_1(source, tmp_path, 
     monkeypatch.setattr(verify, "MAX_DIFFERENCE", -1.0)
     arguments = [str(source), "--to", "hf_clip", "--output", str(tmp_path / "result"), "--verify"]
     assert cli.main(["convert", *arguments]) == 1
-    assert "the result's vectors are not the source's" in capsys.readouterr().err
+    assert "the result's vectors or logits are not the source's" in capsys.readouterr().err
     assert not (tmp_path / "result").exists()
 
 

@@ -7,6 +7,7 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -362,6 +363,53 @@ def test_classes_given_as_numbers_need_names_and_take_them_in_order(tmp_path):
     assert result.skipped == {"no_label": 1}
 
 
+def test_names_that_are_numerals_are_not_taken_for_numbers(tmp_path):
+    names, pictures = ["1", "2", "0"], [png(0), png(1), png(1), png(2)]
+    model = LookupEncoder(torch.eye(3), {"1": [1.0, 0, 0], "2": [0, 1.0, 0], "0": [0, 0, 1.0]})
+    file = write_parquet(tmp_path / "numbers.parquet", pictures, label=[0, 1, 1, 2])
+    result = evaluate_zero_shot(model, model.processor, open_source(file), label_names=names)
+    assert [(row["label"], row["pictures"]) for row in result.per_class] == [("1", 1), ("2", 2), ("0", 1)]
+    assert result.top_1 == 1
+    lists = write_parquet(tmp_path / "lists.parquet", pictures, label=[[0], [1], [1], [2]])
+    several = evaluate_zero_shot(model, model.processor, open_source(lists), label_names=names, is_multi_label=True)
+    assert [row["pictures"] for row in several.per_class] == [1, 2, 1] and several.mean_average_precision == 1
+    # Of texts nobody knows which was meant.
+    texts = open_source(write_parquet(tmp_path / "texts.parquet", pictures, label=["0", "1", "1", "2"]))
+    with pytest.raises(ValueError, match="row 0.*'0' is one class by its number and another by its name. Give"):
+        evaluate_zero_shot(model, model.processor, texts, label_names=names)
+    in_order = evaluate_zero_shot(model, model.processor, texts, label_names=["0", "1", "2"])
+    assert [row["pictures"] for row in in_order.per_class] == [1, 2, 1]
+
+
+def test_lists_leave_out_what_is_no_class(tmp_path):
+    labels = [[0], [1], [-1], [2], [2, -1]]
+    table = pa.table({"image": [{"bytes": png(place), "path": None} for place in range(5)], "label": labels})
+    names = ["cat", "dog", "cow"]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=names))}
+    ).arrow_schema
+    pq.write_table(table.replace_schema_metadata(features.metadata), tmp_path / "lists.parquet")
+    model = LookupEncoder(torch.eye(5), {name: torch.eye(5)[place].tolist() for place, name in enumerate(names)})
+    source = open_source(str(tmp_path / "lists.parquet"))
+    result = evaluate_zero_shot(model, model.processor, source, is_multi_label=True)
+    assert [(row["label"], row["pictures"]) for row in result.per_class] == [("cat", 1), ("dog", 1), ("cow", 2)]
+    assert result.skipped == {"no_label": 1}
+    # And where names come from elsewhere.
+    pq.write_table(table.take([0, 1, 2, 3]), tmp_path / "bare.parquet")
+    bare = open_source(str(tmp_path / "bare.parquet"))
+    result = evaluate_zero_shot(model, model.processor, bare, is_multi_label=True, label_names=names)
+    assert result.skipped == {"no_label": 1} and [row["pictures"] for row in result.per_class] == [1, 1, 1]
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    source = open_source(write_parquet(tmp_path / "one.parquet", [png(0)] * 2, label=["up", "up"]))
+    model = LookupEncoder(torch.eye(2), {"up": [1.0, 0], "down": [0, 1.0]})
+    for names in (None, ["up"]):
+        with pytest.raises(ValueError, match="'up' is the only class, which any model finds"):
+            evaluate_zero_shot(model, model.processor, source, label_names=names)
+    assert evaluate_zero_shot(model, model.processor, source, label_names=["up", "down"]).top_1 == 1
+
+
 def test_equal_classes_are_placed_in_the_order_of_the_labels(tmp_path):
     file = write_parquet(tmp_path / "ties.parquet", [png(0)] * 8, label=list(range(8)))
     names = [f"name {index}" for index in range(8)]
@@ -394,8 +442,8 @@ def test_zero_shot_of_fashion_is_what_scikit_learn_counts(tmp_path):
 
 
 def test_a_diverged_model_is_not_scored(tmp_path):
-    file = write_parquet(tmp_path / "one.parquet", [png(0)], label=["up"], caption=["up"])
-    model = LookupEncoder([[float("nan"), 1.0]], {"up": [1.0, 0.0]})
+    file = write_parquet(tmp_path / "two.parquet", [png(0)] * 2, label=["up", "down"], caption=["up", "down"])
+    model = LookupEncoder([[float("nan"), 1.0]], {"up": [1.0, 0.0], "down": [0.0, 1.0]})
     for evaluate in (evaluate_zero_shot, evaluate_retrieval):
         with pytest.raises(ValueError, match="diverged"):
             evaluate(model, model.processor, open_source(file))

@@ -58,6 +58,8 @@ def place(tmp_path_factory):
     write_parquet(place / "squares.parquet", content)
     (place / "names.txt").write_text("\n".join(COLOURS), encoding="utf-8-sig")
     (place / "gap.txt").write_text("red\n\nblue\n")
+    (place / "none.json").write_text("{}")
+    (place / "one.json").write_text('[{"top_1": 0.5, "shifted_top_1": 0.4}]')
     (place / "prompts.yaml").write_text(yaml.safe_dump({"templates": ["a {} square"], "classes": list(COLOURS)}))
     return place
 
@@ -260,6 +262,13 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
         (f"robustness {DATA} --shifted-data squares.parquet --corruption jpeg", "two measurements"),
         (f"robustness {DATA} --baselines names.txt", "name the second with --shifted-data"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines names.txt", "is no JSON list of objects"),
+        (f"robustness {DATA} --shifted-data squares.parquet --baselines none.json", "0 baselines make no line"),
+        (f"robustness {DATA} --shifted-data squares.parquet --baselines one.json", "1 baselines make no line"),
+        (f"zero-shot {DATA} --plots names.txt/plots", "--plots names.txt/plots cannot be made (Not a directory)"),
+        (
+            f"zero-shot {DATA} --cache-dir names.txt",
+            "--cache-dir names.txt cannot be made (File exists): name another",
+        ),
         ("zero-shot --model owner/model --data squares.parquet --push-to-card", "there is no token"),
         ("zero-shot --model squares.parquet --data squares.parquet --push-to-card", "is a file, which has no card"),
     ],

@@ -1,6 +1,7 @@
 """Features: kept on disk and found again for the same model and pictures only, and equal on several processes."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -96,10 +97,27 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     expected = embed(model, processor, cache=FeatureCache(tmp_path))
     (file,) = tmp_path.rglob("*.safetensors")
     whole = file.read_bytes()
-    for content in (whole[:-5], b"", b"\x00" * 40, whole[:8] + b"?" * 20 + whole[28:]):
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    # Words that still are JSON, of the same length: the file opens.
+    of_another = whole.replace(b"[0, 2, 3", b"[1, 2, 3")
+    assert of_another != whole
+    for content in (whole[:-5], b"", b"\x00" * 40, whole[:8] + b"?" * 20 + whole[28:], flipped, of_another):
         file.write_bytes(content)
         assert torch.equal(embed(model, processor, cache=FeatureCache(tmp_path)).vectors_ND, expected.vectors_ND)
         assert len(file.read_bytes()) == len(whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    cache = FeatureCache(tmp_path)
+    path = cache.path("key", STREAM)
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_clip.evaluation.cache.safe_open", lambda *_: pytest.fail("It would wait for ever."))
+        assert cache.read(path) is None
+    cache.write(path, torch.eye(2), [0, 2], {"missing": 1})
+    assert cache.read(path)[1:] == ([0, 2], {"missing": 1})
 
 
 def test_files_are_known_by_their_state(tmp_path):
@@ -109,10 +127,30 @@ def test_files_are_known_by_their_state(tmp_path):
     keys.add(cache.path("key", [{"bytes": None, "path": str(file)}]))
     file.write_bytes(picture(0)["bytes"] + b" ")
     keys.add(cache.path("key", [str(file)]))
+    written = file.stat()
+    # Until the clock of the file system has gone on: other content, of the same size and time.
+    while file.stat().st_ctime_ns == written.st_ctime_ns:
+        file.write_bytes(picture(1)["bytes"][: written.st_size].ljust(written.st_size))
+        os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert file.stat().st_mtime_ns == written.st_mtime_ns
+    keys.add(cache.path("key", [str(file)]))
     # What would be one when strung together, and what differs in shape alone.
     keys |= {cache.path("key", each) for each in ([b"ab", b"c"], [b"a", b"bc"], [grey(0, 4)], [grey(0, 4)[:2]] * 2)}
-    assert len(keys) == 7
+    assert len(keys) == 8
     assert cache.path("key", [file]) == cache.path("key", [{"bytes": None, "path": str(file)}])
+
+
+def test_open_pictures_are_known_by_what_the_model_sees(tmp_path):
+    cache = FeatureCache(tmp_path)
+    indices = Image.new("P", (4, 4))
+    pictures = [indices.copy(), indices.copy(), Image.new("RGB", (4, 8)), Image.new("RGB", (4, 8)), np.zeros((0, 4))]
+    for number, palette in enumerate(([255, 0, 0], [0, 0, 255])):
+        pictures[number].putpalette(palette)
+    pictures[3].putpixel((0, 0), (255, 0, 0))
+    turned = pictures[3].copy()
+    turned.getexif()[0x0112] = 3
+    pictures += [turned, torch.zeros(3, 4, 4, dtype=torch.bfloat16)]
+    assert len({cache.path("key", [each]) for each in pictures}) == len(pictures)
 
 
 def test_the_key_covers_every_type_of_weight():

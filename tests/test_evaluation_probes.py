@@ -1,5 +1,6 @@
 """Linear probes and few-shot classification: the paper's search, splits, and scikit-learn's own numbers."""
 
+import json
 import math
 
 import numpy as np
@@ -113,6 +114,23 @@ def test_training_data_that_cannot_be_trained_on(model, tmp_path):
         evaluate_linear_probe(*model, some, train)
     with pytest.raises(SourceError, match="label"):
         evaluate_linear_probe(*model, open_source(str(write_parquet(tmp_path / "no.parquet", rows(1)))), train)
+
+
+def test_pictures_left_out_are_counted_for_training_and_test(model, tmp_path):
+    def with_broken(name: str, copies: int, count: int, first_seed: int):
+        content = [{**row, "label": row["caption"].split(" ")[1]} for row in rows(copies, first_seed)]
+        broken = [{**row, "image": {"bytes": b"broken", "path": None}} for row in content[:count]]
+        return open_source(str(write_parquet(tmp_path / name, [*broken, *content])))
+
+    train, held_out = with_broken("train.parquet", 2, 2, 0), with_broken("validation.parquet", 1, 3, 20)
+    test = with_broken("test.parquet", 1, 1, 9)
+    for result in (
+        evaluate_linear_probe(*model, train, test, validation=held_out),
+        evaluate_few_shot(*model, train, test, validation=held_out, shots=(1,), seeds=1),
+    ):
+        told = json.loads(json.dumps(result.to_dict()))
+        assert (told["skipped"], told["train_skipped"]) == ({"unknown_format": 1}, {"unknown_format": 5})
+        assert result.table().endswith("left out: 1 unknown_format\nleft out of training: 5 unknown_format")
 
 
 # Few shots

@@ -157,3 +157,33 @@ def test_a_shift_between_two_sources(setting):
     assert result.expected_top_1 == pytest.approx(max(result.top_1, 1e-4))
     assert result.effective_robustness == pytest.approx(result.shifted_top_1 - result.expected_top_1)
     assert evaluate_shift(*model, source, other).effective_robustness is None
+
+
+def test_what_is_left_out_of_either_source_is_told(setting):
+    model, source, content, folder = setting
+    broken = [{**row, "image": {"bytes": b"broken", "path": None}} for row in content[:2]]
+    other = open_source(str(write_parquet(folder / "other.parquet", [*broken, *content[2:]])))
+    result = evaluate_shift(*model, source, other)
+    assert result.to_dict()["skipped"] == {} and result.to_dict()["shifted_skipped"] == {"unknown_format": 2}
+    assert "left out of" in result.table() and result.table().endswith("other.parquet: 2 unknown_format")
+    damaged = evaluate_corruptions(*model, other, corruptions=("contrast",), severities=(1,))
+    assert damaged.skipped == {"unknown_format": 2} and damaged.table().endswith("left out: 2 unknown_format")
+
+
+def test_shifted_pictures_are_told_apart_among_all_classes(setting):
+    model, source, content, folder = setting
+
+    def shifted(name: str, rows: list[dict], **options):
+        other = open_source(str(write_parquet(folder / f"{name}.parquet", rows)))
+        return evaluate_shift(*model, source, other, **options)
+
+    red = [row for row in content if row["label"] == "red"]
+    alone = shifted("red", red)
+    by_hand = evaluate_zero_shot(*model, open_source(str(folder / "red.parquet")), label_names=sorted(COLOURS))
+    assert (alone.shifted_top_1, alone.shifted_pictures) == (by_hand.top_1, 4) and by_hand.top_1 < 1
+    assert shifted("red", red, label_names=sorted(COLOURS)).shifted_top_1 == by_hand.top_1
+    with pytest.raises(ValueError, match="'pink' is none of the 6 classes"):
+        shifted("pink", [{**row, "label": "pink"} for row in red])
+    # Numbers, and words without an order that the numbers could be of.
+    with pytest.raises(ValueError, match="'1' is none of the 6 classes"):
+        shifted("numbers", [{**row, "label": 1} for row in red])

@@ -112,6 +112,16 @@ def test_what_comes_in_and_what_goes_out(pipe, tmp_path):
     near(pipe(pictures(5), LABELS, batch_size=2), [pipe(one, LABELS) for one in pictures(5)])
 
 
+def test_pictures_go_through_the_model_in_batches(pipe, monkeypatch):
+    sizes, encode_image = [], pipe.model.encode_image
+    monkeypatch.setattr(
+        pipe.model, "encode_image", lambda pixels, **more: sizes.append(len(pixels)) or encode_image(pixels, **more)
+    )
+    pipe(pictures(5), LABELS)
+    pipe(pictures(5), LABELS, batch_size=2)
+    assert sizes == [5, 2, 2, 1]
+
+
 def test_more_than_the_stock_pipeline_has(pipe):
     whole = pipe(pictures(), LABELS)
     assert pipe(pictures(), LABELS, top_k=1) == [rows[:1] for rows in whole]
@@ -182,6 +192,24 @@ def test_labels_are_encoded_again_when_the_text_tower_changes(pipe, encoded, cha
     fresh = HFCLIPZeroShotPipeline(model=copy.deepcopy(pipe.model), processor=pipe.processor, device="cpu")
     near(after, fresh(pictures(1), LABELS), 1e-6)
     assert after != before
+
+
+def test_labels_are_encoded_again_when_the_text_tower_of_a_compiled_model_changes(pipe):
+    pipe.model = torch.compile(pipe.model, backend="eager")
+    before = pipe(pictures(1), LABELS)
+    write_in_place(pipe.model)
+    fresh = HFCLIPZeroShotPipeline(model=pipe.model._orig_mod, processor=pipe.processor, device="cpu")
+    assert before != pipe(pictures(1), LABELS) == fresh(pictures(1), LABELS)
+
+
+def test_labels_are_encoded_again_by_another_processor_or_tokenizer(pipe, encoded):
+    pipe(pictures(1), LABELS)
+    pipe.processor = copy.deepcopy(pipe.processor)
+    pipe(pictures(1), LABELS)
+    pipe.processor.tokenizer = copy.deepcopy(pipe.processor.tokenizer)
+    pipe(pictures(1), LABELS)
+    pipe(pictures(1), LABELS)
+    assert encoded == [3, 3, 3]
 
 
 def test_labels_are_kept_when_the_image_tower_changes(pipe, encoded):

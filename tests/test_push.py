@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,16 +200,34 @@ def test_the_token_is_in_no_file_line_or_error(hub, trained, tmp_path, capsys, c
         assert TOKEN.encode() not in everything_in(folder)
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "LICENSE", "NOTICE", "plots/loss.png"])
 @pytest.mark.parametrize("secret", [TOKEN, "hf_" + "aB3" * 11])
-def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, tmp_path, secret):
-    (trained / "recipe.yaml").write_text(f"data: https://user:{secret}@host/data\n")
+def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, secret, name):
+    before = (trained / name).read_bytes() if (trained / name).exists() else None
+    (trained / name).write_bytes(b"\x89\xff " + f"data: https://user:{secret}@host/data\n".encode())
     try:
-        with pytest.raises(PushError, match=r"recipe\.yaml holds a token") as raised:
+        with pytest.raises(PushError, match=f"{name} holds a token") as raised:
             push(trained, NAME)
     finally:
-        (trained / "recipe.yaml").write_text("steps: 3\n")
+        if before is None:
+            (trained / name).unlink()
+        else:
+            (trained / name).write_bytes(before)
     assert secret not in str(raised.value) and not hub.requests
     assert not (trained / ".push").exists()
+
+
+@pytest.mark.parametrize("link", ["LICENSE", "plots"])
+def test_links_out_of_the_folder_are_not_followed(hub, trained, tmp_path, link):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("secret")
+    source = tmp_path / "cloned"
+    shutil.copytree(trained, source)
+    shutil.rmtree(source / "plots")
+    (source / link).symlink_to(tmp_path / "secrets" / ("token" if link == "LICENSE" else ""))
+    with pytest.raises(PushError, match=f"{link}.* is a link to .*secrets/token, outside"):
+        push(source, NAME)
+    assert not hub.requests and not (source / ".push").exists()
 
 
 @pytest.mark.parametrize(

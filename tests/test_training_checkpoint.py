@@ -294,6 +294,12 @@ def test_data_is_known_again_by_names_sizes_and_rows(shards, monkeypatch):
         require_same_data(many, fingerprint(["data"], None))
 
 
+def test_a_file_that_is_missing_is_no_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_folder(tmp_path / "checkpoint-1", lambda place: (place / "none").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
 class FakeHub:
     """What `HfApi` does of a repository, in memory; it fails as often as it is told."""
 

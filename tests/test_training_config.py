@@ -139,6 +139,7 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("optimizer.max_logit_scale=0.5", "optimizer.max_logit_scale=0.5 must be 1 or more"),
         ("optimizer.max_logit_scale=.inf", "optimizer.max_logit_scale=inf must be 1 or more, and finite"),
         ("optimizer.weight_decay=.inf", "optimizer.weight_decay=inf must be 0 or more, and finite"),
+        ("optimizer.schedule=step", "optimizer.schedule='step' is not known: use 'cosine' or 'linear'"),
         ("optimizer.final_learning_rate_fraction=-5", "fraction=-5.0 is not a fraction: use 0 to 1"),
         ("optimizer.final_learning_rate_fraction=1e6", "fraction=1000000.0 is not a fraction: use 0 to 1"),
         ("optimizer.final_learning_rate_fraction=.nan", "fraction=nan is not a fraction: use 0 to 1"),

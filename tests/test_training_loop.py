@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from hf_clip.training.loop import Run, TrainingDiverged, TrainingStopped
 from hf_clip.training.signals import StopRequest
 from hf_clip.training.step import Updater
 from hf_clip.training.stream import DataError
+from hf_clip.training.stream.decoding import Decoder
 from tests.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +165,8 @@ def test_a_folder_holds_one_run(finished, folder, data, tmp_path):
 
 
 CAREFUL = {
-    # All that draws at random takes part: augmentation, several captions, keywords, dropout.
+    # All that draws at random takes part: augmentation, several captions, keywords, dropout; and the average.
+    "ema_decay": 0.9,
     "augmentation": {"rotation": 10, "flip": 0.5, "hue": 0.1, "cutout": 0.5},
     "data.keyword_weight": 0.5,
     "data.keyword_columns": "[keywords]",
@@ -203,6 +206,61 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp
     torch.manual_seed(99)
     train(careful, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted, 14)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_run_stopped_while_it_seeks_its_next_pairs_goes_on_too(uninterrupted, careful, tmp_path, monkeypatch, step):
+    decode, decoded = Decoder.decode, []
+
+    def decode_and_signal(self, sample_id, sample):
+        decoded.append(sample_id)
+        if len(decoded) == 16 * step + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decode(self, sample_id, sample)
+
+    careful = replace(careful, data=replace(careful.data, workers=0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "decode", decode_and_signal)
+        with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with --resume"):
+            train(careful, tmp_path / "run")
+    assert len(decoded) == 16 * step + 3
+    train(careful, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted, 14)
+
+
+def signal_within(monkeypatch, function: str) -> None:
+    """SIGTERM comes while the end of a run, or a judgement on the way, is within `function`."""
+
+    def take_long(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("It was not stopped.")
+
+    monkeypatch.setattr(f"hf_clip.training.finish.{function}", take_long)
+
+
+def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, tmp_path, monkeypatch, capfd):
+    evaluations = {"held_out": {"data": [str(held_out)], "during_training": True}}
+    config = configure(tmp_path, data, steps=4, eval_every=3, ema_decay=0.9, evaluations=evaluations)
+    train(config, tmp_path / "whole")
+    for resume, function, step in (
+        (False, "evaluate_retrieval", 3),
+        (True, "evaluate_retrieval", 4),
+        (True, "write_model_card", 4),
+    ):
+        with monkeypatch.context() as patch:
+            signal_within(patch, function)
+            with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with --resume"):
+                train(config, tmp_path / "run", resume=resume)
+        assert (f"SIGTERM: the evaluations at step {step} are given up." in capfd.readouterr().err) == (
+            "ev" in function
+        )
+        assert not (tmp_path / "run/results.json").exists()
+    train(config, tmp_path / "run", resume=True)
+    lines = numbers(tmp_path / "whole")
+    assert [line["step"] for line in lines if "evaluation" in line] == [3, 4]
+    assert numbers(tmp_path / "run")[:4] == [line for line in lines if "loss" in line]
+    for file in ("checkpoints/checkpoint-4/model.safetensors", "model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_a_crashed_run_goes_on_from_its_last_whole_checkpoint(uninterrupted, careful, tmp_path, monkeypatch):
@@ -297,10 +355,34 @@ def test_a_run_of_bad_steps_stops_and_leaves_their_samples(data, tmp_path, monke
 
 
 @pytest.mark.parametrize(
+    ("steps", "bad", "in_a_row"),
+    [
+        # None counted; one did, of which nothing was logged.
+        (3, {0, 1, 2}, 3),
+        (2, {1}, 1),
+    ],
+)
+def test_a_short_run_that_has_no_number_to_show_has_diverged(data, tmp_path, monkeypatch, steps, bad, in_a_row):
+    spoil(monkeypatch, bad)
+    config = configure(tmp_path, data, steps=steps, log_every=10, optimizer={"warmup_steps": 1})
+    with pytest.raises(
+        TrainingDiverged, match=f"at step {steps}, the last of {in_a_row} in a row.*: lower optimizer."
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run/results.json").exists()
+
+
+def test_a_run_whose_logged_steps_were_bad_by_chance_has_no_plot_of_them(data, tmp_path, monkeypatch):
+    spoil(monkeypatch, {2, 4})
+    assert train(configure(tmp_path, data, steps=5, log_every=3), tmp_path / "run")["bad_steps"] == 2
+    assert not (tmp_path / "run/metrics.jsonl").exists() and "loss.png" not in (tmp_path / "run/README.md").read_text()
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"data.train": "[no/such.parquet]"}, SourceError, "no/such.parquet"),
-        ({"batch_size": 1000}, DataError, "144 readable pairs, fewer than batch_size=1000: lower batch_size to 144"),
+        ({"batch_size": 1000}, DataError, "144 pairs, fewer than batch_size=1000: lower batch_size to 144"),
         ({"model.config.vision_config.image_size": 18}, RecipeError, "image_size=18"),
         ({"evaluations.late": "{data: [no/such.csv]}"}, SourceError, "no/such.csv"),
     ],

@@ -420,7 +420,11 @@ def test_what_cannot_be_shared_raises_before_it_starts():
     position = take(make_stream(rows, 8, lanes=2), 1)[0].position
     with pytest.raises(DataError, match="one of 2 lanes, and here are 4: set data.lanes=2, or start anew"):
         next(make_stream(rows, 8, lanes=4).batches(position))
-    empty = make_stream([], 4, lanes=1)
+    with pytest.raises(DataError, match="toys has 99 pairs, fewer than batch_size=100000: lower batch_size to 99 or"):
+        make_stream(rows, 100_000)
+    with pytest.raises(DataError, match="Lane 0 of 8 of toys has 12 pairs, fewer than its share of 20 of batch_size"):
+        make_stream(rows, 160, lanes=8)
+    empty = make_stream(as_data(stream_of_shards([0])), 4, lanes=1)
     with pytest.raises(DataError, match="Lane 0 has no rows"):
         next(empty.batches())
 
@@ -572,8 +576,9 @@ def test_a_process_that_dies_leaves_none_waiting():
     ("changes", "message"),
     [
         ({"weights": [1.0, 2.0]}, r"data.weights=\[1.0, 2.0\] must have 1 numbers, one for each entry"),
-        ({"weights": [0.0]}, "data.weights: 0.0 must lie above 0"),
-        ({"weights": [float("nan")]}, "data.weights: nan must lie above 0"),
+        ({"weights": [0.0]}, "data.weights: 0.0 must lie in 0.001 to 1000"),
+        ({"weights": [1e-9]}, "data.weights: 1e-09 must lie in 0.001 to 1000"),
+        ({"weights": [float("nan")]}, "data.weights: nan must lie in 0.001 to 1000"),
         ({"lanes": 0}, "data.lanes=0 must be 1 or more"),
         ({"workers": -1}, "data.workers=-1 must be 0 or more"),
         ({"decoded_cache_gb": -0.5}, "data.decoded_cache_gb=-0.5 must be 0 or more"),

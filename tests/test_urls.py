@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from hf_clip import urls_hf_clip
 from hf_clip.images_hf_clip import ImageDecodeError
 from hf_clip.urls_hf_clip import fetch_picture, public_addresses
 
@@ -85,6 +86,15 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, page):
         self.send(301, Location="file:///etc/passwd")
 
+    def bracket(self, page):
+        self.send(302, Location="http://user:SECRET@[::1")
+
+    def login(self, page):
+        self.send(302, Location=f"http://user:SECRET@{self.headers['Host']}/cut?token=SECRET#SECRET")
+
+    def colours(self, page):
+        self.wfile.write(b"HTTP/1.1 404 \x1b[31mred\x1b[0m\r\nContent-Length: 0\r\n\r\n")
+
 
 @contextmanager
 def serving():
@@ -133,12 +143,49 @@ def test_a_picture_comes_as_it_is_asked_for_by_name(server):
         ("inside", {}, "url", "'intranet.example' has the address 192.168.1.7, which is not public"),
         ("literal", {}, "url", "has the address"),
         ("file", {}, "url", "'file:///etc/passwd' is no http or https URL"),
+        ("bracket", {}, "url", "a redirect leads to what is no URL"),
+        ("colours", {}, "url", r"answers 404 \\x1b\[31mred\\x1b"),
     ],
 )
 def test_what_is_refused_on_the_way(server, page, options, reason, said):
     with pytest.raises(ImageDecodeError, match=said) as refused:
         fetch(server, page, **options)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("page", ["cut", "drip", "login"])
+def test_errors_tell_no_secret_of_a_url(server, page):
+    place = f"{HOST}:{server.server_port}"
+    with pytest.raises(ImageDecodeError, match=f"'http://{place}/(cut|drip)' cannot be fetched|ends after") as refused:
+        url = f"http://user:SECRET@{place}/{page}?signature=SECRET#SECRET"
+        fetch_picture(url, resolve=resolve, timeout=0.2 if page == "drip" else 20.0)
+    assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://user:SECRET@[::1", "http://user:SECRET/", "http://user:p?SECRET@host/", "ftp://user:SECRET@host/?SECRET",
+     "user:SECRET@host/a.png", "http:\\\\user:SECRET@host/"],
+)  # fmt: skip
+def test_what_is_no_url_is_told_without_its_secrets(url):
+    with pytest.raises(ImageDecodeError, match="no URL|no http") as refused:
+        fetch_picture(url)
+    assert "SECRET" not in str(refused.value)
+
+
+def test_the_time_is_for_all_addresses_of_a_host_together(monkeypatch):
+    clock, asked = [0.0], []
+
+    def never(address, timeout):
+        asked.append(address[0])
+        clock[0] += timeout
+        raise TimeoutError
+
+    monkeypatch.setattr(urls_hf_clip, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(urls_hf_clip.socket, "create_connection", never)
+    with pytest.raises(ImageDecodeError, match="longer than 20 s"):
+        fetch_picture(f"http://{HOST}/", timeout=20.0, resolve=lambda host, port: ["192.0.2.1", "192.0.2.2"])
+    assert asked == ["192.0.2.1"] and clock == [20.0]
 
 
 def test_by_default_this_machine_is_out_of_reach(server):
@@ -161,7 +208,9 @@ def test_https_speaks_tls_to_the_checked_address(server):
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
      "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::a00:1",
-     "2002:a00:1::", "2001:db8::1"],
+     "2002:a00:1::", "2001:db8::1", "64:ff9b:1::7f00:1", "64:ff9b:1::808:808", "::127.0.0.1", "::8.8.8.8",
+     "::ffff:0:127.0.0.1", "fec0::1", "4000::1", "2001:0:808:808::80ff:fffe", "2002:e000:1::", "64:ff9b::e000:1",
+     "::ffff:224.0.0.1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address):
     with pytest.raises(ImageDecodeError, match="not public"):
@@ -169,7 +218,13 @@ def test_addresses_that_are_not_public(address):
 
 
 def test_addresses_that_are_public():
-    found = ("93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:8.8.8.8", "64:ff9b::808:808")
+    found = (
+        "93.184.215.14",
+        "2606:2800:21f:cb07:6820:80da:af6b:8b2c",
+        "::ffff:8.8.8.8",
+        "64:ff9b::808:808",
+        "2002:808:808::1",
+    )
     assert public_addresses("name.example", 80, answers(*found, found[0])) == list(found)
 
 

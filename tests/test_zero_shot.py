@@ -227,10 +227,16 @@ def test_classes_in_tiles_score_as_all_at_once(monkeypatch):
     classifier = ZeroShotClassifier(model, model.processor, labels, rejection="class 7")
     whole = classifier.predict(pictures)
     monkeypatch.setattr(zero_shot, "TILE", 8)
+    widths, logits = [], ZeroShotClassifier._logits
+    monkeypatch.setattr(
+        ZeroShotClassifier, "_logits", lambda self, *given: widths.append(len(given[1])) or logits(self, *given)
+    )
     assert [row[:6] for row in whole] == [
         [{"label": one["label"], "score": pytest.approx(one["score"], abs=1e-6)} for one in row]
         for row in classifier.predict(pictures, top_k=6)
     ]
+    # Never all classes at once: memory does not grow with them.
+    assert widths == [8] * 6 + [1, 1]
     assert all(len(row) == 50 for row in whole)
 
 
@@ -263,6 +269,17 @@ def test_a_saved_classifier_is_the_same_and_knows_its_weights(tmp_path):
         ZeroShotClassifier.load(file, model, processor)
     with pytest.raises(ValueError, match="belongs to other weights"):
         ZeroShotClassifier.load(file, model.to(torch.bfloat16), processor)
+
+
+def test_a_classifier_of_a_compiled_model_knows_its_weights_too(tmp_path):
+    model, processor = tiny_clip(["red", "blue"])
+    compiled = torch.compile(model, backend="eager")
+    file = ZeroShotClassifier(compiled, processor, ["red", "blue"]).save(tmp_path / "labels.safetensors")
+    assert ZeroShotClassifier.load(file, model, processor).labels == ["red", "blue"]
+    with torch.no_grad():
+        model.text_projection.weight.mul_(2)
+    with pytest.raises(ValueError, match="other weights than this model's text tower"):
+        ZeroShotClassifier.load(file, compiled, processor)
 
 
 def test_files_that_hold_no_classifier(tmp_path):

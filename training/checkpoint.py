@@ -63,6 +63,9 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def _is_from_disk(error: BaseException) -> bool:
+    # A file that should have been there to read.
+    if isinstance(error, FileNotFoundError):
+        return False
     # What is written in Rust reports the system's errors as its own: tokenizers as a bare Exception.
     return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 

@@ -182,9 +182,9 @@ class DataConfig:
         )
         for weight in self.weights or []:
             _require(
-                0 < weight <= 1000,
-                f"data.weights: {weight} must lie above 0 and at 1000 at most: it counts passes an epoch. Leave an "
-                "entry of data.train out to give it none.",
+                0.001 <= weight <= 1000,
+                f"data.weights: {weight} must lie in 0.001 to 1000: it counts passes an epoch. Leave an entry of "
+                "data.train out to give it none.",
             )
         for name in ("workers", "decoded_cache_gb"):
             value = getattr(self, name)
@@ -273,15 +273,16 @@ class TowerConfig:
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer, with a cosine schedule. Defaults are those of the paper's ViTs (table 18), for smaller batches.
+    """The optimizer and its schedule. Defaults are those of the paper's ViTs (table 18), for smaller batches.
 
     `algorithm` is "adamw", or "muon": then the weights within the towers (all matrices and kernels but embeddings,
     first layers and projections) are updated by Muon at `matrix_learning_rate`, with `matrix_momentum` and
-    `matrix_weight_decay`, and all others by AdamW. Short runs learn about twice as fast so.
+    `matrix_weight_decay`, and all others by AdamW. Short runs learn faster so.
 
-    `learning_rate` is reached after `warmup_steps` and falls to `final_learning_rate_fraction` of it. Gains, biases
-    and the logit scale are not decayed. Gradients are clipped to `max_gradient_norm`. The factor on the cosines is
-    kept in 1 to `max_logit_scale`, but for sigmoid models. Each tower can have its own rates, or be locked.
+    `learning_rate` is reached after `warmup_steps` and falls to `final_learning_rate_fraction` of it, by `schedule`:
+    half a "cosine" (the paper's), or "linear". Gains, biases and the logit scale are not decayed. Gradients are
+    clipped to `max_gradient_norm`. The factor on the cosines is kept in 1 to `max_logit_scale`, but for sigmoid
+    models. Each tower can have its own rates, or be locked.
     """
 
     algorithm: str = "adamw"
@@ -293,6 +294,7 @@ class OptimizerConfig:
     beta2: float = 0.98
     epsilon: float = 1e-6
     weight_decay: float = 0.2
+    schedule: str = "cosine"
     warmup_steps: int = 100
     final_learning_rate_fraction: float = 0.0
     max_gradient_norm: float = 1.0
@@ -304,6 +306,10 @@ class OptimizerConfig:
         _require(
             self.algorithm in ("adamw", "muon"),
             f"optimizer.algorithm={self.algorithm!r} is not known: use 'adamw' or 'muon'.",
+        )
+        _require(
+            self.schedule in ("cosine", "linear"),
+            f"optimizer.schedule={self.schedule!r} is not known: use 'cosine' or 'linear'.",
         )
         for name in ("learning_rate", "matrix_learning_rate", "epsilon", "max_gradient_norm"):
             value = getattr(self, name)

@@ -32,6 +32,7 @@ from hf_clip.sources import Source, iterate_samples, open_source
 from .checkpoint import MANIFEST, write_folder
 from .config import EvaluationConfig, TrainConfig, read_card_sources
 from .folder import METRICS, RESULTS
+from .signals import StopNow
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -72,15 +73,23 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
 def evaluate(
     run: "Run", evaluations: dict[str, Evaluation], *, during_training: bool = False
 ) -> dict[str, RetrievalResult | ZeroShotResult]:
-    """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those."""
+    """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those.
+
+    A signal ends them, logs none and is left to the caller: whoever sent it may not wait as long as they take.
+    """
     results = {}
     due = [each for each in evaluations.values() if each.config.during_training or not during_training]
     with run.released_model() as model:
         if run.accelerator.is_main_process:
-            for evaluation in due:
-                title = f"{evaluation.name} at step {run.progress.step}" if during_training else evaluation.name
-                results[evaluation.name] = _judge(model, run.processor, evaluation, title)
-                run.report.say(results[evaluation.name].table())
+            try:
+                with run.stop.at_once():
+                    for evaluation in due:
+                        title = evaluation.name + (f" at step {run.progress.step}" if during_training else "")
+                        results[evaluation.name] = _judge(model, run.processor, evaluation, title)
+                        run.report.say(results[evaluation.name].table())
+            except StopNow as stop:
+                run.report.say(f"{stop}: the evaluations at step {run.progress.step} are given up.")
+                results = {}
             if results:
                 numbers = {name: result.to_dict() for name, result in results.items()}
                 run.report.log_evaluations(run.progress.step, numbers)
@@ -99,9 +108,13 @@ def _judge(
 def finish(run: "Run", evaluations: dict[str, Evaluation], bad_pairs: Counter[str]) -> dict[str, Any]:
     """Judges the model and leaves the complete folder: weights, processor, plots, card, `results.json` last.
 
-    Returns what `results.json` holds (on the main process; empty on others). Raises CheckpointError for a full disk.
+    Returns what `results.json` holds (on the main process; empty on others). Raises CheckpointError for a full disk,
+    StopNow where a signal came before the folder was whole.
     """
     results = evaluate(run, evaluations)
+    signal, _ = run.agree(run.stop.signal, False)
+    if signal:
+        raise StopNow(signal)
     with run.released_model() as model:
         return _leave(run, model, evaluations, results, bad_pairs) if run.accelerator.is_main_process else {}
 
@@ -136,7 +149,8 @@ def _leave(
         (folder / RESULTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     place = run.folder / ".model"
-    write_folder(place, write)
+    with run.stop.at_once():
+        write_folder(place, write)
     (place / MANIFEST).unlink()
     # results.json says that a run is finished: it moves last.
     for item in sorted(place.iterdir(), key=lambda item: item.name == RESULTS):
@@ -171,8 +185,11 @@ def draw_plots(
         return []
     plots = folder / "plots"
     plots.mkdir()
-    made = [("plots/loss.png", "Training loss by step, and R@1 on the way")]
-    plot_training(run.folder / METRICS, folder / made[0][0])
+    made = []
+    # Of a short run, all steps that were to be logged may have been bad ones.
+    if (run.folder / METRICS).is_file():
+        made.append(("plots/loss.png", "Training loss by step, and R@1 on the way"))
+        plot_training(run.folder / METRICS, folder / made[0][0])
     for name, result in results.items():
         if not isinstance(result, RetrievalResult) or len(result.rows) < 2:
             continue

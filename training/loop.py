@@ -35,7 +35,7 @@ from .parallel import (
 from .push import CheckpointPusher
 from .report import Report
 from .shards import whole
-from .signals import StopRequest
+from .signals import StopNow, StopRequest
 from .step import Outcome, Updater
 from .stream import Batch, PairStream, Position, open_training_source
 
@@ -82,6 +82,10 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
     progress = Progress()
     try:
         return _train(config, folder, accelerator, resume, progress)
+    except StopNow as stop:
+        raise TrainingStopped(
+            f"{stop}: saved at step {progress.step}. Go on with --resume --output-dir {folder.path}"
+        ) from None
     except BaseException:
         if not resume and progress.step == 0:
             folder.clear()
@@ -121,6 +125,7 @@ def _train(
         config.augmentation,
         accelerator.process_index,
         accelerator.num_processes,
+        run.stop.is_asked,
     )
     run.report = Report(folder, progress.step, config.steps, accelerator.is_main_process)
     if note := note_on_batch_statistics(model, config, accelerator.num_processes):
@@ -128,13 +133,14 @@ def _train(
     if config.checkpoints.push_to is not None and accelerator.is_main_process:
         run.pusher = CheckpointPusher(config.checkpoints.push_to, folder, run.report.say)
     try:
-        loop(run, stream, evaluations)
-        run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
-        left_out = stream.left_out(stream.gather(progress.position))
-        if left_out:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-            run.report.say(f"Left out {left_out.total()} pairs that cannot be read: {reasons}.")
-        return finish(run, evaluations, left_out)
+        with run.stop:
+            loop(run, stream, evaluations)
+            run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
+            left_out = stream.left_out(stream.gather(progress.position))
+            if left_out:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+                run.report.say(f"Left out {left_out.total()} pairs that cannot be read: {reasons}.")
+            return finish(run, evaluations, left_out)
     finally:
         if run.pusher is not None:
             run.pusher.close()
@@ -142,16 +148,21 @@ def _train(
 
 
 def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
-    """Steps until the last, with what is due in between."""
+    """Steps until the last, with what is due in between. Raises StopNow once a signal came and all is saved."""
     config, progress = run.config, run.progress
     # On a CPU the next batch would only compete with the step for the cores.
     batches = stream.batches(progress.position, reads_ahead=run.accelerator.device.type != "cpu")
     clock = SaveClock(config.checkpoints.save_minutes)
-    with StopRequest() as stop, closing(batches):
+    with closing(batches):
         since, seconds_since = progress.step, 0.0
         while progress.step < config.steps:
             started = time.perf_counter()
-            batch = next(batches)
+            batch = next(batches, None)
+            if batch is None:
+                # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
+                _save(run, stream)
+                signal, _ = run.agree(run.stop.signal, False)
+                raise StopNow(signal)
             outcome = run.update(batch)
             is_due = (progress.step + 1) % config.log_every == 0 or progress.step + 1 == config.steps
             is_due = is_due and outcome.is_update
@@ -169,16 +180,18 @@ def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
                 since, seconds_since = progress.step, 0.0
             if progress.step % config.eval_every == 0 and progress.step < config.steps:
                 evaluate(run, evaluations, during_training=True)
-            signal, is_late = run.agree(stop.signal, clock.is_due())
+            signal, is_late = run.agree(run.stop.signal, clock.is_due())
             is_at_mark = progress.step % config.checkpoints.save_every == 0 or progress.step == config.steps
             if is_at_mark or is_late or signal:
-                progress.position = stream.gather(progress.position)
-                run.save()
+                _save(run, stream)
                 clock.restart()
             if signal and progress.step < config.steps:
-                raise TrainingStopped(
-                    f"{signal}: saved at step {progress.step}. Go on with --resume --output-dir {run.folder}"
-                )
+                raise StopNow(signal)
+
+
+def _save(run: "Run", stream: PairStream) -> None:
+    run.progress.position = stream.gather(run.progress.position)
+    run.save()
 
 
 @dataclass
@@ -195,6 +208,7 @@ class Run:
     data_fingerprint: dict[str, int | str] = field(default_factory=dict)
     report: Report | None = None
     pusher: CheckpointPusher | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self):
         decay = self.config.ema_decay
@@ -206,7 +220,10 @@ class Run:
         return self.accelerator.unwrap_model(self.objective).model
 
     def update(self, batch: Batch) -> Outcome:
-        """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids."""
+        """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids.
+
+        So does the run's last one, where all that were to be logged were among those in a row.
+        """
         outcome = self.updater.update(batch, self.progress.step)
         in_a_row = len(self.updater.bad_batches)
         if in_a_row and not outcome.is_update:
@@ -214,7 +231,9 @@ class Run:
                 f"The loss is {outcome.loss.item()} and its gradient's norm {float(outcome.gradient_norm)} at step "
                 f"{self.progress.step + 1}"
             )
-            if in_a_row >= self.config.max_bad_steps:
+            is_last = self.progress.step + 1 == self.config.steps
+            logged_nothing = is_last and in_a_row > self.config.steps - self.config.log_every
+            if in_a_row >= self.config.max_bad_steps or logged_nothing:
                 self._keep_bad_batches()
                 raise TrainingDiverged(
                     f"{what}, the last of {in_a_row} in a row that updated nothing; {self.folder / BAD_BATCHES} has "

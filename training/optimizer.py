@@ -131,12 +131,13 @@ def hidden_matrices(model: HFCLIPModel) -> set[nn.Parameter]:
 
 
 def learning_rate_fraction(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The share of their peak that the rates have at update `step` (from 0) of `steps`: a rise, then half a cosine."""
+    """The share of their peak that the rates have at update `step` (from 0) of `steps`: a rise, then the schedule."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     fraction = config.final_learning_rate_fraction
-    return fraction + (1 - fraction) * (1 + math.cos(math.pi * progress)) / 2
+    return fraction + (1 - fraction) * left
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:

@@ -2,6 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopNow(BaseException):
+    """The signal's name. Like KeyboardInterrupt, it is no Exception: whoever copes with those lets it pass."""
 
 
 class StopRequest:
@@ -9,6 +15,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: str | None = None
+        self._is_at_once = False
 
     def __enter__(self) -> "StopRequest":
         self._before = {}
@@ -22,7 +29,25 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def is_asked(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what can be done again from the last checkpoint: a signal, before or within, raises StopNow."""
+        self._is_at_once = True
+        try:
+            if self.signal is not None:
+                raise StopNow(self.signal)
+            yield
+        finally:
+            self._is_at_once = False
+
     def _take(self, number: int, _frame) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if self._is_at_once:
+            # Another signal must not disturb what cleans up behind this one.
+            self._is_at_once = False
+            raise StopNow(self.signal)

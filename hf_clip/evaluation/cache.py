@@ -4,16 +4,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from hf_clip.images_hf_clip import ImageDecodeError, decode_image
 
 # Of how many pictures a file holds the vectors: what is lost by a stop, and read at once to know its key.
 PICTURES_PER_FILE = 256
@@ -64,10 +64,15 @@ class FeatureCache:
 
     def read(self, path: Path) -> tuple[torch.Tensor, list[int], Counter[str]] | None:
         """(vectors, positions of their pictures, pictures left out by reason), or None."""
+        # Of a pipe in its place the reader would wait for ever.
+        if not path.is_file():
+            return None
         try:
             with safe_open(path, "pt") as file:
-                kept, skipped = (json.loads(file.metadata()[key]) for key in ("kept", "skipped"))
-                return file.get_tensor("vectors"), kept, Counter(skipped)
+                vectors_ND, metadata = file.get_tensor("vectors"), file.metadata()
+            if metadata["hash"] != _hash(vectors_ND, metadata):
+                return None
+            return vectors_ND, json.loads(metadata["kept"]), Counter(json.loads(metadata["skipped"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 
@@ -76,11 +81,17 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         metadata = {"kept": json.dumps(kept), "skipped": json.dumps(skipped)}
+        metadata["hash"] = _hash(vectors_ND, metadata)
         try:
             save_file({"vectors": vectors_ND.contiguous()}, unfinished, metadata)
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _hash(vectors_ND: torch.Tensor, metadata: Mapping[str, str]) -> str:
+    words = f"{vectors_ND.dtype} {tuple(vectors_ND.shape)} {metadata['kept']} {metadata['skipped']} "
+    return hashlib.blake2b(words.encode() + vectors_ND.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def _content(picture: Any) -> bytes:
@@ -96,9 +107,14 @@ def _content(picture: Any) -> bytes:
             found = os.stat(picture)
         except (OSError, ValueError):
             return f"no file {picture}".encode(errors="replace")
-        return f"file {os.path.abspath(picture)} {found.st_size} {found.st_mtime_ns}".encode(errors="replace")
+        # Programs may set the time of the last change of a file's content, never of its state.
+        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        return f"file {os.path.abspath(picture)} {state}".encode(errors="replace")
     if picture is None:
         return b""
-    pixels = np.asarray(picture)
-    mode = picture.mode if isinstance(picture, Image.Image) else str(pixels.dtype)
-    return f"{mode} {pixels.shape} ".encode() + pixels.tobytes()
+    try:
+        # What the model sees: a palette and an orientation are in it.
+        pixels = decode_image(picture)
+    except ImageDecodeError as error:
+        return f"no picture {error.reason}".encode()
+    return f"{pixels.size} ".encode() + pixels.tobytes()

@@ -14,12 +14,12 @@ from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
 from hf_clip.evaluation.linear_probe import evaluate_linear_probe
 from hf_clip.evaluation.retrieval import evaluate_retrieval
-from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift
+from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift, fit_baselines
 from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from hf_clip.prompts import Prompts, load_prompts
 from hf_clip.sources import Source, open_source
 from hf_clip.sources.files import is_hub_id
-from hf_clip.usage import UsageError
+from hf_clip.usage import UsageError, check_file
 
 LANGUAGE_COLUMN = "lang"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -41,6 +41,7 @@ def run_evaluation(options: Namespace, load: Callable[[str, Any], tuple]) -> Non
     words = _read_words(options)
     baselines = _read_baselines(options)
     sources = _open_sources(options)
+    _make_folders(options)
     processes = _join_processes(options.device)
     model, processor = load(options.model, options.device if processes is None else str(processes.device))
     encoding = Encoding(
@@ -111,9 +112,9 @@ def _studies(options: Namespace) -> list[str]:
 def _check_places(options: Namespace) -> None:
     """What would fail after hours of work fails now."""
     if options.output is not None:
-        _check_file("--output", options.output, "result.json")
+        check_file("--output", options.output, "result.json")
     if (chosen := getattr(options, "select_templates", None)) is not None:
-        _check_file("--select-templates", chosen, "templates.yaml")
+        check_file("--select-templates", chosen, "templates.yaml")
         if chosen.suffix.lower() not in (".yaml", ".yml"):
             raise UsageError(f"--select-templates {chosen}: name a file that ends in .yaml, as --prompts reads it.")
     if options.plots is not None:
@@ -138,13 +139,18 @@ def _check_places(options: Namespace) -> None:
             raise UsageError(f"--push-to-card: {error}") from error
 
 
-def _check_file(option: str, file: Path, example: str) -> None:
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"{option} {file}: there is no folder {file.parent}.")
-    if file.is_dir():
-        raise UsageError(f"{option} {file} is a folder: name a file, such as {file / example}.")
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise UsageError(f"{option} {file} cannot be written: name another place.")
+def _make_folders(options: Namespace) -> None:
+    """What cannot be made after the work cannot be made now; some places tell only those who try."""
+    cache = None if options.no_cache else options.cache_dir or default_cache_folder()
+    for option, folder, mend in (
+        ("--plots", options.plots, "name another folder"),
+        ("--cache-dir", cache, "name another folder, or give --no-cache"),
+    ):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{option} {folder} cannot be made ({error.strerror}): {mend}.") from None
 
 
 def _read_words(options: Namespace) -> dict[str, Any]:
@@ -203,11 +209,16 @@ def _read_baselines(options: Namespace) -> list[tuple[float, float]]:
     if not options.shifted_data:
         raise UsageError("--baselines are of two data sets: name the second with --shifted-data.")
     try:
-        return [(float(row["top_1"]), float(row["shifted_top_1"])) for row in json.loads(file.read_text("utf-8"))]
+        found = [(float(row["top_1"]), float(row["shifted_top_1"])) for row in json.loads(file.read_text("utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--baselines {file} is no JSON list of objects with top_1 and shifted_top_1 ({error})."
         ) from None
+    try:
+        fit_baselines(found)
+    except ValueError as error:
+        raise UsageError(f"--baselines {file}: {error}") from None
+    return found
 
 
 def _open_sources(options: Namespace) -> dict[str, Source]:

@@ -8,13 +8,13 @@ Beside them stands zero-shot classification of the same pictures, as in the pape
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labelled import embed_labelled, names_of_labels
+from hf_clip.evaluation.labelled import embed_labelled, left_out, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.sources import Source
@@ -32,7 +32,7 @@ class FewShotResult:
             n - 1; None of one draw) of the top-1 accuracy, `scores` of each draw, and the `penalty` used.
         classes, pictures, train_pictures: counts; of the training pictures the shots are drawn.
         seeds: how many draws there were.
-        skipped: test pictures left out, by reason.
+        skipped, train_skipped: test and training pictures left out, by reason.
         seconds: time that the evaluation took.
         zero_shot_top_1: on the same test pictures by the classes' names alone; None where those are not known.
         templates: the texts that the names were set in; none where they are not known.
@@ -48,6 +48,7 @@ class FewShotResult:
     seconds: float
     zero_shot_top_1: float | None = None
     templates: tuple[str, ...] = ()
+    train_skipped: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -71,6 +72,10 @@ class FewShotResult:
         for row in self.shots:
             deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
             lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
+        if self.skipped:
+            lines.append(left_out(self.skipped))
+        if self.train_skipped:
+            lines.append(left_out(self.train_skipped, " of training"))
         return "\n".join(lines)
 
 
@@ -130,6 +135,7 @@ def evaluate_few_shot(
         train_pictures=len(training.kept[1]),
         seeds=seeds,
         skipped=found.skipped,
+        train_skipped=training.skipped,
         seconds=time.perf_counter() - started,
         **_by_name(model, processor, test, names, label_names, templates, encoding),
     )

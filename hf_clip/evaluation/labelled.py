@@ -103,10 +103,13 @@ def iterate_rows(source: Source, columns: Sequence[str] = ()) -> Iterator[tuple[
 
 def value_of(source: Source, row: Mapping[str, Any], column: str) -> str | None:
     """The value of a row's column as text; classes by their names."""
-    value, names = row[column], _names_of(source, column)
-    if names and isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    return as_text(value)
+    return _named(row[column], _names_of(source, column))
+
+
+def left_out(skipped: Mapping[str, int], what: str = "") -> str:
+    """A line of a table: how many pictures are not in the numbers, by reason."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return f"left out{what}: {counts}"
 
 
 def names_of_labels(source: Source) -> tuple[str, ...] | None:
@@ -114,13 +117,29 @@ def names_of_labels(source: Source) -> tuple[str, ...] | None:
     return source.label_names or _names_of(source, source.label_column)
 
 
+def has_numbers(source: Source) -> bool:
+    """Whether labels, or those of lists, are of a type of whole numbers; in CSV, JSON lines and tars all are texts."""
+    return "int" in str(getattr(_feature_of(source, source.label_column), "dtype", None))
+
+
 def _names_of(source: Source, column: str | None) -> tuple[str, ...] | None:
-    feature = (getattr(source.dataset, "features", None) or {}).get(column)
-    names = getattr(getattr(feature, "feature", feature), "names", None)
+    names = getattr(_feature_of(source, column), "names", None)
     return tuple(names) if names else None
 
 
+def _feature_of(source: Source, column: str | None) -> Any:
+    feature = (getattr(source.dataset, "features", None) or {}).get(column)
+    return getattr(feature, "feature", feature)
+
+
+def _named(value: Any, names: Sequence[str] | None) -> str | None:
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return as_text(value)
+
+
 def _labels_of(value: Any, names: Sequence[str] | None) -> tuple[str, ...]:
-    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    named = [names[one] if names and isinstance(one, int) else as_text(one) for one in values]
-    return tuple(dict.fromkeys(one for one in named if one))
+    values = value if isinstance(value, list | tuple) else [value]
+    named = [_named(one, names) for one in values]
+    # As in a column of single labels, -1 is none.
+    return tuple(dict.fromkeys(one for one in named if one and one != "-1"))

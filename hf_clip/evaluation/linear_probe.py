@@ -10,13 +10,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding
-from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled
+from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, left_out
 from hf_clip.sources import Source
 
 MAX_ITERATIONS = 1000
@@ -40,7 +40,7 @@ class LinearProbeResult:
         classes, train_pictures, validation_pictures, pictures: counts; the training pictures include the validation's.
         per_class: number of test pictures and `top_1` of each class.
         groups: top-1 and counts for each value of each column that was asked for.
-        skipped: test pictures left out, by reason.
+        skipped, train_skipped: test and training pictures left out, by reason.
         seconds: time that the evaluation took.
     """
 
@@ -60,6 +60,7 @@ class LinearProbeResult:
     groups: dict[str, dict[str, dict]]
     skipped: Counter[str]
     seconds: float
+    train_skipped: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -86,6 +87,10 @@ class LinearProbeResult:
             ]
         if self.unconverged:
             lines.append(f"{self.unconverged} fits stopped after {MAX_ITERATIONS} iterations, as in the paper.")
+        if self.skipped:
+            lines.append(left_out(self.skipped))
+        if self.train_skipped:
+            lines.append(left_out(self.train_skipped, " of training"))
         return "\n".join(lines)
 
 
@@ -144,6 +149,7 @@ def evaluate_linear_probe(
         per_class=_per_class(truth_N, is_hit_NK[:, 0]),
         groups={column: _by_value(values, truth_N, is_hit_NK[:, 0]) for column, values in found.groups.items()},
         skipped=found.skipped,
+        train_skipped=training.skipped,
         seconds=time.perf_counter() - started,
     )
 
@@ -155,27 +161,32 @@ class TrainingSet:
     Attributes:
         name: of the data, for messages.
         features_ND, labels_N, is_held_out_N: of each picture.
+        skipped: how many were left out, by reason.
     """
 
     name: str
     features_ND: np.ndarray
     labels_N: np.ndarray
     is_held_out_N: np.ndarray
+    skipped: Counter[str]
 
     @classmethod
     def embed(cls, model, processor, train: Source, validation: Source | None, share: float, seed: int, encoding):
         """Of `train`, with `validation` set aside; where that is None, `share` of each class of `train`."""
         check_scikit_learn()
-        features_ND, labels_N = as_arrays(embed_labelled(model, processor, train, encoding))
+        found = embed_labelled(model, processor, train, encoding)
+        features_ND, labels_N = as_arrays(found)
         if validation is None:
-            return cls(train.name, features_ND, labels_N, hold_out(labels_N, share, seed))
-        held_ND, held_labels_N = as_arrays(embed_labelled(model, processor, validation, encoding))
+            return cls(train.name, features_ND, labels_N, hold_out(labels_N, share, seed), found.skipped)
+        held_out = embed_labelled(model, processor, validation, encoding)
+        held_ND, held_labels_N = as_arrays(held_out)
         is_held_out_N = np.repeat([False, True], [len(labels_N), len(held_labels_N)])
         return cls(
             train.name,
             np.concatenate([features_ND, held_ND]),
             np.concatenate([labels_N, held_labels_N]),
             is_held_out_N,
+            found.skipped + held_out.skipped,
         )
 
     @property

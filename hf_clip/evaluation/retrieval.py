@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_clip.evaluation.features import Encoding, embed_images, embed_texts
-from hf_clip.evaluation.labelled import iterate_rows, value_of
+from hf_clip.evaluation.labelled import iterate_rows, left_out, value_of
 from hf_clip.sources import Source
 
 CUTOFFS = (1, 5, 10)
@@ -225,9 +225,7 @@ class RetrievalResult:
         for column, values in self.groups.items():
             lines += ["", *_metric_lines(column, values)]
         if self.skipped:
-            lines.append(
-                "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            )
+            lines.append(left_out(self.skipped))
         return "\n".join(lines)
 
     def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:

@@ -6,15 +6,17 @@ et al., "Measuring Robustness to Natural Distribution Shifts in Image Classifica
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from hf_clip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.zero_shot import ZeroShotResult, ZeroShotTask, evaluate_zero_shot
+from hf_clip.evaluation.labelled import left_out
+from hf_clip.evaluation.zero_shot import ZeroShotTask
 from hf_clip.sources import Source
 
 
@@ -31,6 +33,7 @@ class RobustnessResult:
         expected_top_1: what models on the line of the baselines score there, given `top_1`.
         effective_robustness: `shifted_top_1` above `expected_top_1` (Taori et al., section 2).
         pictures, shifted_pictures, classes: counts.
+        skipped, shifted_skipped: how many pictures were left out, by reason.
         seconds: time that the evaluation took.
     """
 
@@ -46,6 +49,8 @@ class RobustnessResult:
     shifted_pictures: int | None = None
     expected_top_1: float | None = None
     effective_robustness: float | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+    shifted_skipped: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -67,6 +72,10 @@ class RobustnessResult:
             lines.append(
                 f"expected there {self.expected_top_1:.3f}, effective robustness {self.effective_robustness:+.3f}"
             )
+        if self.skipped:
+            lines.append(left_out(self.skipped))
+        if self.shifted_skipped:
+            lines.append(left_out(self.shifted_skipped, f" of {self.shifted_title}"))
         return "\n".join(lines)
 
 
@@ -109,6 +118,7 @@ def evaluate_corruptions(
         seconds=time.perf_counter() - started,
         corruptions=scores,
         corrupted_top_1=float(np.mean([np.mean(list(by_severity.values())) for by_severity in scores.values()])),
+        skipped=clean.skipped,
     )
 
 
@@ -120,15 +130,22 @@ def evaluate_shift(
     *,
     baselines: Sequence[tuple[float, float]] = (),
     title: str | None = None,
+    batch_size: int = 64,
+    encoding: Encoding | None = None,
     **zero_shot: Any,
 ) -> RobustnessResult:
     """Zero-shot top-1 of two sources of the same classes, and the effective robustness from one to the other.
+
+    Without `label_names` the classes are those of `source`, and `shifted` may have a few of them: its pictures are
+    told apart among all.
 
     Args:
         baselines: (top-1 on `source`, top-1 on `shifted`) of other models, two or more; without any, effective
             robustness is not measured.
         title: what the result is called.
-        zero_shot: arguments of `evaluate_zero_shot`, for both.
+        batch_size, encoding: as in `evaluate_zero_shot`.
+        zero_shot: more arguments of `evaluate_zero_shot`, for both: `label_names`, `templates`, `by`,
+            `is_multi_label`, `temperature`.
 
     Raises:
         SourceError, ValueError: as `evaluate_zero_shot` and `effective_robustness`.
@@ -136,8 +153,13 @@ def evaluate_shift(
     started = time.perf_counter()
     if baselines:
         fit_baselines(baselines)
-    clean: ZeroShotResult = evaluate_zero_shot(model, processor, source, **zero_shot)
-    there: ZeroShotResult = evaluate_zero_shot(model, processor, shifted, **zero_shot)
+    encoding = encoding or Encoding(batch_size)
+    task = ZeroShotTask(model, processor, source, **zero_shot)
+    clean = task.run(encoding, source.name)
+    # Names in the order of numbers are for each source to put in its own.
+    is_named = zero_shot.get("label_names") is not None
+    task = ZeroShotTask(model, processor, shifted, **zero_shot) if is_named else task.on(shifted)
+    there = task.run(encoding, shifted.name)
     expected = effective = None
     if baselines:
         expected, effective = effective_robustness(clean.top_1, there.top_1, baselines)
@@ -153,6 +175,8 @@ def evaluate_shift(
         shifted_pictures=there.pictures,
         expected_top_1=expected,
         effective_robustness=effective,
+        skipped=clean.skipped,
+        shifted_skipped=there.skipped,
     )
 
 

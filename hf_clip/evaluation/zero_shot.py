@@ -5,6 +5,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.calibration import Calibration, calibrate_vectors
 from hf_clip.evaluation.features import Encoding
-from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, names_of_labels
+from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, has_numbers, left_out, names_of_labels
 from hf_clip.evaluation.wording import TemplateJudge, WordingResult
 from hf_clip.sources import Source
 from hf_clip.zero_shot_hf_clip import ZeroShotClassifier, check_finite
@@ -123,9 +124,7 @@ class ZeroShotResult:
             lines[-1] += f"{'pictures':>10}"
             lines += [f"{value:{width}}{_cells(row)}{row['pictures']:10d}" for value, row in rows.items()]
         if self.skipped:
-            lines.append(
-                "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            )
+            lines.append(left_out(self.skipped))
         if self.wording is not None:
             lines += ["", self.wording.table()]
         if self.selection is not None:
@@ -194,8 +193,9 @@ def evaluate_zero_shot(
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
-        ValueError: if a study is unknown or meets several labels, the classes have no names, a label is none of them,
-            no picture with a label could be read, or a vector holds NaN or infinity.
+        ValueError: if a study is unknown or meets several labels, the classes have no names, a label is none of them
+            or of two, there is one class alone (but for several labels), no picture with a label could be read, or a
+            vector holds NaN or infinity.
     """
     if unknown := sorted(set(studies) - set(STUDIES)):
         raise ValueError(f"studies: {', '.join(unknown)} is none of {', '.join(STUDIES)}.")
@@ -214,17 +214,23 @@ class ZeroShotTask:
         model,
         processor,
         source: Source,
-        label_names,
-        templates,
+        label_names=None,
+        templates=("{}",),
         by=(),
         is_multi_label: bool = False,
         temperature: float = 1.0,
     ):
         self.model, self.processor, self.source = model, processor, source.require_label()
         self.templates, self.by, self.is_multi_label = templates, by, is_multi_label
-        self.classes = _Classes(label_names, names_of_labels(source))
+        self.classes = _Classes(label_names, names_of_labels(source), has_numbers(source))
         self.temperature = temperature
         self.classifier: ZeroShotClassifier | None = None
+
+    def on(self, source: Source) -> "ZeroShotTask":
+        """The same over another source, whose labels are the names of classes of this one."""
+        other = copy(self)
+        other.source = source.require_label()
+        return other
 
     def run(self, encoding: Encoding, title: str, studies: Collection[str] = ()) -> ZeroShotResult:
         """Arguments and errors as `evaluate_zero_shot` has them."""
@@ -240,6 +246,11 @@ class ZeroShotTask:
         )
         if self.classifier is None:
             self.classes.settle(found.labels)
+            if len(self.classes.names) < 2 and not self.is_multi_label:
+                raise ValueError(
+                    f"{title}: {self.classes.names[0][0]!r} is the only class, which any model finds: give data of "
+                    "several, or label_names for all classes (eval: --label-names FILE)."
+                )
             self.classifier = ZeroShotClassifier(
                 self.model,
                 self.processor,
@@ -286,7 +297,9 @@ class ZeroShotTask:
 class _Classes:
     """The classes, from what the caller says, what the source says, and which labels occur."""
 
-    def __init__(self, given: Sequence[str | Sequence[str]] | None, of_source: Sequence[str] | None):
+    def __init__(
+        self, given: Sequence[str | Sequence[str]] | None, of_source: Sequence[str] | None, are_numbers: bool
+    ):
         self.names = [(names,) if isinstance(names, str) else tuple(names) for names in given or of_source or ()]
         if given and of_source:
             if len(given) != len(of_source):
@@ -294,15 +307,26 @@ class _Classes:
                     f"{len(given)} label_names for {len(of_source)} classes: give one for each, in their order."
                 )
             self.names = _in_the_order_of(of_source, self.names)
-        # A source that knows its classes gives labels by its names, another one by their numbers as text.
+        # A source that knows its classes gives labels by its names, another one by their numbers or as text.
         numbers = {} if of_source else {str(number): number for number in range(len(self.names))}
         named = {name: number for number, names in enumerate(self.names) for name in names}
-        self.number_of = numbers | ({name: number for number, name in enumerate(of_source)} if of_source else named)
+        if of_source:
+            named = {name: number for number, name in enumerate(of_source)}
+        elif are_numbers:
+            named = {}
+        self.number_of = numbers | named
+        # Texts such as '3', where the class of that name is not number 3.
+        self.ambiguous = {text for text in numbers.keys() & named.keys() if numbers[text] != named[text]}
 
     def check(self, label: str, place: str) -> None:
         """Raise ValueError unless `label` can be one of the classes; `place` says where it stands."""
         if self.names and label not in self.number_of:
             raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give label_names for all.")
+        if label in self.ambiguous:
+            raise ValueError(
+                f"{place}: {label!r} is one class by its number and another by its name. Give label_names that are no "
+                f"numerals, such as '{label} things', in the order of the numbers."
+            )
         if not self.names and label.lstrip("-").isdigit():
             raise ValueError(
                 f"{place}: label {label!r} has no name. Give label_names in the order of the numbers "

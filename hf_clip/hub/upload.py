@@ -16,7 +16,8 @@ PASSING = (408, 409, 412, 429)
 LASTING = (LocalTokenNotFoundError, OfflineModeIsEnabled, FileNotFoundError, PermissionError, TypeError, ValueError)
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".py", ".jinja", ".cfg", ".toml")
+# Files of gigabytes that hold numbers alone.
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class PushError(ValueError):
@@ -102,10 +103,10 @@ def redact(text: str) -> str:
 
 
 def refuse_secrets(folder: Path) -> None:
-    """Raises PushError that names a text file of the folder which holds a token of the Hub."""
-    token = get_token()
+    """Raises PushError that names a file of the folder, other than weights, which holds a token of the Hub."""
+    token = (get_token() or "").encode()
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES and file.name != "tokenizer.json":
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if (token and token in text) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
+        if file.is_file() and file.suffix.lower() not in WEIGHTS_SUFFIXES:
+            content = file.read_bytes()
+            if (token and token in content) or re.search(rb"\bhf_[A-Za-z0-9]{30,}\b", content):
                 raise PushError(f"{file} holds a token of the Hub: take it out of there, and make a new one.")

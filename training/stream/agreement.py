@@ -40,10 +40,10 @@ class LaneState:
 
 
 def merge_positions(positions: Iterable[Position]) -> Position:
-    """One position of all lanes from those of the processes."""
+    """One position of all lanes from those of the processes; empty where all are at the start."""
     whole: Position = {}
-    for position in positions:
-        if whole and position and whole["lanes"] != position["lanes"]:
+    for position in filter(None, positions):
+        if whole and whole["lanes"] != position["lanes"]:
             raise ValueError(f"positions of {whole['lanes']} and of {position['lanes']} lanes are of two runs.")
         places = {**whole.get("places", {}), **position.get("places", {})}
         whole = {**position, "places": dict(sorted(places.items(), key=lambda item: int(item[0])))}

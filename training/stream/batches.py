@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .agreement import Agreement, LaneState, Position, merge_positions
 from .ahead import choose_workers, one_ahead, read_ahead
 from .data import TrainingData
 from .decoding import BadPair, Decoder, Pair
-from .errors import DataError
+from .errors import DataError, LaneStopped
 from .order import choose_lanes, deal, require_lanes
 from .reading import LaneReader
 
@@ -58,9 +58,11 @@ class PairStream:
         seed: of the order and of the captions drawn.
         augmentation: the recipe's section; by its words pictures are marked as not to be mirrored, or to be cut.
         rank, world_size: which lanes. All ranks must make their streams together.
+        is_stopped: asked between pairs: once it is true on any rank, `batches` ends on all.
 
     Raises:
-        DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes.
+        DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes; a lane
+        has fewer rows than its share, where their number is known.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class PairStream:
         augmentation: AugmentationConfig,
         rank: int = 0,
         world_size: int = 1,
+        is_stopped: Callable[[], bool] = lambda: False,
     ):
         self.data, self.config, self.image_processor = data, config, image_processor
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.is_stopped = batch_size, seed, is_stopped
         self.no_flip_words = [word.lower() for word in augmentation.no_flip_words]
         self.crop_words = [word.lower() for word in augmentation.crop_words]
         self.shards = [list_shards(source) for source in data.sources]
@@ -88,11 +91,14 @@ class PairStream:
         self._check_whole_shards(fewest)
         self.own_lanes = range(rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size)
         self.pieces = deal(rows, self.lanes)
+        if self.num_rows is not None:
+            for lane in range(self.lanes):
+                self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
         self.decoder = Decoder(image_processor, self._fits_in_memory())
         self.agreement = Agreement(world_size)
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
-        """Endless batches from `position` on, the start by default. The same position gives the same batches.
+        """Batches from `position` on, the start by default, until stopped. The same position gives the same batches.
 
         Args:
             position: of all lanes, from `gather`, of any number of ranks.
@@ -107,7 +113,8 @@ class PairStream:
         with closing(read_ahead(local) if reads_ahead else local) as local:
             while True:
                 batch, found, error = next(local)
-                self._go_on_together(found, error)
+                if not self._go_on_together(found, error):
+                    return
                 yield batch
 
     def gather(self, position: Position) -> Position:
@@ -142,8 +149,11 @@ class PairStream:
         if self.num_rows is None:
             return False
         size = self.image_processor.crop_size
-        rows = sum(piece.last - piece.first for lane in self.own_lanes for of in self.pieces[lane] for piece in of)
+        rows = sum(map(self._rows_of, self.own_lanes))
         return rows * 3 * size.height * size.width <= self.config.decoded_cache_gb * 1e9
+
+    def _rows_of(self, lane: int) -> int:
+        return sum(piece.last - piece.first for of_source in self.pieces[lane] for piece in of_source)
 
     def _states(self, position: Position | None) -> dict[int, LaneState]:
         if not position:
@@ -181,13 +191,15 @@ class PairStream:
         """Every readable pair of a lane with its pass, endlessly; `state` is kept."""
         block_rows = max(self.config.shuffle_block // self.lanes, 1)
         pieces, weights = self.pieces[lane], self.data.weights
-        reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, self.decoder.kept)
+        kept, is_stopped = self.decoder.kept, self.is_stopped
+        reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, kept, is_stopped)
         share = self.batch_size // self.lanes
         tickets = reader.tickets(state.place, partial(one_ahead, workers))
 
         def pairs() -> Iterator[tuple[Pair, int]]:
             bad_in_a_row, epoch = 0, state.place.epoch
             for ticket, pair in self.decoder.in_order(tickets, workers, 2 * share):
+                reader.require_going_on()
                 if ticket.epoch > epoch == 0:
                     self._require_share(lane, state)
                 epoch, state.place = ticket.epoch, ticket.after
@@ -215,30 +227,35 @@ class PairStream:
         if pairs >= share:
             return
         left_out = "".join(f", {count} left out as {reason}" for reason, count in state.left_out.items())
+        found = f"{pairs} readable pairs{left_out}" if left_out else f"{pairs} pairs"
         if self.lanes == 1:
             lower = f"lower batch_size{f' to {pairs} or less' if pairs > 1 else ''}"
-            few = f"{self.data.name} has {pairs} readable pairs{left_out}, fewer than batch_size={self.batch_size}"
+            few = f"{self.data.name} has {found}, fewer than batch_size={self.batch_size}"
         else:
             few = (
-                f"Lane {lane} of {self.lanes} of {self.data.name} has {pairs} readable pairs{left_out}, fewer than "
-                f"its share of {share} of batch_size={self.batch_size}"
+                f"Lane {lane} of {self.lanes} of {self.data.name} has {found}, fewer than its share of {share} of "
+                f"batch_size={self.batch_size}"
             )
             lower = "lower batch_size or data.lanes"
         raise DataError(f"{few}: {lower}, or give more data.")
 
-    def _go_on_together(self, position: Position, error: Exception | None) -> None:
-        """Raises on all ranks where one has an error, or where all together found too many unreadable pairs."""
-        lanes = position["places"].values()
-        failed, in_first_epoch, read, bad = self.agreement.sum(
+    def _go_on_together(self, position: Position, error: Exception | None) -> bool:
+        """Whether no rank was stopped.
+
+        Raises on all ranks where one has an error, or where all together found too many unreadable pairs.
+        """
+        lanes, is_stopped = position["places"].values(), isinstance(error, LaneStopped)
+        stopped, failed, in_first_epoch, read, bad = self.agreement.sum(
             [
-                int(error is not None),
+                int(is_stopped),
+                int(error is not None and not is_stopped),
                 sum(lane["at"][0] == 0 for lane in lanes),
                 sum(lane["rows_read"] for lane in lanes),
                 self.left_out(position).total(),
             ]
         )
         if failed:
-            self.agreement.stop_together(error)
+            self.agreement.stop_together(None if is_stopped else error)
         # The first few pairs are no verdict, but where there are no more.
         least = min(self.config.shuffle_block, self.num_rows or self.config.shuffle_block) if in_first_epoch else 0
         if bad > self.config.max_bad_fraction * max(read, least):
@@ -249,6 +266,7 @@ class PairStream:
                 f"{self.data.name}: {bad} of {read} pairs cannot be read ({reasons}; the first is {first}), more than "
                 f"data.max_bad_fraction={self.config.max_bad_fraction}: mend the data, or raise that fraction."
             )
+        return not stopped
 
     def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
         pairs = [pair for pair, _ in taken]

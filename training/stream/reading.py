@@ -6,7 +6,7 @@ from itertools import islice
 
 from hf_clip.sources import Sample, Shard
 
-from .errors import DataError
+from .errors import DataError, LaneStopped
 from .order import Pass, Piece, Place, order_of_block, order_of_epoch
 
 # Sample ids of several sources: those of each begin here.
@@ -48,6 +48,7 @@ class LaneReader:
         seed, lane: of the order.
         block_rows: rows that wait, undecoded, to be shuffled.
         decoded: ids whose decoded pair is kept: their rows are not read.
+        is_stopped: asked at each row, as the next may be long in coming. True raises LaneStopped.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class LaneReader:
         lane: int,
         block_rows: int,
         decoded: Container[int] = (),
+        is_stopped: Callable[[], bool] = lambda: False,
     ):
         self.shards, self.pieces, self.weights = shards, pieces, weights
         self.seed, self.lane, self.block_rows, self.decoded = seed, lane, block_rows, decoded
+        self.is_stopped = is_stopped
         self._opened: tuple[Pass, int, Iterator[Sample]] | None = None
 
     def tickets(self, start: Place, ahead: Callable[[Iterator], Iterator] = iter) -> Iterator[Ticket]:
@@ -119,5 +122,14 @@ class LaneReader:
         """The samples of a piece from its row `row` on: those that follow the last ones read, or read anew."""
         if self._opened is None or self._opened[:2] != (of, row):
             shard = self.shards[of.piece.source][of.piece.shard]
-            self._opened = (of, row, shard.read(of.piece.first + row))
+            self._opened = (of, row, self._until_stopped(shard.read(of.piece.first + row)))
         return self._opened[2]
+
+    def _until_stopped(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            self.require_going_on()
+            yield sample
+
+    def require_going_on(self) -> None:
+        if self.is_stopped():
+            raise LaneStopped
