@@ -12,9 +12,11 @@ import argparse
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bench_batch import make_batch
+from batches import make_batch
+from bench_batch import SIZE, distinct_caption
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -70,14 +72,15 @@ def main():
     size = options.micro_batch_size
     planned = plan(config, footprint(config, "cpu"), 1, is_sharded=False, micro_batch_size=size, device="cpu")
     accelerator = make_accelerator(config)
+    batch = partial(make_batch, pixels=SIZE, caption=distinct_caption)
     model, processor = build_start(config.model, (), config.seed)
     objective, optimizer = prepare(model, config, accelerator)
-    Updater(replace(config, batch_size=8), accelerator, objective, optimizer, processor).update(make_batch(8), 0)
+    Updater(replace(config, batch_size=8), accelerator, objective, optimizer, processor).update(batch(8), 0)
     # A step gives its gradients back: they are part of what grows.
     said = planned.whole - planned.lines["weights"] - planned.lines["optimizer"]
     updater = Updater(config, accelerator, objective, optimizer, processor)
     started = time.perf_counter()
-    grown = growth(lambda: updater.update(make_batch(options.pairs), 1))
+    grown = growth(lambda: updater.update(batch(options.pairs), 1))
     seconds = time.perf_counter() - started
     print(
         f"{options.pairs} pairs in micro-batches of {size}: {grown / 1e6:,.0f} MB measured, {said / 1e6:,.0f} MB "

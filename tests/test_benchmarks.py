@@ -1,0 +1,33 @@
+"""Every benchmark runs, at its smallest. What it measures is not looked at here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.counts import soak_count
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SMALLEST = {
+    "plan": ["--pairs", "16", "--micro-batch-size", "8"],
+    "retrieval": ["--pictures", "20", "--texts", "50", "--width", "8"],
+    "step": ["--runs", "1", "--pairs", "4", "--width", "16", "--heads", "2", "--layers", "2", "--precision", "no"],
+    "loss": ["--batches", "16", "--dimensions", "8"],
+    "batch": ["--batches", "16", "--micro", "8"],
+    "decode": ["--pictures", "1", "--runs", "1", "--size", "32"],
+    "encode": ["--runs", "1", "--labels", "2", "--pictures", "1"],
+    "pipeline": ["--pictures", "2", "--labels", "3", "--stock-pictures", "1", "--batch-size", "2"],
+}
+
+
+def test_all_are_run_here():
+    assert {file.stem for file in FOLDER.glob("bench_*.py")} == {f"bench_{name}" for name in SMALLEST}
+
+
+@pytest.mark.parametrize("name", list(SMALLEST)[: soak_count(2, len(SMALLEST))])
+def test_a_benchmark_runs(name, tmp_path):
+    command = [sys.executable, str(FOLDER / f"bench_{name}.py"), *SMALLEST[name]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
