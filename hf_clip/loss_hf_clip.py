@@ -32,7 +32,7 @@ _GPU_TILE = (4096, 4096)
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-def _product(left_RK: torch.Tensor, right_KC: torch.Tensor) -> torch.Tensor:
+def matrix_product(left_RK: torch.Tensor, right_KC: torch.Tensor) -> torch.Tensor:
     """The product of two matrices in their own precision, whatever autocast says."""
     with torch.autocast(left_RK.device.type, enabled=False):
         if _ONEDNN_LINEAR and left_RK.device.type == "cpu" and left_RK.dtype == torch.float32:
@@ -52,7 +52,7 @@ def _tiles(
     for rows in _spans(len(image_BD), tile_rows):
         scaled_RD = image_BD[rows] * scale
         for columns in _spans(len(text_ND), tile_columns):
-            yield rows, columns, _product(scaled_RD, text_ND[columns].T)
+            yield rows, columns, matrix_product(scaled_RD, text_ND[columns].T)
 
 
 def _are_positive(group_R: torch.Tensor, group_C: torch.Tensor) -> torch.Tensor:
@@ -75,9 +75,9 @@ def _pull_back(
     text_gradient_ND = torch.zeros_like(text_ND) if needs_text else None
     for rows, columns, slope_RC in slopes:
         if image_gradient_BD is not None:
-            image_gradient_BD[rows] += _product(slope_RC, text_ND[columns])
+            image_gradient_BD[rows] += matrix_product(slope_RC, text_ND[columns])
         if text_gradient_ND is not None:
-            text_gradient_ND[columns] += _product(slope_RC.T, image_BD[rows])
+            text_gradient_ND[columns] += matrix_product(slope_RC.T, image_BD[rows])
     scale_gradient = (image_gradient_BD * image_BD).sum() * factor if needs_scale else None
     return (
         image_gradient_BD.mul_(scale * factor) if needs_image else None,

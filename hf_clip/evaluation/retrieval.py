@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hf_clip.evaluation.features import Encoding, embed_images, embed_texts
 from hf_clip.evaluation.labelled import iterate_rows, left_out, value_of
+from hf_clip.loss_hf_clip import matrix_product
 from hf_clip.sources import Source
 
 CUTOFFS = (1, 5, 10)
@@ -113,7 +114,7 @@ def rank_positives(
         row_images_P, row_texts_P = images_P[start:end] - row, texts_P[start:end]
         for column in range(0, len(text_MD), tile_size):
             columns = slice(column, column + tile_size)
-            cosines_IJ = image_ND[rows] @ text_MD[columns].T
+            cosines_IJ = matrix_product(image_ND[rows], text_MD[columns].T)
             inside = (row_texts_P >= column) & (row_texts_P < column + tile_size)
             cosines_IJ[row_images_P[inside], row_texts_P[inside] - column] = -torch.inf
             sides[0].see_negatives(rows, cosines_IJ)
