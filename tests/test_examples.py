@@ -91,7 +91,7 @@ def test_every_measured_result_is_found_and_told(show):
     }
     told = [show.summary(name, result) for name, result in show.measured(json.loads(json.dumps(results)))]
     assert told == [
-        "seen: R@1 0.625, R@5 0.875 (1,675 pictures among 1,670 names)",
+        "seen: image to text R@1 0.625, R@5 0.875 (1,675 pictures among 1,670 names)",
         "clothes: top-1 0.250 (9 pictures among 4 classes, chance 0.100)",
     ]
 

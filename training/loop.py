@@ -341,7 +341,7 @@ def _restore(run: Run, state: dict) -> None:
     run.updater.load_state_dict(state["update"])
     progress.step, progress.position = state["step"], state["position"]
     progress.train_seconds = state["train_seconds"]
-    accelerator.print(f"Going on from step {progress.step}.")
+    accelerator.print(f"Going on from step {progress.step}.", flush=True)
     now = circumstances(accelerator)
     changed = [
         f"{name} was {was} and is {now.get(name)}"

@@ -77,7 +77,7 @@ def summary(name: str, result: dict) -> str:
     if result["protocol"] == "retrieval":
         found = result["image_to_text"]
         return (
-            f"{name}: R@1 {found['recall_at_1']:.3f}, R@5 {found['recall_at_5']:.3f} "
+            f"{name}: image to text R@1 {found['recall_at_1']:.3f}, R@5 {found['recall_at_5']:.3f} "
             f"({found['queries']:,} pictures among {found['candidates']:,} names)"
         )
     return (
@@ -90,7 +90,7 @@ def next_commands(folder: Path, picture: Path, name: str) -> list[str]:
     command = ".venv/bin/hf-clip"
     return [
         f'{command} classify {picture} --labels "{name},a cat,a flag" --model {folder}',
-        f"{command} eval zero-shot --model {folder} --data examples/fashion/test_small.parquet",
+        f"{command} eval zero-shot --model {folder} --data examples/fashion/test_small.parquet --template '{{}}'",
         f"{command} train --recipe emoji --output-dir {folder}-other --set seed=1",
     ]
 

@@ -84,7 +84,8 @@ def usage(folder: Path, repo: str, example: Example, *, runs: bool = True) -> st
         RuntimeError: if a snippet does not run.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    parts = [HEADING]
+    where = f"`{repo}` is this repository on the Hub, or a folder of its files. `{example.picture}` lies in it."
+    parts = [HEADING, where]
     shown = _snippets(kind, repo, example.picture, example)
     run = _snippets(kind, str(folder.absolute()), str((folder / example.picture).absolute()), example)
     for (said, code), (_, code_here) in zip(shown, run, strict=True):
