@@ -72,10 +72,8 @@ class FewShotResult:
         for row in self.shots:
             deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
             lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
-        if self.skipped:
-            lines.append(left_out(self.skipped))
-        if self.train_skipped:
-            lines.append(left_out(self.train_skipped, " of training"))
+        lines += left_out(self.skipped)
+        lines += left_out(self.train_skipped, " of training")
         return "\n".join(lines)
 
 

@@ -106,10 +106,10 @@ def value_of(source: Source, row: Mapping[str, Any], column: str) -> str | None:
     return _named(row[column], _names_of(source, column))
 
 
-def left_out(skipped: Mapping[str, int], what: str = "") -> str:
-    """A line of a table: how many pictures are not in the numbers, by reason."""
+def left_out(skipped: Mapping[str, int], what: str = "") -> list[str]:
+    """The line of a table that says how many pictures are not in the numbers, by reason; none where all are."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-    return f"left out{what}: {counts}"
+    return [f"left out{what}: {counts}"] if skipped else []
 
 
 def names_of_labels(source: Source) -> tuple[str, ...] | None:

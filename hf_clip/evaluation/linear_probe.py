@@ -87,10 +87,8 @@ class LinearProbeResult:
             ]
         if self.unconverged:
             lines.append(f"{self.unconverged} fits stopped after {MAX_ITERATIONS} iterations, as in the paper.")
-        if self.skipped:
-            lines.append(left_out(self.skipped))
-        if self.train_skipped:
-            lines.append(left_out(self.train_skipped, " of training"))
+        lines += left_out(self.skipped)
+        lines += left_out(self.train_skipped, " of training")
         return "\n".join(lines)
 
 

@@ -225,8 +225,7 @@ class RetrievalResult:
         lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
         for column, values in self.groups.items():
             lines += ["", *_metric_lines(column, values)]
-        if self.skipped:
-            lines.append(left_out(self.skipped))
+        lines += left_out(self.skipped)
         return "\n".join(lines)
 
     def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:

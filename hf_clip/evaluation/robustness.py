@@ -72,10 +72,8 @@ class RobustnessResult:
             lines.append(
                 f"expected there {self.expected_top_1:.3f}, effective robustness {self.effective_robustness:+.3f}"
             )
-        if self.skipped:
-            lines.append(left_out(self.skipped))
-        if self.shifted_skipped:
-            lines.append(left_out(self.shifted_skipped, f" of {self.shifted_title}"))
+        lines += left_out(self.skipped)
+        lines += left_out(self.shifted_skipped, f" of {self.shifted_title}")
         return "\n".join(lines)
 
 

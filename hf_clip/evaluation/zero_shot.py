@@ -123,8 +123,7 @@ class ZeroShotResult:
             ]
             lines[-1] += f"{'pictures':>10}"
             lines += [f"{value:{width}}{_cells(row)}{row['pictures']:10d}" for value, row in rows.items()]
-        if self.skipped:
-            lines.append(left_out(self.skipped))
+        lines += left_out(self.skipped)
         if self.wording is not None:
             lines += ["", self.wording.table()]
         if self.selection is not None:

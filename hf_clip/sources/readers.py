@@ -28,7 +28,6 @@ PARQUET_BATCH_ROWS = 256
 
 # Captions may be articles. A quote that is never closed, though, must not read a whole large file into one field.
 LARGEST_FIELD = 2**24
-csv.field_size_limit(LARGEST_FIELD)
 
 # How a text file begins that is written in other units than bytes, by a mark or by the zeros of its first letter.
 _WIDE_BEGINNINGS = {
@@ -141,6 +140,8 @@ class _Lines:
 
 
 def _read_csv(file: str, start: Mark | None) -> Iterator[tuple[Mark, str, dict[str, Any]]]:
+    # The whole process's: raised by whoever reads, never by an import, nor below what somebody chose.
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
     with _Lines(file) as lines:
         first = next(lines, "")
     delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=first.count)
