@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_any_number_of_processes_takes_the_steps_of_one(folder, alone, world_siz
                 assert ("logit_bias" in theirs[1]) == (name == "sigmoid")
 
 
-STOP_RANK_1 = """
+SIGNAL_TO_RANK_1 = """
 import os, signal, sys
 from hf_clip import cli
 from hf_clip.training.loop import Run
@@ -107,7 +108,7 @@ update = Run.update
 
 def update_and_signal(run, batch):
     if run.progress.step == 1 and run.accelerator.process_index == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{name})
     return update(run, batch)
 
 Run.update = update_and_signal
@@ -124,14 +125,15 @@ def free_port() -> int:
 def launch(arguments: list, place: Path) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     command = [*launcher, "--master-port", str(free_port()), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
 def test_a_launched_run_stops_as_one_goes_on_and_ends_as_one_process_would(file, tmp_path):
     script = tmp_path / "stop_rank_1.py"
-    script.write_text(STOP_RANK_1)
+    script.write_text(SIGNAL_TO_RANK_1.format(name="SIGTERM"))
     stopped = launch([script, "--recipe", file, "--output-dir", "run"], tmp_path)
     assert stopped.returncode == 1, stopped.stderr
     # The launcher ends the slower rank before it can say so too.
@@ -157,6 +159,17 @@ def test_a_launched_run_stops_as_one_goes_on_and_ends_as_one_process_would(file,
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         path.name for path in (tmp_path / "alone").iterdir()
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
+def test_a_rank_that_dies_takes_the_run_down_by_its_name(file, tmp_path):
+    """Within the time of `launch`: the other rank waits for it in a sum of gradients, and must not for ever."""
+    script = tmp_path / "kill_rank_1.py"
+    script.write_text(SIGNAL_TO_RANK_1.format(name="SIGKILL"))
+    dead = launch([script, "--recipe", file, "--output-dir", "run"], tmp_path)
+    assert dead.returncode == 1
+    assert re.search(r"Root Cause.*rank +: 1 \(local_rank: 1\)\s+exitcode +: -9 .*SIGKILL", dead.stderr, re.DOTALL)
+    assert not (tmp_path / "run/results.json").exists()
 
 
 def test_a_folder_that_is_taken_is_said_by_one_line_of_each_rank(file, tmp_path):

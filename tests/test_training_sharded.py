@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,12 +28,12 @@ from hf_clip.training.averaging import WeightAverage
 from hf_clip.training.build import build_start
 from hf_clip.training.config import RecipeError
 from hf_clip.training.objective import ContrastiveObjective
-from hf_clip.training.optimizer import learning_rate_fraction, make_optimizer
+from hf_clip.training.optimizer import make_optimizer
 from hf_clip.training.parallel import (
     _sharded_precision,
+    give_plain_parameters,
     load_optimizer_state,
     make_accelerator,
-    make_shardable,
     optimizer_state,
     whole_model,
 )
@@ -66,7 +65,7 @@ def sharded_updater(config, state: dict | None = None, precision: str = "no", dt
     model.to(dtype).set_attn_implementation("eager")
     if state is not None:
         model.load_state_dict(state)
-    make_shardable(model)
+    give_plain_parameters(model)
     objective = ContrastiveObjective(model, config.data.keyword_weight)
     options = {"mesh": mesh, "mp_policy": _sharded_precision(precision)}
     for layer in [*model.vision_model.encoder.layers, *model.text_model.encoder.layers]:
@@ -286,56 +285,3 @@ class PlainAccelerator:
     """What Accelerate makes of any config on a CPU."""
 
     is_fsdp2, distributed_type, num_processes = False, DistributedType.NO, 1
-
-
-class DeepSpeedAccelerator:
-    """What stands of Accelerate where it drives DeepSpeed, which updates weights within `backward`."""
-
-    is_fsdp2, distributed_type, num_processes = False, DistributedType.DEEPSPEED, 2
-    device, scaler, process_index = torch.device("cpu"), None, 0
-
-    def __init__(self, zero_stage: int, calls: list | None = None):
-        self.state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage, deepspeed_config={}))
-        self.calls = [] if calls is None else calls
-
-    def unwrap_model(self, model):
-        return model
-
-    def backward(self, loss):
-        loss.backward()
-        self.calls.append("backward")
-
-    def clip_grad_norm_(self, parameters, max_norm):
-        self.calls.append("norm")
-        return 2.5
-
-
-def test_deepspeed_is_told_the_batch_and_the_clipping(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    config = configure(tmp_path, ["optimizer.max_gradient_norm=0.7"])
-    with pytest.raises(RecipeError, match="DeepSpeed, which is not installed: pip install deepspeed"):
-        make_accelerator(config)
-    with pytest.raises(RecipeError, match="optimizer.algorithm=muon does not go with DeepSpeed"):
-        make_accelerator(configure(tmp_path, [MUON]))
-    monkeypatch.setattr("hf_clip.training.parallel.is_deepspeed_available", lambda: True)
-    monkeypatch.setattr("hf_clip.training.parallel.Accelerator", lambda **_: DeepSpeedAccelerator(2))
-    with pytest.raises(RecipeError, match="zero_stage=2 leaves parts of .*: set zero_stage: 0"):
-        make_accelerator(config)
-    monkeypatch.setattr("hf_clip.training.parallel.Accelerator", lambda **_: DeepSpeedAccelerator(0))
-    told = make_accelerator(config).state.deepspeed_plugin.deepspeed_config
-    assert told == {"train_micro_batch_size_per_gpu": 12, "gradient_clipping": 0.7}
-
-
-def test_a_step_leaves_backward_and_norm_to_deepspeed(tmp_path):
-    """Rates are set before, as its `backward` updates; its norm is a plain number."""
-    updater = make_updater(configure(tmp_path))
-    accelerator = DeepSpeedAccelerator(0, calls := [])
-    updater.accelerator = accelerator
-    for group in updater.optimizer.param_groups:
-        group["lr"] = None
-    backward = accelerator.backward
-    accelerator.backward = lambda loss: (calls.append(updater.optimizer.param_groups[0]["lr"]), backward(loss))
-    outcome = updater.update(make_batch(), 3)
-    rate = 1e-3 * learning_rate_fraction(3, updater.config.steps, updater.config.optimizer)
-    assert calls == [pytest.approx(rate), "backward", "norm"]
-    assert outcome.is_update and outcome.gradient_norm == 2.5

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, is_deepspeed_available
+from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from hf_clip.modeling_hf_clip import HFCLIPModel
 
 from .config import RecipeError, TrainConfig
+from .deepspeed import autocast_forward, runs_deepspeed, take_over_steps, tell_deepspeed
 from .device import arrange_for_speed, choose_precision, fastest_device, keep_freed_memory
 from .objective import ContrastiveObjective
 from .optimizer import make_optimizer
@@ -35,14 +36,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     _require_possible(config, device)
     if device.type == "cpu":
         keep_freed_memory()
+    is_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     accelerator = Accelerator(
-        mixed_precision=choose_precision(config.mixed_precision, device),
+        # With DeepSpeed, whose way is to cast the weights too, the objective casts.
+        mixed_precision="no" if is_deepspeed else choose_precision(config.mixed_precision, device),
         # Unless it is told that there is only a CPU, it takes the processes of a launcher for so many runs of one.
         cpu=device.type == "cpu",
         # Position ids never change, and of batch norms' statistics the first process's are kept.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    for asked_for, is_done in (("FSDP", accelerator.is_fsdp2), ("DEEPSPEED", _runs_deepspeed(accelerator))):
+    for asked_for, is_done in (("FSDP", accelerator.is_fsdp2), ("DEEPSPEED", runs_deepspeed(accelerator))):
         if _is_set(f"ACCELERATE_USE_{asked_for}") and not is_done:
             raise RecipeError(
                 f"Accelerate's config asks for {asked_for}, for which it needs several processes and a GPU for each "
@@ -51,8 +54,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             )
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = _sharded_precision(accelerator.mixed_precision)
-    if _runs_deepspeed(accelerator):
-        _tell_deepspeed(accelerator, config)
+    if runs_deepspeed(accelerator):
+        tell_deepspeed(accelerator, config)
     return accelerator
 
 
@@ -68,11 +71,8 @@ def _require_possible(config: TrainConfig, device: torch.device) -> None:
             f"micro_batch_size={config.micro_batch_size} does not go with DeepSpeed, which cannot run the two passes "
             "of cached gradients: leave micro_batch_size out, or launch with DDP or FSDP2."
         )
-    if config.optimizer.algorithm != "adamw":
-        raise RecipeError(
-            f"optimizer.algorithm={config.optimizer.algorithm} does not go with DeepSpeed, which hands optimizers no "
-            "matrices: use adamw, or launch with DDP or FSDP2."
-        )
+    if config.mixed_precision == "fp16":
+        raise RecipeError("mixed_precision=fp16 does not go with DeepSpeed here: use bf16 or no, or launch with DDP.")
     if not is_deepspeed_available():
         raise RecipeError("Accelerate's config asks for DeepSpeed, which is not installed: pip install deepspeed.")
 
@@ -86,26 +86,6 @@ def _sharded_precision(precision: str) -> MixedPrecisionPolicy:
         return MixedPrecisionPolicy()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-
-
-def _runs_deepspeed(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def _tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
-    """DeepSpeed clips gradients itself, and has no data loader here that would tell it the size of a batch.
-
-    Raises RecipeError for its ZeRO stages, which leave each process a part of the optimizer's state: a checkpoint
-    holds the whole.
-    """
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin.zero_stage > 0:
-        raise RecipeError(
-            f"DeepSpeed's zero_stage={plugin.zero_stage} leaves parts of the optimizer's state on each process, from "
-            "which no checkpoint here can be put together: set zero_stage: 0 in Accelerate's config, or use FSDP2."
-        )
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
-    plugin.deepspeed_config["gradient_clipping"] = config.optimizer.max_gradient_norm
 
 
 def _is_set(name: str) -> bool:
@@ -134,13 +114,19 @@ def prepare(
         for tower in (model.vision_model, model.text_model):
             # In place: the names of the weights stay.
             tower.compile()
-    if accelerator.is_fsdp2:
-        make_shardable(model)
+    if accelerator.is_fsdp2 or runs_deepspeed(accelerator):
+        give_plain_parameters(model)
     objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing)
+    if runs_deepspeed(accelerator):
+        precision = choose_precision(config.mixed_precision, accelerator.device)
+        autocast_forward(objective, accelerator.device, precision)
     with warnings.catch_warnings():
         # torch renames what Accelerate has one name for (`broadcast_buffers`).
         warnings.simplefilter("ignore", FutureWarning)
-        return accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+        objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+    if runs_deepspeed(accelerator):
+        optimizer = take_over_steps(accelerator, optimizer, config.optimizer.max_gradient_norm)
+    return objective, optimizer
 
 
 def _require_neighbours(config: TrainConfig, num_processes: int) -> None:
@@ -168,8 +154,8 @@ def note_on_batch_statistics(model: HFCLIPModel, config: TrainConfig, num_proces
     )
 
 
-def make_shardable(model: HFCLIPModel) -> None:
-    """Gives the scale an axis, and kernels their plain layout: FSDP refuses parameters without either.
+def give_plain_parameters(model: HFCLIPModel) -> None:
+    """Gives the scale an axis, and kernels their plain layout: FSDP2 and DeepSpeed take no parameter without either.
 
     `whole_model` takes the axis away again.
     """
@@ -178,8 +164,9 @@ def make_shardable(model: HFCLIPModel) -> None:
 
 
 def whole_model(model: HFCLIPModel) -> HFCLIPModel:
-    """The model itself, or a copy on its device where it is sharded. Collective then."""
-    if not is_sharded(model):
+    """The model itself, or a copy on its device where it is sharded, or its scale has one axis more. Collective."""
+    has_own_scale = model.logit_scale.ndim == 0 or model.logit_bias is not None
+    if has_own_scale and not is_sharded(model):
         return model
     state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     attention = model.config._attn_implementation

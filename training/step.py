@@ -80,8 +80,7 @@ class Updater:
         statistics = self._statistics.take()
         loss = self.backward(batch, step)
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
-        # DeepSpeed gives a plain number.
-        gradient_norm = whole(torch.as_tensor(norm, device=loss.device))
+        gradient_norm = whole(norm)
         is_update = bool((loss + gradient_norm).isfinite())
         if is_update:
             self.optimizer.step()
