@@ -2,6 +2,7 @@
 
 import io
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,12 @@ def test_more_processes_than_shares():
 def embed_few_on_this_rank() -> torch.Tensor:
     model = LookupEncoder(torch.eye(2), {"x": [1.0, 0.0]})
     return embed(model, model.processor, [grey(0), grey(1)], processes=PartialState(cpu=True)).vectors_ND
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(features, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert list(features.progress(range(4), "pictures", total=4000, unit="picture")) == [0, 1, 2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["pictures: 1 of 4,000", "pictures: 3 of 4,000"]
+    assert list(features.progress([], "texts")) == []

@@ -3,6 +3,7 @@
 # Shapes: B pictures of a batch, N pictures, M texts, D width of the shared space, H and W pixels.
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from hf_clip.zero_shot_hf_clip import batched, evaluation_mode, unit_image_vecto
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass
@@ -65,12 +69,21 @@ class Encoding:
 
 
 def progress(items: Iterable, description: str, *, total: int | None = None, unit: str = "it") -> Iterable:
-    """A progress bar on standard error; silent where that is no terminal."""
-    return tqdm(items, description, total=total, unit=unit, leave=False, disable=not _is_terminal())
+    """Shows how far it is, on standard error: a bar, or a line each half a minute where that is no terminal."""
+    if sys.stderr is None:
+        return items
+    if sys.stderr.isatty():
+        return tqdm(items, description, total=total, unit=unit, leave=False)
+    return _in_lines(items, description, "" if total is None else f" of {total:,}")
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _in_lines(items: Iterable, description: str, of_total: str) -> Iterator:
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"{description}: {done:,}{of_total}", file=sys.stderr, flush=True)
+        yield item
 
 
 def embed_texts(

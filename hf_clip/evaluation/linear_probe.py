@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hf_clip.evaluation import metrics
-from hf_clip.evaluation.features import Encoding
+from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, left_out
 from hf_clip.sources import Source
 
@@ -256,7 +256,7 @@ def search_penalty(score: Callable[[float], float]) -> tuple[float, dict[float, 
     places = list(range(0, len(PENALTIES), COARSE_STEP))
     step = COARSE_STEP
     while step:
-        for place in places:
+        for place in progress(places, "penalties of the probe", total=len(places)):
             if 0 <= place < len(PENALTIES) and place not in scores:
                 scores[place] = score(PENALTIES[place])
         step //= 2
