@@ -14,7 +14,10 @@ import torch.nn.functional as F
 
 from .config import AugmentationConfig
 
-DRAWS_PER_PICTURE = 27
+DRAWS_PER_PICTURE = 24
+
+# Of a round picture, in half sides of the canvas.
+DISC_RADIUS = 0.95
 
 # Luminance and two colour differences (NTSC's YIQ): hue is an angle in the plane of the differences, saturation a
 # length in it.
@@ -99,7 +102,7 @@ def augment(
 
 
 def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationConfig) -> torch.Tensor:
-    """One affine map per picture: mirror, scale, aspect, shear, rotation, shift; and a cut to a rectangle."""
+    """One affine map per picture: mirror, scale, aspect, shear, rotation, shift; and discs made rectangles."""
     if not any((config.rotation, config.scale, config.aspect, config.shear, config.shift, config.flip, config.crop)):
         return ink_BCHW
     angle = signed[:, 0] * math.radians(config.rotation)
@@ -119,18 +122,18 @@ def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationC
         ],
         dim=1,
     ).view(-1, 2, 3)
-    if not config.crop:
-        grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
-        return F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # Half sides and centre of the part, and half sides of what it is stretched to, in coordinates of [-1, 1].
-    is_cut_B = may_crop_B & (draws[:, 21] < config.crop)
-    half_B2 = torch.where(is_cut_B[:, None], 0.6 + 0.35 * draws[:, 22:24], torch.inf)
-    centre_B2 = torch.where(is_cut_B[:, None], signed[:, 24:26] * (1 - half_B2) / 2, 0.0)
-    stretched_B2 = torch.stack([torch.ones_like(angle), 0.55 + 0.3 * draws[:, 26]], dim=1)
-    affine = affine * torch.where(is_cut_B[:, None], half_B2 / stretched_B2, 1.0)[:, :, None]
-    affine[:, :, 2] += centre_B2
     grid = F.affine_grid(affine, list(ink_BCHW.shape), align_corners=False)
-    is_inside = ((grid - centre_B2[:, None, None]).abs() <= half_B2[:, None, None]).all(dim=-1)
+    if not config.crop:
+        return F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # A band of the disc, each of its rows stretched to the width of a rectangle: stripes stay straight, and what is at
+    # the sides of the disc stays in, which an upright cut would lose.
+    is_cut_B = may_crop_B & (draws[:, 21] < config.crop)
+    half_band, half_height = (low + 0.3 * draws[:, column, None, None] for low, column in ((0.55, 22), (0.55, 23)))
+    x, y = grid[..., 0], grid[..., 1] / half_height
+    is_inside = ((x.abs() <= 1) & (y.abs() <= 1)) | ~is_cut_B[:, None, None]
+    row = half_band * y
+    unrolled = DISC_RADIUS * torch.stack([x * (1 - row.square()).clamp(min=0).sqrt(), row], dim=-1)
+    grid = torch.where(is_cut_B[:, None, None, None], unrolled, grid)
     moved_BCHW = F.grid_sample(ink_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return moved_BCHW * is_inside[:, None]
 

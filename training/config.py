@@ -211,10 +211,10 @@ class AugmentationConfig:
     `rotation` is in degrees; `shift` and `cutout_size` are fractions of the side; `scale`, `aspect`, `brightness`,
     `channels` and `saturation` are the largest change of a factor's logarithm; `hue` is a fraction of the colour
     wheel; `flip`, `gray`, `crop` and `cutout` are probabilities. A picture is not flipped where a caption holds one of
-    `no_flip_words`, which a mirror would make false. Of one that holds one of `crop_words` a part is, with probability
-    `crop`, cut out and stretched to a lying rectangle: for flags, which are the same in any outline. `mixup` is the
-    parameter of the Beta distribution from which the shares of two pictures in one are drawn (Zhang et al. 2018), two
-    by two within a batch.
+    `no_flip_words`, which a mirror would make false. Of one that holds one of `crop_words` a band is, with probability
+    `crop`, cut out of the disc that it is taken for, and its rows stretched to a lying rectangle: for flags, which are
+    the same in any outline. `mixup` is the parameter of the Beta distribution from which the shares of two pictures in
+    one are drawn (Zhang et al. 2018), two by two within a batch.
     """
 
     rotation: float = 0.0
