@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_the_schedule_rises_evenly_and_falls_by_half_a_cosine():
     rates = [learning_rate_fraction(step, 24, config) for step in range(24)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4] == pytest.approx(1.0) and rates[14] == pytest.approx(0.55)
-    assert all(earlier > later for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(earlier > later for earlier, later in pairwise(rates[4:]))
     assert learning_rate_fraction(24, 24, config) == pytest.approx(0.1)
     assert learning_rate_fraction(0, 10, OptimizerConfig(warmup_steps=0)) == 1.0
 
@@ -50,9 +51,7 @@ def test_the_linear_schedule_falls_by_equal_steps():
     config = OptimizerConfig(schedule="linear", warmup_steps=4, final_learning_rate_fraction=0.1)
     rates = [learning_rate_fraction(step, 24, config) for step in range(25)]
     assert rates[3:5] == pytest.approx([1.0, 1.0]) and rates[24] == pytest.approx(0.1)
-    assert [earlier - later for earlier, later in zip(rates[4:], rates[5:], strict=False)] == pytest.approx(
-        [0.045] * 20
-    )
+    assert [earlier - later for earlier, later in pairwise(rates[4:])] == pytest.approx([0.045] * 20)
 
 
 @pytest.mark.parametrize(("before", "after"), [(-1.0, 0.0), (3.0, 3.0), (9.0, math.log(100))])

@@ -12,6 +12,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,7 @@ def plot_training(metrics: str | Path, output: str | Path) -> Path:
 def _plot_recalls(axes, recalls: dict[str, dict[int, float]]) -> None:
     axes.grid(False)
     axes.spines["right"].set_visible(True)
-    for colour, (label, curve) in zip(
-        (GREEN, RED, "#8250df", "#9a6700") * len(recalls), recalls.items(), strict=False
-    ):
+    for colour, (label, curve) in zip(cycle((GREEN, RED, "#8250df", "#9a6700")), recalls.items()):
         steps, values = zip(*sorted(curve.items()), strict=True)
         axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.5, label=_drawable(label))
         axes.annotate(
