@@ -6,12 +6,12 @@ Every row is a process of its own that takes one step of the same small model (6
 optimizer, in micro-batches of one size. Memory is the process's peak, data and libraries included. The peers' losses
 drive the same towers, arranged for this machine alike:
 
-OpenCLIP: its `ClipLoss` as its trainer has it for `accum_freq` above 1: vectors of all micro-batches without a graph,
-then for each micro-batch the loss of the whole batch again, with its own vectors in the place of the cached ones.
-sentence-transformers: `CachedMultipleNegativesRankingLoss`, both directions, rows of 1,024, with a fixed temperature,
-where it can be imported: its wheel, unpacked and named in PYTHONPATH, is enough.
+OpenCLIP: its `ClipLoss` as its trainer has it for `accum_freq` above 1: embeddings of all micro-batches without a
+graph, then for each micro-batch the loss of the whole batch again, with its own embeddings in the place of the cached
+ones. sentence-transformers: `CachedMultipleNegativesRankingLoss`, both directions, rows of 1,024, with a fixed
+temperature, where it can be imported: its wheel, unpacked and named in PYTHONPATH, is enough.
 
-Peers hold pictures as normalised floats. What goes over `--max-gb` or `--max-seconds` is stopped, and larger batches
+Peers hold images as normalized floats. What goes over `--max-gb` or `--max-seconds` is stopped, and larger batches
 of that method are left out. Linux only.
 """
 
@@ -28,10 +28,10 @@ import torch
 from batches import WORDS, make_batch
 from torch import nn
 
-from hf_clip.modeling_hf_clip import HFCLIPModel, unit_vectors
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.parallel import make_accelerator, prepare
+from hf_clip.training.distributed import make_accelerator, prepare
 from hf_clip.training.step import Updater
 from hf_clip.training.stream import Batch
 
@@ -50,17 +50,17 @@ def distinct_caption(draw: random.Random, index: int) -> str:
     return f"{' '.join(draw.choices(WORDS, k=8))} {index}"
 
 
-def pixel_values(updater: Updater, pictures_BHWC: torch.Tensor) -> torch.Tensor:
+def pixel_values(updater: Updater, images_BHWC: torch.Tensor) -> torch.Tensor:
     processor = updater.processor.image_processor
     mean, std = (torch.tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
-    return (pictures_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def encode(updater: Updater, pictures: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
+def encode(updater: Updater, images: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=updater.accelerator.mixed_precision == "bf16"):
         model: HFCLIPModel = updater.model
-        tower = model.get_text_features(tokens) if pictures is None else model.get_image_features(pictures)
-        return unit_vectors(tower.pooler_output)
+        tower = model.get_text_features(tokens) if images is None else model.get_image_features(images)
+        return unit_embeddings(tower.pooler_output)
 
 
 def open_clip_loss() -> type[nn.Module]:
@@ -73,18 +73,18 @@ def open_clip_loss() -> type[nn.Module]:
 
 
 def by_open_clip(updater: Updater, batch: Batch, micro: int) -> Callable[[], float]:
-    pictures, tokens = (
-        pixel_values(updater, batch.pictures_BHWC),
+    images, tokens = (
+        pixel_values(updater, batch.images_BHWC),
         updater.processor(text=batch.captions, return_tensors="pt"),
     )
-    spans = [slice(first, first + micro) for first in range(0, len(pictures), micro)]
+    spans = [slice(first, first + micro) for first in range(0, len(images), micro)]
     loss_of, tokens = open_clip_loss()(), tokens["input_ids"]
 
     def step() -> float:
         with torch.no_grad():
-            cached = [(encode(updater, pictures[rows]), encode(updater, None, tokens[rows])) for rows in spans]
+            cached = [(encode(updater, images[rows]), encode(updater, None, tokens[rows])) for rows in spans]
         for index, rows in enumerate(spans):
-            own = (encode(updater, pictures[rows]), encode(updater, None, tokens[rows]))
+            own = (encode(updater, images[rows]), encode(updater, None, tokens[rows]))
             image, text = (
                 torch.cat(
                     [*(each[side] for each in cached[:index]), own[side], *(e[side] for e in cached[index + 1 :])]
@@ -105,7 +105,7 @@ class _BothTowers(nn.Module):
 
     def __init__(self, updater: Updater):
         super().__init__()
-        self.encode = lambda features: encode(updater, features.get("pictures"), features.get("tokens"))
+        self.encode = lambda features: encode(updater, features.get("images"), features.get("tokens"))
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sentence_embedding": self.encode(features)}
@@ -124,7 +124,7 @@ def by_sentence_transformers(updater: Updater, batch: Batch, micro: int) -> Call
         partition_mode="per_direction",
     )
     tokens = updater.processor(text=batch.captions, return_tensors="pt")["input_ids"]
-    columns = [{"pictures": pixel_values(updater, batch.pictures_BHWC)}, {"tokens": tokens}]
+    columns = [{"images": pixel_values(updater, batch.images_BHWC)}, {"tokens": tokens}]
 
     def step() -> float:
         loss = loss_of(columns, None)

@@ -3,8 +3,8 @@
     python benchmarks/bench_decode.py
 
 The peer opens the file, converts it to RGB, resizes its shorter edge (bicubic), crops the middle, makes a float tensor
-and normalises it, as OpenCLIP's transform for evaluation does. Here a JPEG is decoded at a fraction of its size, as in
-training, and normalised by the same arithmetic. Prints the medians, their ratio and by how much the pixels differ.
+and normalizes it, as OpenCLIP's transform for evaluation does. Here a JPEG is decoded at a fraction of its size, as in
+training, and normalized by the same arithmetic. Prints the medians, their ratio and by how much the pixels differ.
 """
 
 import argparse
@@ -36,23 +36,23 @@ def photograph(width: int, height: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def normalised(pixels: np.ndarray) -> torch.Tensor:
+def normalized(pixels: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255) - MEAN) / STD
 
 
 def peer(content: bytes, size: int) -> torch.Tensor:
-    picture = Image.open(io.BytesIO(content))
-    width, height = picture.size
+    image = Image.open(io.BytesIO(content))
+    width, height = image.size
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
-    picture = picture.resize((width, height), Image.BICUBIC)
+    image = image.resize((width, height), Image.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return normalised(np.array(picture.crop((left, top, left + size, top + size)).convert("RGB")))
+    return normalized(np.array(image.crop((left, top, left + size, top + size)).convert("RGB")))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     options = parser.parse_args()
@@ -60,9 +60,9 @@ def main() -> None:
     torch.set_num_threads(1)
     size = options.size
     processor = HFCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    files = [photograph(2048, 1536, seed) for seed in range(options.pictures)]
+    files = [photograph(2048, 1536, seed) for seed in range(options.images)]
     work = {
-        "hf_clip": lambda content: normalised(processor.resize_and_crop(content, may_reduce_jpeg=True)),
+        "hf_clip": lambda content: normalized(processor.resize_and_crop(content, may_reduce_jpeg=True)),
         "OpenCLIP's steps": lambda content: peer(content, size),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -74,7 +74,7 @@ def main() -> None:
                 decode(content)
                 seconds[name].append(time.perf_counter() - started)
     for name, times in seconds.items():
-        print(f"{name:18}{1e3 * statistics.median(times):8.1f} ms a picture of 2048 x 1536, one thread")
+        print(f"{name:18}{1e3 * statistics.median(times):8.1f} ms an image of 2048 x 1536, one thread")
     ratio = statistics.median(theirs / ours for ours, theirs in zip(*seconds.values(), strict=True))
     print(
         f"{ratio:.2f} times faster; pixels differ by {difference.mean():.2f} levels of 255, "

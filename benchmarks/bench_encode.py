@@ -1,4 +1,4 @@
-"""Encoding pictures and labels: this package beside transformers' CLIPModel, same weights, same machine, alternated.
+"""Encoding images and labels: this package beside transformers' CLIPModel, same weights, same machine, alternated.
 
     python benchmarks/bench_encode.py
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--labels", type=int, default=128)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -50,12 +50,12 @@ def main() -> None:
         HFCLIPTokenizer().save_pretrained(folder)
         peer_tokenizer = CLIPTokenizer.from_pretrained(folder)
     processor = HFCLIPProcessor(HFCLIPImageProcessor(), HFCLIPTokenizer())
-    peer_images = CLIPImageProcessorPil()
+    peer_processor = CLIPImageProcessorPil()
 
     words = "red green old small wooden shiny dog cat house tree apple car boat bird chair lamp".split()
     rng = np.random.default_rng(0)
     labels = [f"a photo of a {' '.join(rng.choice(words, 2))}." for _ in range(options.labels)]
-    pictures = [rng.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in range(options.pictures)]
+    images = [rng.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in range(options.images)]
 
     def ours_text():
         return model.encode_text(processor(text=labels, return_tensors="pt")["input_ids"])
@@ -64,18 +64,18 @@ def main() -> None:
         inputs = peer_tokenizer(labels, padding=padding, max_length=77, truncation=True, return_tensors="pt")
         return peer.get_text_features(**inputs).pooler_output
 
-    def ours_pictures():
-        return model.encode_image(processor(images=pictures, return_tensors="pt")["pixel_values"])
+    def ours_images():
+        return model.encode_image(processor(images=images, return_tensors="pt")["pixel_values"])
 
-    def peer_pictures():
-        return peer.get_image_features(**peer_images(images=pictures, return_tensors="pt")).pooler_output
+    def peer_images():
+        return peer.get_image_features(**peer_processor(images=images, return_tensors="pt")).pooler_output
 
     print(
         f"ViT-B/32, float32, {torch.get_num_threads()} threads\n{'':44}{'hf_clip':>11}{'CLIPModel':>11}{'faster':>10}"
     )
     compare(f"{options.labels} labels, peer pads to the longest", ours_text, lambda: peer_text(True), options.runs)
     compare(f"{options.labels} labels, peer pads to 77", ours_text, lambda: peer_text("max_length"), options.runs)
-    compare(f"{options.pictures} pictures of 320 x 240", ours_pictures, peer_pictures, options.runs)
+    compare(f"{options.images} images of 320 x 240", ours_images, peer_images, options.runs)
 
 
 if __name__ == "__main__":

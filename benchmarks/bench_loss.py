@@ -2,8 +2,8 @@
 
     python benchmarks/bench_loss.py
 
-Each method runs in a process of its own, on the same unit vectors in float32, after a small batch that warms it up.
-Memory is the process's peak over what it held with vectors and gradients. Plain cross entropy takes 20 GB at the
+Each method runs in a process of its own, on the same unit embeddings in float32, after a small batch that warms it up.
+Memory is the process's peak over what it held with embeddings and gradients. Plain cross entropy takes 20 GB at the
 paper's batch. `sentence-transformers` (`CachedMultipleNegativesRankingLoss`, both directions, rows of 1,024, fixed
 scale) is measured where it can be imported: its wheel, unpacked and named in PYTHONPATH, is enough. Linux only.
 """
@@ -69,15 +69,15 @@ def held_bytes(field: str) -> int:
 def leaves(batch: int, dimensions: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     image, text = torch.randn(batch, dimensions), torch.randn(batch, dimensions)
-    # A text lies nearer to its picture than to others', as in training.
+    # A text lies nearer to its image than to others', as in training.
     text += image / 3
-    for vectors in (image, text):
-        vectors /= vectors.norm(dim=-1, keepdim=True)
+    for embeddings in (image, text):
+        embeddings /= embeddings.norm(dim=-1, keepdim=True)
     return [tensor.requires_grad_() for tensor in (image, text, torch.tensor(SCALE))]
 
 
 def measure(method: str, batch: int, dimensions: int, runs: int) -> None:
-    """Prints the loss, the seconds of the fastest run, and the bytes of peak memory over vectors and gradients."""
+    """Prints the loss, the seconds of the fastest run, and the bytes of peak memory over embeddings and gradients."""
 
     def run(tensors: list[torch.Tensor]) -> float:
         loss = METHODS[method](*tensors)
@@ -127,7 +127,7 @@ def main() -> None:
     if not has_peer:
         print("sentence-transformers can't be imported: it is left out.")
     print(f"{options.dimensions} dimensions, float32, {torch.get_num_threads()} threads")
-    print(f"{'pairs':>7}  {'method':24}{'time':>11}{'over vectors':>15}{'ours is faster':>17}{'loss':>12}")
+    print(f"{'pairs':>7}  {'method':24}{'time':>11}{'over embeddings':>15}{'ours is faster':>17}{'loss':>12}")
     for batch in options.batches:
         ours_seconds = {}
         for method in METHODS:

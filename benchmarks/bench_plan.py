@@ -20,7 +20,7 @@ from bench_batch import SIZE, distinct_caption
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.parallel import make_accelerator, prepare
+from hf_clip.training.distributed import make_accelerator, prepare
 from hf_clip.training.plan import footprint, plan
 from hf_clip.training.step import Updater
 

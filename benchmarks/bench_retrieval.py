@@ -1,10 +1,10 @@
-"""Time and memory of ranking pictures against texts in tiles: `rank_positives` alone, on vectors drawn at random.
+"""Time and memory of ranking images against texts in tiles: `rank_positives` alone, on embeddings drawn at random.
 
-    python benchmarks/bench_retrieval.py --pictures 100000 --texts 500000
+    python benchmarks/bench_retrieval.py --images 100000 --texts 500000
 
-The vectors are held once, (pictures + texts) x width x 4 bytes; a tile is 2048 x 2048 x 4 bytes, of which a few are
-alive at once; the rest are a few numbers for each picture, text and pair. For 100,000 x 500,000 at width 512: 1.23 GB
-of vectors, 0.1 GB of tiles, 0.1 GB of numbers, and what Python and torch take by themselves.
+The embeddings are held once, (images + texts) x width x 4 bytes; a tile is 2048 x 2048 x 4 bytes, of which a few are
+alive at once; the rest are a few numbers for each image, text and pair. For 100,000 x 500,000 at width 512: 1.23 GB
+of embeddings, 0.1 GB of tiles, 0.1 GB of numbers, and what Python and torch take by themselves.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from hf_clip.evaluation.retrieval import rank_positives
 
 
 def unit_rows(count: int, width: int) -> torch.Tensor:
-    vectors = torch.randn(count, width)
-    for rows in vectors.split(16384):
+    embeddings = torch.randn(count, width)
+    for rows in embeddings.split(16384):
         rows /= rows.norm(dim=-1, keepdim=True)
-    return vectors
+    return embeddings
 
 
 def peak_megabytes() -> float:
@@ -30,23 +30,21 @@ def peak_megabytes() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--texts", type=int, default=20000)
     parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args()
-    images, texts = unit_rows(options.pictures, options.width), unit_rows(options.texts, options.width)
-    captions = max(1, options.texts // options.pictures)
+    images, texts = unit_rows(options.images, options.width), unit_rows(options.texts, options.width)
+    captions = max(1, options.texts // options.images)
     positives = [
-        range(index * captions, (index + 1) * captions) for index in range(min(options.pictures, options.texts))
+        range(index * captions, (index + 1) * captions) for index in range(min(options.images, options.texts))
     ]
-    vectors, before = (images.nbytes + texts.nbytes) / 1e6, peak_megabytes()
+    embeddings, before = (images.nbytes + texts.nbytes) / 1e6, peak_megabytes()
     started = time.perf_counter()
     rank_positives(images, texts, positives)
     seconds = time.perf_counter() - started
-    print(f"{options.pictures:,} pictures x {options.texts:,} texts, {options.width} wide: {seconds:.1f} s")
-    print(
-        f"vectors {vectors:,.0f} MB, peak of the process {peak_megabytes():,.0f} MB, before ranking {before:,.0f} MB"
-    )
+    print(f"{options.images:,} images x {options.texts:,} texts, {options.width} wide: {seconds:.1f} s")
+    print(f"embeddings {embeddings:,.0f} MB, peak {peak_megabytes():,.0f} MB, before ranking {before:,.0f} MB")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_step.py
 
-Same weights, pictures and texts; AdamW; bf16 by autocast. The peer has its default attention (sdpa) and memory layout,
-and gets pictures normalised and texts as tokens with their mask: padded to the longest, and to 77 tokens, as
+Same weights, images and texts; AdamW; bf16 by autocast. The peer has its default attention (sdpa) and memory layout,
+and gets images normalized and texts as tokens with their mask: padded to the longest, and to 77 tokens, as
 transformers' example of its training has them. Here a step begins with bytes and captions. Each side has a process of
 its own, as a process's settings are part of what is compared. Prints medians and the median of the ratios of
 neighbouring steps.
@@ -25,7 +25,7 @@ from transformers import CLIPModel
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.parallel import make_accelerator, prepare
+from hf_clip.training.distributed import make_accelerator, prepare
 from hf_clip.training.step import Updater
 
 SIZE = 64
@@ -79,7 +79,7 @@ def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], 
     )
     batch = make_batch(options.pairs, SIZE, caption)
     inputs = processor(
-        images=list(batch.pictures_BHWC.numpy()),
+        images=list(batch.images_BHWC.numpy()),
         text=batch.captions,
         padding=padding,
         return_attention_mask=True,
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "no"], default="bf16")
     parser.add_argument("--compile", action="store_true", help="torch_compile for this package's step")
     options = parser.parse_args()
-    print(f"{options.pairs} pairs, 65 tokens a picture, {options.precision}, {torch.get_num_threads()} threads")
+    print(f"{options.pairs} pairs, 65 tokens an image, {options.precision}, {torch.get_num_threads()} threads")
     for name, padding in (("the longest", True), ("77 tokens", "max_length")):
         sides = [partial(our_step, options), partial(peer_step, options, padding)]
         mine, other, ratio = alternated(sides, options.runs)

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of any format: folder, file or Hub id")
     parser.add_argument("--suite", type=Path, default=SUITE, help="a YAML file such as suite.yaml, the default")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of the data sets")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures at once (default 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
     parser.add_argument("--device", help="cpu, cuda, ...")
     parser.add_argument("--output", type=Path, help="write the results as JSON too")
     options = parser.parse_args()

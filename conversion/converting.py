@@ -14,11 +14,11 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, SiglipModel, S
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from hf_clip.modeling_hf_clip import HFCLIPModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
-from hf_clip.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary, read_openai_merges
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary, read_openai_merges
 
-from . import targets
+from . import export_configs
 from .errors import ConversionError, naming
 from .loading import load
 from .open_clip import open_clip_rules
@@ -46,7 +46,7 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
             processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai", `model.pt` with a plain state dict in
             OpenAI's names, float16 where theirs is.
         output_dir: a folder that is empty or not there yet.
-        verify: run source and result on the same pictures and texts before the result takes its place.
+        verify: run source and result on the same images and texts before the result takes its place.
         options: arguments of `load` about what the source does not say.
 
     Returns:
@@ -55,7 +55,7 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
     Raises:
         ValueError: for an unknown target, and for a folder that holds something.
         ConversionError: if the source cannot be read, or nobody could run it; if the target cannot express the model,
-            with every feature that it lacks; if the vectors or logits of the result differ from the source's.
+            with every feature that it lacks; if the embeddings or logits of the result differ from the source's.
     """
     if to not in WRITERS:
         raise ValueError(f"to={to!r} is not a format to write: use one of {', '.join(WRITERS)}.")
@@ -79,7 +79,7 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
 
 def _refuse_unusable(model: HFCLIPModel, processor: HFCLIPProcessor) -> None:
     """Raises ValueError where nobody could run the model: no numbers, or parts that do not belong together."""
-    text, vision, pictures = model.config.text_config, model.config.vision_config, processor.image_processor
+    text, vision, images = model.config.text_config, model.config.vision_config, processor.image_processor
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"the weights hold NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}.")
@@ -88,11 +88,9 @@ def _refuse_unusable(model: HFCLIPModel, processor: HFCLIPProcessor) -> None:
             f"eos_token_id={text.eos_token_id}, at which texts are pooled, is no token of {text.vocab_size}."
         )
     with np.errstate(all="ignore"):
-        pixels = pictures(Image.new("RGB", (6, 4), "white"), return_tensors="np")["pixel_values"][0]
+        pixels = images(Image.new("RGB", (6, 4), "white"), return_tensors="np")["pixel_values"][0]
     if not np.isfinite(pixels).all():
-        raise ValueError(
-            f"image_mean={pictures.image_mean} and image_std={pictures.image_std} make no numbers of pixels."
-        )
+        raise ValueError(f"image_mean={images.image_mean} and image_std={images.image_std} make no numbers of pixels.")
     side = vision.image_size
     if vision.tower not in ("transformers", "timm") and pixels.shape[1:] != (side, side):
         raise ValueError(f"the image processor gives {pixels.shape[1:]} pixels, the model takes {(side, side)}.")
@@ -112,12 +110,12 @@ def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) 
 
 def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """A folder that transformers alone loads, as `CLIPModel` or `SiglipModel`, with its own processor."""
-    is_siglip = targets.is_siglip(model.config)
-    settings, lacks = targets.transformers_image_settings(processor.image_processor)
+    is_siglip = export_configs.is_siglip(model.config)
+    settings, lacks = export_configs.transformers_image_settings(processor.image_processor)
     target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
-    _refuse(target, targets.lacks_of_transformers(model.config) + lacks)
+    _refuse(target, export_configs.lacks_of_transformers(model.config) + lacks)
     with torch.device("meta"):
-        peer = (SiglipModel if is_siglip else CLIPModel)(targets.transformers_config(model.config))
+        peer = (SiglipModel if is_siglip else CLIPModel)(export_configs.transformers_config(model.config))
     peer.load_state_dict(model.state_dict(), assign=True)
     peer.config.dtype = model.dtype
     peer.save_pretrained(folder)
@@ -133,9 +131,9 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
 
 def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """A folder that OpenCLIP loads as `local-dir:FOLDER`: its config, safetensors, and a tokenizer not OpenAI's."""
-    preprocess_cfg, lacks = targets.open_clip_preprocess_cfg(processor.image_processor, model.config)
-    _refuse("OpenCLIP", targets.lacks_of_open_clip(model.config) + lacks)
-    model_cfg = targets.open_clip_model_cfg(model.config)
+    preprocess_cfg, lacks = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    _refuse("OpenCLIP", export_configs.lacks_of_open_clip(model.config) + lacks)
+    model_cfg = export_configs.open_clip_model_cfg(model.config)
     tokenizer = processor.tokenizer
     # OpenCLIP's own tokenizer has OpenAI's vocabulary and pads with zeros.
     pads_with_zeros = tokenizer.pad_token_id == 0 or not sees_padding(model.config.text_config)
@@ -155,9 +153,9 @@ def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path
 
 def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """`model.pt`, a state dict that OpenAI's `build_model` takes, float16 where its `convert_weights` makes it so."""
-    lacks = targets.lacks_of_openai(model.config)
-    preprocess_cfg, image_lacks = targets.open_clip_preprocess_cfg(processor.image_processor, model.config)
-    lacks += image_lacks or targets.lacks_of_openai_transform(preprocess_cfg)
+    lacks = export_configs.lacks_of_openai(model.config)
+    preprocess_cfg, image_lacks = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    lacks += image_lacks or export_configs.lacks_of_openai_transform(preprocess_cfg)
     if not has_openai_vocabulary(processor.tokenizer):
         lacks.append("a vocabulary other than OpenAI's")
     _refuse("OpenAI's format", lacks)

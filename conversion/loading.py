@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
-from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
 from .errors import ConversionError, naming
+from .infer_config import config_of_shape, openai_config, see_shape
 from .locating import Located, locate
 from .open_clip import Layout, config_of_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
 from .preprocessing import (
@@ -26,8 +27,7 @@ from .preprocessing import (
     tokenizer_of_folder,
 )
 from .rules import Rule, leftovers, shapes_as_ours, to_ours
-from .shapes import config_of_shape, openai_config, see_shape
-from .weights import WeightsFile, read_torch_file
+from .safe_torch.weights import WeightsFile, read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def _know_open_clip_folder(located: Located, hub: Mapping[str, Any]) -> _Found:
 def _know_bare_weights(
     located: Located, weights: WeightsFile, told: Told, format_name: str, rules: list[Rule], what: str
 ) -> _Found:
-    """Weights that come alone: the architecture is named, or recognised by its shapes, or its config is given."""
+    """Weights that come alone: the architecture is named, or recognized by its shapes, or its config is given."""
     preprocessing: Mapping[str, Any] = OPENAI_TRANSFORM
     tokenizer: dict[str, Any] = {"name": "clip"}
     name, config = told.architecture, told.config
@@ -338,13 +338,13 @@ def _build(weights: WeightsFile, found: _Found, dtype: torch.dtype | str | None)
 
 
 def _refuse_other_numbers(path: Path, dtypes: Mapping[str, torch.dtype], model: Mapping[str, torch.Tensor]) -> None:
-    """Whole numbers are those of a quantised model, without what makes weights of them; complex ones have no place."""
+    """Whole numbers are those of a quantized model, without what makes weights of them; complex ones have no place."""
     floating = {name for name, tensor in model.items() if tensor.is_floating_point()}
     other = [f"{name} ({dtype})" for name, dtype in dtypes.items() if name in floating and not dtype.is_floating_point]
     if other:
         raise ConversionError(
             f"{path} has {len(other)} tensors of another type than floating point, which the model's are: "
-            f"{', '.join(other[:5])}. Save the model with weights of floating point, not quantised."
+            f"{', '.join(other[:5])}. Save the model with weights of floating point, not quantized."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_clip.configuration_hf_clip import (
+from hf_clip.model.configuration_hf_clip import (
     POOL_AT_HIGHEST_ID,
     HFCLIPConfig,
     HFCLIPSiglipConfig,
@@ -244,7 +244,7 @@ def _side(name: str, value: Any) -> int:
     if isinstance(value, list | tuple) and len(set(value)) == 1:
         value = value[0]
     if not isinstance(value, int):
-        raise ConversionError(f"{name}={value}: pictures and patches are squares here.")
+        raise ConversionError(f"{name}={value}: images and patches are squares here.")
     return value
 
 

@@ -3,7 +3,7 @@
 The tables follow `model.py` of https://github.com/openai/CLIP.
 """
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 
 from .rules import Rule
 
@@ -74,7 +74,7 @@ RESNET = [
         for name in ("q_proj", "k_proj", "v_proj")
         for rule in with_weight_and_bias(f"visual.attnpool.{name}", f"vision_model.head.{name}")
     ),
-    # The pooled vector before its output projection is the tower's output, and the projection the model's.
+    # The pooled embedding before its output projection is the tower's output, and the projection the model's.
     *with_weight_and_bias("visual.attnpool.c_proj", "visual_projection"),
 ]
 

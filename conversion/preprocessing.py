@@ -9,10 +9,10 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig
-from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.processing_hf_clip import CLEANINGS, HFCLIPProcessor
-from hf_clip.tokenization_hf_clip import HFCLIPTokenizer
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig
+from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
+from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
 from .errors import ConversionError
 
@@ -44,7 +44,7 @@ _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "HFCLIPTokenizer")
 
 
 def image_processor_of(settings: Mapping[str, Any], size: int) -> HFCLIPImageProcessor:
-    """The image processor for OpenCLIP's `preprocess_cfg` and pictures of `size` pixels a side.
+    """The image processor for OpenCLIP's `preprocess_cfg` and images of `size` pixels a side.
 
     `resize_mode` is "shortest" (the shorter side becomes `size`, and the middle is kept), "squash" (both sides do) or
     "longest" (the longer side does, and the rest is filled with `fill_color`). What is missing is OpenAI's.
@@ -90,7 +90,7 @@ def image_processor_of_folder(folder: Path) -> HFCLIPImageProcessor:
         settings, _ = HFCLIPImageProcessor.get_image_processor_dict(folder)
     except OSError as error:
         raise ConversionError(
-            f"{folder} has no preprocessor_config.json, which says how pictures become pixels: put it there, or pass "
+            f"{folder} has no preprocessor_config.json, which says how images become pixels: put it there, or pass "
             "preprocessing={'mean': ..., 'std': ..., 'interpolation': ..., 'resize_mode': ...}."
         ) from error
     kind = settings.pop("image_processor_type", None) or settings.pop("feature_extractor_type", "CLIPImageProcessor")
@@ -199,7 +199,7 @@ def open_clip_tokenizer(
 
 
 def sees_padding(text: HFCLIPTextConfig) -> bool:
-    """Whether what is behind a text's end reaches its vector. Towers of transformers models mask it."""
+    """Whether what is behind a text's end reaches its embedding. Towers of transformers models mask it."""
     if text.tower != "clip":
         return False
     return not text.is_causal or text.pooling == "last"

@@ -1,4 +1,4 @@
-"""Runs a checkpoint and what it was converted to on the same pictures and texts, and compares the vectors.
+"""Runs a checkpoint and what it was converted to on the same images and texts, and compares the embeddings.
 
 Each side runs in the code that its format comes from, where that can be imported, with that code's own transform and
 tokenizer; otherwise in this package, by its loader for the format.
@@ -20,9 +20,9 @@ from transformers.utils import is_torchvision_available
 from .errors import ConversionError
 from .loading import load
 from .locating import locate
-from .weights import read_torch_file
+from .safe_torch.weights import read_torch_file
 
-# Of unit vectors, in float32 arithmetic.
+# Of unit embeddings, in float32 arithmetic.
 MAX_DIFFERENCE = 1e-4
 # Where weights were rounded to float16 on the way: 2**-11 of each weight.
 MAX_DIFFERENCE_ROUNDED = 5e-3
@@ -38,8 +38,8 @@ TEXTS = [
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """What a model makes of the pictures and texts: unit vectors (B, D) and logits (pictures, texts), float32.
+class Embeddings:
+    """What a model makes of the images and texts: unit embeddings (B, D) and logits (images, texts), float32.
 
     `scale` is the factor from cosines to logits.
     """
@@ -53,9 +53,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest differences between the elements of two models' unit vectors and of their logits.
+    """The largest differences between the elements of two models' unit embeddings and of their logits.
 
-    `limit` is that of vectors, `logits_limit` that of logits: as much, times the source's factor on cosines.
+    `limit` is that of embeddings, `logits_limit` that of logits: as much, times the source's factor on cosines.
     """
 
     source_code: str
@@ -73,44 +73,44 @@ class Verification:
 
     def __str__(self) -> str:
         return (
-            f"largest difference: {self.images:.1e} of image vectors, {self.texts:.1e} of text vectors (at most "
+            f"largest difference: {self.images:.1e} of image embeddings, {self.texts:.1e} of text embeddings (at most "
             f"{self.limit:.0e}), {self.logits:.1e} of logits (at most {self.logits_limit:.0e}); source in "
             f"{self.source_code}, result in {self.result_code}"
         )
 
 
-def sample_pictures() -> list[Image.Image]:
-    """Pictures with slopes, edges and noise, always the same.
+def sample_images() -> list[Image.Image]:
+    """Images with slopes, edges and noise, always the same.
 
     As long as wide or three times so: a crop then leaves out an even number of pixels, whatever the model's size. With
     an odd one transformers' processors are off by a pixel, which would hide what is looked for here.
     """
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for width, height in [(224, 224), (450, 150), (120, 360), (301, 301)]:
         coarse = generator.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
         grown = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
         pixels = grown + generator.integers(-20, 21, grown.shape)
-        pictures.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    return images
 
 
-def in_hf_clip(model, processor) -> Vectors:
+def in_hf_clip(model, processor) -> Embeddings:
     """A loaded model. Its weights are made float32."""
     model = model.float().eval()
-    inputs = processor(images=sample_pictures(), text=TEXTS, return_tensors="pt").to(model.device)
+    inputs = processor(images=sample_images(), text=TEXTS, return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model(**inputs)
-    vectors = output.image_embeds.cpu(), output.text_embeds.cpu()
-    return Vectors("hf_clip", *vectors, output.logits_per_image.cpu(), model.logit_scale.exp().item())
+    embeddings = output.image_embeds.cpu(), output.text_embeds.cpu()
+    return Embeddings("hf_clip", *embeddings, output.logits_per_image.cpu(), model.logit_scale.exp().item())
 
 
-def in_transformers(folder: Path) -> Vectors:
+def in_transformers(folder: Path) -> Embeddings:
     """A folder of `CLIPModel` or `SiglipModel`."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     inputs = processor(
-        images=sample_pictures(),
+        images=sample_images(),
         text=TEXTS,
         padding="max_length",
         max_length=model.config.text_config.max_position_embeddings,
@@ -119,41 +119,41 @@ def in_transformers(folder: Path) -> Vectors:
     )
     with torch.no_grad():
         output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
-    vectors = output.image_embeds, output.text_embeds
-    return Vectors("transformers", *vectors, output.logits_per_image, model.logit_scale.exp().item())
+    embeddings = output.image_embeds, output.text_embeds
+    return Embeddings("transformers", *embeddings, output.logits_per_image, model.logit_scale.exp().item())
 
 
-def in_open_clip(folder: Path) -> Vectors:
+def in_open_clip(folder: Path) -> Embeddings:
     """A folder for OpenCLIP's `local-dir:`."""
     # By name: neither peer is a dependency.
     open_clip = import_module("open_clip")
     name = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(name)
-    pixel_values = torch.stack([preprocess(picture) for picture in sample_pictures()])
+    pixel_values = torch.stack([preprocess(image) for image in sample_images()])
     with torch.no_grad():
         image_BD = model.eval().encode_image(pixel_values, normalize=True)
         text_BD = model.encode_text(open_clip.get_tokenizer(name)(TEXTS), normalize=True)
         logits = model.logit_scale.exp() * image_BD @ text_BD.T
         if model.logit_bias is not None:
             logits = logits + model.logit_bias
-    return Vectors("open_clip", image_BD, text_BD, logits, model.logit_scale.exp().item())
+    return Embeddings("open_clip", image_BD, text_BD, logits, model.logit_scale.exp().item())
 
 
-def in_openai(file: Path) -> Vectors:
+def in_openai(file: Path) -> Embeddings:
     """An archive or a state dict of OpenAI's."""
     clip = import_module("clip")
     model = clip.model.build_model(read_torch_file(file).tensors).float()
     preprocess = clip.clip._transform(model.visual.input_resolution)
-    pixel_values = torch.stack([preprocess(picture) for picture in sample_pictures()])
+    pixel_values = torch.stack([preprocess(image) for image in sample_images()])
     with torch.no_grad():
         image_BD = F.normalize(model.encode_image(pixel_values), dim=-1)
         text_BD = F.normalize(model.encode_text(clip.tokenize(TEXTS, truncate=True)), dim=-1)
     scale = model.logit_scale.exp().item()
-    return Vectors("OpenAI's code", image_BD, text_BD, scale * image_BD @ text_BD.T, scale)
+    return Embeddings("OpenAI's code", image_BD, text_BD, scale * image_BD @ text_BD.T, scale)
 
 
-def in_own_code(format_name: str, path: Path) -> Vectors | None:
-    """The vectors by the code that a format comes from; None where that cannot be imported."""
+def in_own_code(format_name: str, path: Path) -> Embeddings | None:
+    """The embeddings by the code that a format comes from; None where that cannot be imported."""
     if format_name == "transformers":
         return in_transformers(path)
     runners = {"open_clip": in_open_clip, "openai": in_openai}
@@ -166,7 +166,7 @@ def in_own_code(format_name: str, path: Path) -> Vectors | None:
         return None
 
 
-def compare(source: Vectors, result: Vectors, limit: float = MAX_DIFFERENCE) -> Verification:
+def compare(source: Embeddings, result: Embeddings, limit: float = MAX_DIFFERENCE) -> Verification:
     """The largest differences between elements."""
     pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_BD", "text_BD", "logits")]
     differences = [(one - other).abs().max().item() for one, other in pairs]
@@ -183,7 +183,7 @@ def verify_conversion(
         is_rounded: whether float32 weights became float16.
 
     Raises:
-        ConversionError: if the vectors differ by more than `MAX_DIFFERENCE`, or `MAX_DIFFERENCE_ROUNDED`; if the
+        ConversionError: if the embeddings differ by more than `MAX_DIFFERENCE`, or `MAX_DIFFERENCE_ROUNDED`; if the
             logits do by more than that times their scale.
     """
     theirs = None
@@ -198,5 +198,5 @@ def verify_conversion(
     other = other or in_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
     verification = compare(one, other, MAX_DIFFERENCE_ROUNDED if is_rounded else MAX_DIFFERENCE)
     if not verification.is_passed:
-        raise ConversionError(f"the result's vectors or logits are not the source's: {verification}.")
+        raise ConversionError(f"the result's embeddings or logits are not the source's: {verification}.")
     return verification

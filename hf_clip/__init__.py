@@ -21,28 +21,28 @@ from transformers.pipelines import PIPELINE_REGISTRY
 __version__ = "0.1.0"
 
 _HOME = {
-    "HFCLIPConfig": "configuration_hf_clip",
-    "HFCLIPSiglipConfig": "configuration_hf_clip",
-    "HFCLIPTextConfig": "configuration_hf_clip",
-    "HFCLIPVisionConfig": "configuration_hf_clip",
-    "list_architectures": "configuration_hf_clip",
-    "HFCLIPModel": "modeling_hf_clip",
-    "HFCLIPSiglipModel": "modeling_hf_clip",
-    "HFCLIPTextModel": "modeling_text_hf_clip",
-    "HFCLIPVisionModel": "modeling_vit_hf_clip",
-    "HFCLIPTextModelWithProjection": "modeling_hf_clip",
-    "HFCLIPVisionModelWithProjection": "modeling_hf_clip",
-    "HFCLIPForImageClassification": "modeling_hf_clip",
-    "HFCLIPImageProcessor": "image_processing_hf_clip",
-    "HFCLIPTokenizer": "tokenization_hf_clip",
-    "HFCLIPProcessor": "processing_hf_clip",
-    "HFCLIPZeroShotPipeline": "pipeline_hf_clip",
-    "ZeroShotClassifier": "zero_shot_hf_clip",
-    "join_towers": "joining",
-    "contrastive_loss": "loss_hf_clip",
-    "sigmoid_loss": "loss_hf_clip",
-    "decode_image": "images_hf_clip",
-    "ImageDecodeError": "images_hf_clip",
+    "HFCLIPConfig": "model.configuration_hf_clip",
+    "HFCLIPSiglipConfig": "model.configuration_hf_clip",
+    "HFCLIPTextConfig": "model.configuration_hf_clip",
+    "HFCLIPVisionConfig": "model.configuration_hf_clip",
+    "list_architectures": "model.configuration_hf_clip",
+    "HFCLIPModel": "model.modeling_hf_clip",
+    "HFCLIPSiglipModel": "model.modeling_hf_clip",
+    "HFCLIPTextModel": "model.modeling_text_hf_clip",
+    "HFCLIPVisionModel": "model.modeling_vit_hf_clip",
+    "HFCLIPTextModelWithProjection": "model.modeling_hf_clip",
+    "HFCLIPVisionModelWithProjection": "model.modeling_hf_clip",
+    "HFCLIPForImageClassification": "model.modeling_hf_clip",
+    "HFCLIPImageProcessor": "model.image_processing_hf_clip",
+    "HFCLIPTokenizer": "model.tokenization_hf_clip",
+    "HFCLIPProcessor": "model.processing_hf_clip",
+    "HFCLIPZeroShotPipeline": "model.pipeline_hf_clip",
+    "ZeroShotClassifier": "model.zero_shot_hf_clip",
+    "join_towers": "joining_towers",
+    "contrastive_loss": "model.loss_hf_clip",
+    "sigmoid_loss": "model.loss_hf_clip",
+    "decode_image": "model.image_decoding_hf_clip",
+    "ImageDecodeError": "model.image_decoding_hf_clip",
     "load": "conversion",
 }
 
@@ -62,11 +62,11 @@ def __dir__():
 
 
 def _register() -> None:
-    from . import configuration_hf_clip as configuration
-    from . import modeling_hf_clip as modeling
-    from .image_processing_hf_clip import HFCLIPImageProcessor
-    from .processing_hf_clip import HFCLIPProcessor
-    from .tokenization_hf_clip import HFCLIPTokenizer
+    from .model import configuration_hf_clip as configuration
+    from .model import modeling_hf_clip as modeling
+    from .model.image_processing_hf_clip import HFCLIPImageProcessor
+    from .model.processing_hf_clip import HFCLIPProcessor
+    from .model.tokenization_hf_clip import HFCLIPTokenizer
 
     for config_class in (
         configuration.HFCLIPConfig,
@@ -86,7 +86,7 @@ def _register() -> None:
         AutoProcessor.register(config_class, HFCLIPProcessor)
     # By its dotted name, which transformers imports when the task is asked for.
     PIPELINE_REGISTRY.supported_tasks["hf-clip-zero-shot"] = {
-        "impl": "hf_clip.pipeline_hf_clip.HFCLIPZeroShotPipeline",
+        "impl": "hf_clip.model.pipeline_hf_clip.HFCLIPZeroShotPipeline",
         "pt": (AutoModelForZeroShotImageClassification,),
         "type": "multimodal",
     }

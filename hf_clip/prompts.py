@@ -1,7 +1,7 @@
 """Class names and templates: those of the paper's data sets, and files of one's own.
 
 The paper's 27 data sets (Radford et al. 2021, table 9) stand in `prompts/`, one JSON file each, with source and
-licence: 26 from OpenAI's `data/prompts.md`, ImageNet's cleaned names, 80 templates and best seven from its
+license: 26 from OpenAI's `data/prompts.md`, ImageNet's cleaned names, 80 templates and best seven from its
 prompt-engineering notebook. The folder is data: `tools/make_prompts.py` writes it.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_FOLDER = Path(__file__).with_name("prompts")
+_FOLDER = Path(__file__).with_name("assets") / "prompts"
 _KEYS = {"name", "classes", "templates", "best_templates", "source", "license"}
 
 
@@ -78,9 +78,9 @@ def load_prompts(name: str | Path) -> Prompts:
 
 
 def describe_prompts(prompts: Prompts) -> str:
-    """All that is in them as plain text for a terminal: source, licence, templates, and a class a line."""
+    """All that is in them as plain text for a terminal: source, license, templates, and a class a line."""
     lines = [f"{prompts.name}: {len(prompts.classes)} classes, {len(prompts.templates)} templates"]
-    lines += [f"{key}: {value}" for key, value in (("source", prompts.source), ("licence", prompts.license)) if value]
+    lines += [f"{key}: {value}" for key, value in (("source", prompts.source), ("license", prompts.license)) if value]
     lines += ["", "templates", *(f"  {template}" for template in prompts.templates)]
     if prompts.best_templates:
         lines += ["", "best templates", *(f"  {template}" for template in prompts.best_templates)]

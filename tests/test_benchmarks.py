@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.counts import soak_count
+from tests.helpers.counts import soak_count
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
     "plan": ["--pairs", "16", "--micro-batch-size", "8"],
-    "retrieval": ["--pictures", "20", "--texts", "50", "--width", "8"],
+    "retrieval": ["--images", "20", "--texts", "50", "--width", "8"],
     "step": ["--runs", "1", "--pairs", "4", "--width", "16", "--heads", "2", "--layers", "2", "--precision", "no"],
     "loss": ["--batches", "16", "--dimensions", "8"],
     "batch": ["--batches", "16", "--micro", "8"],
-    "decode": ["--pictures", "1", "--runs", "1", "--size", "32"],
-    "encode": ["--runs", "1", "--labels", "2", "--pictures", "1"],
-    "pipeline": ["--pictures", "2", "--labels", "3", "--stock-pictures", "1", "--batch-size", "2"],
+    "decode": ["--images", "1", "--runs", "1", "--size", "32"],
+    "encode": ["--runs", "1", "--labels", "2", "--images", "1"],
+    "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],
 }
 
 

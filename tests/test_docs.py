@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_clip import cli
-from tests.checkpoints import openai_model, openai_state
+from hf_clip_cli import main as cli
+from tests.helpers.checkpoints import openai_model, openai_state
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")

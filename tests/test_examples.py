@@ -15,7 +15,7 @@ SOURCES = {
     for file in sorted(EXAMPLES.glob("*/sources.yaml"))
     for source in yaml.safe_load(file.read_text(encoding="utf-8"))
 }
-PROOF_OF_LICENCE = {
+PROOF_OF_LICENSE = {
     "Apache-2.0": "LICENSE.apache-2.0.txt",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/legalcode",
     "MIT": "LICENSE.txt",
@@ -38,19 +38,19 @@ def test_every_embedded_file_has_its_source():
 def test_a_source_says_what_its_file_holds(file):
     source = SOURCES[file]
     table = pq.read_table(EXAMPLES / file, columns=["license", "source"])
-    assert table.num_rows == source["pictures"]
-    assert set(table["license"].to_pylist()) == {source["licence"]}
+    assert table.num_rows == source["images"]
+    assert set(table["license"].to_pylist()) == {source["license"]}
     assert all(origin.startswith(source["source"]) for origin in table["source"].to_pylist())
 
 
 @pytest.mark.parametrize("file", SOURCES)
-def test_the_readme_gives_attribution_and_licence(file):
+def test_the_readme_gives_attribution_and_license(file):
     source, folder = SOURCES[file], (EXAMPLES / file).parent
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"{source['pictures']:,}" in readme
+    assert f"{source['images']:,}" in readme
     for part in source["attribution"].split(", "):
         assert part in readme
-    proof = PROOF_OF_LICENCE[source["licence"]]
+    proof = PROOF_OF_LICENSE[source["license"]]
     assert proof in readme
     assert proof.startswith("https:") or (folder / proof).stat().st_size > 1000
 
@@ -63,11 +63,11 @@ def test_no_concept_of_the_test_split_is_trained_on():
             assert splits.setdefault(concept, split) == split, concept
 
 
-def test_the_pictures_shown_are_half_of_known_concepts_and_among_the_names(show, tmp_path):
-    names, rows = show.choose(name_count=20, picture_count=6)
+def test_the_images_shown_are_half_of_known_concepts_and_among_the_names(show, tmp_path):
+    names, rows = show.choose(name_count=20, image_count=6)
     assert [row["split"] for row in rows] == ["train"] * 3 + ["test"] * 3
     assert {row["caption"] for row in rows} <= set(names)
-    paths = show.write_pictures(rows, tmp_path / "pictures")
+    paths = show.write_images(rows, tmp_path / "images")
     assert len({path.read_bytes() for path in paths}) == 6
 
 
@@ -86,13 +86,13 @@ def test_every_measured_result_is_found_and_told(show):
         "steps": 3,
         "evaluations": {
             "seen": {"protocol": "retrieval", "image_to_text": retrieval},
-            "clothes": {"protocol": "zero-shot", "top_1": 0.25, "pictures": 9, "classes": 4, "chance": 0.1},
+            "clothes": {"protocol": "zero-shot", "top_1": 0.25, "images": 9, "classes": 4, "chance": 0.1},
         },
     }
     told = [show.summary(name, result) for name, result in show.measured(json.loads(json.dumps(results)))]
     assert told == [
-        "seen: image to text R@1 0.625, R@5 0.875 (1,675 pictures among 1,670 names)",
-        "clothes: top-1 0.250 (9 pictures among 4 classes, chance 0.100)",
+        "seen: image to text R@1 0.625, R@5 0.875 (1,675 images among 1,670 names)",
+        "clothes: top-1 0.250 (9 images among 4 classes, chance 0.100)",
     ]
 
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import hf_clip
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "demo", "dev"}
+EXTRAS = {"eval", "train", "demo", "test", "dev"}
 NOT_BUILT_FROM = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hf_clip import HFCLIPConfig, HFCLIPImageProcessor, HFCLIPModel, HFCLIPProcessor, HFCLIPTokenizer
-from hf_clip.cli import make_parser
 from hf_clip.training import load_recipe
+from hf_clip_cli.main import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_python_of_the_readme_runs_in_order(checkout):
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert names["similarity"].shape == (1, 2)
-    assert names["image_vectors"].norm(dim=-1).item() == pytest.approx(1, abs=1e-6)
+    assert names["image_embeds"].norm(dim=-1).item() == pytest.approx(1, abs=1e-6)
     assert (checkout / "runs/ours/model.safetensors").is_file()
 
 

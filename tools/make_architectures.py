@@ -5,7 +5,7 @@ python tools/make_architectures.py
 The shapes are those of the `model_configs` that come with `open_clip_torch`; the image towers that it takes from timm
 for SigLIP have their shape in timm's `vision_transformer.py`, repeated below. Activations are theirs too: the exact
 GELU in some towers of SigLIP for which transformers' configs name the tanh approximation. What a processor must do to
-pictures is what all of OpenCLIP's published weights of an architecture ask for, and OpenCLIP's default where there are
+images is what all of OpenCLIP's published weights of an architecture ask for, and OpenCLIP's default where there are
 none or where they differ. Configs that are no architecture of this package are printed with the reason.
 
 A file holds:
@@ -41,7 +41,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "hf_clip" / "architectures"
 

@@ -1,9 +1,9 @@
-"""Writes tests/golden/pixels.npz: what the peers' transforms make of small pictures, by torchvision's own code.
+"""Writes tests/golden/pixels.npz: what the peers' transforms make of small images, by torchvision's own code.
 
 python tools/make_golden_pixels.py SCRATCH_FOLDER
 
 Fetches a wheel of torchvision into the folder and unpacks it there; nothing is installed. Of its compiled operators
-only the names are defined, as its transforms of PIL pictures call none of them. The transforms come from the peers of
+only the names are defined, as its transforms of PIL images call none of them. The transforms come from the peers of
 requirements-peers.txt: OpenAI's `clip.clip._transform` and OpenCLIP's `open_clip.transform.image_transform`.
 """
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "tests/golden/pixels.npz"
 SIZE = 21
 
 # Width, height and mode: the target's own size, odd remainders of the crop, enlarging, one pixel, long and thin.
-PICTURES = [
+IMAGES = [
     (21, 21, "RGB"),
     (22, 21, "RGB"),
     (21, 24, "RGB"),
@@ -43,12 +43,12 @@ TRANSFORMS = {
     "squash bicubic": {"resize_mode": "squash", "interpolation": "bicubic", **_HALF},
     "squash bilinear": {"resize_mode": "squash", "interpolation": "bilinear"},
     "longest bicubic": {"resize_mode": "longest", "interpolation": "bicubic"},
-    "longest bilinear on grey": {"resize_mode": "longest", "interpolation": "bilinear", "fill_color": 114, **_HALF},
+    "longest bilinear on gray": {"resize_mode": "longest", "interpolation": "bilinear", "fill_color": 114, **_HALF},
 }
 
 
-def picture_of(width: int, height: int, mode: str) -> Image.Image:
-    """A picture with slopes and hard edges in every band, the same everywhere and for ever."""
+def image_of(width: int, height: int, mode: str) -> Image.Image:
+    """An image with slopes and hard edges in every band, the same everywhere and for ever."""
     rows, columns = np.mgrid[:height, :width]
     bands = [
         (rows * (3 + 2 * band) + columns * (7 - band) + 97 * ((rows // 3 + columns // (2 + band)) % 2)) % 256
@@ -77,7 +77,7 @@ def import_torchvision(scratch: Path) -> None:
 
 
 def peers_transform(settings: dict | None):
-    """The transform of a PIL picture to a float32 tensor (3, SIZE, SIZE), as a peer composes it."""
+    """The transform of a PIL image to a float32 tensor (3, SIZE, SIZE), as a peer composes it."""
     if settings is None:
         import packaging.version
 
@@ -97,10 +97,10 @@ def main(scratch: Path) -> None:
     golden = {}
     for name, settings in TRANSFORMS.items():
         transform = peers_transform(settings)
-        for picture in PICTURES:
-            golden[f"{name}/{'x'.join(map(str, picture))}"] = transform(picture_of(*picture)).numpy()
+        for image in IMAGES:
+            golden[f"{name}/{'x'.join(map(str, image))}"] = transform(image_of(*image)).numpy()
     np.savez_compressed(GOLDEN, **golden)
-    print(f"{GOLDEN}: {len(golden)} pictures, {GOLDEN.stat().st_size:,} bytes")
+    print(f"{GOLDEN}: {len(golden)} images, {GOLDEN.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

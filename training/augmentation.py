@@ -1,9 +1,9 @@
-"""Random changes to training pictures, a whole batch at a time on the model's device.
+"""Random changes to training images, a whole batch at a time on the model's device.
 
-Shape suffixes: B pictures, H and W rows and columns, C = 3 colours.
+Shape suffixes: B images, H and W rows and columns, C = 3 colors.
 
 Each number drawn is a function of (seed, epoch, sample id) alone: not of the rank, the batch, or what was drawn
-before. So a resumed run, or one on another number of processes, sees the same pictures.
+before. So a resumed run, or one on another number of processes, sees the same images.
 """
 
 import math
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from .config import AugmentationConfig
 
-DRAWS_PER_PICTURE = 24
+DRAWS_PER_IMAGE = 24
 
-# Of a round picture, in half sides of the canvas.
+# Of a round image, in half sides of the canvas.
 DISC_RADIUS = 0.95
 
-# Luminance and two colour differences (NTSC's YIQ): hue is an angle in the plane of the differences, saturation a
+# Luminance and two color differences (NTSC's YIQ): hue is an angle in the plane of the differences, saturation a
 # length in it.
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
@@ -51,40 +51,40 @@ def swap_neighbours(rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
-def mix_neighbours(pictures: torch.Tensor, share: float) -> torch.Tensor:
-    """Each picture with `share` of its neighbour's in it (mixup, Zhang et al. 2018): (B, ...) with an even B."""
-    return torch.lerp(pictures, swap_neighbours(pictures), share) if share else pictures
+def mix_neighbours(images: torch.Tensor, share: float) -> torch.Tensor:
+    """Each image with `share` of its neighbour's in it (mixup, Zhang et al. 2018): (B, ...) with an even B."""
+    return torch.lerp(images, swap_neighbours(images), share) if share else images
 
 
 def mixed_share(seed: int, step: int, mixup: float) -> float:
-    """What neighbours have of each other in a step's pictures, from Beta(mixup, mixup); 0 where mixup is 0."""
+    """What neighbours have of each other in a step's images, from Beta(mixup, mixup); 0 where mixup is 0."""
     return float(np.random.default_rng([seed, step]).beta(mixup, mixup)) if mixup else 0.0
 
 
 def augment(
-    pictures_BHWC: torch.Tensor,
+    images_BHWC: torch.Tensor,
     draws: torch.Tensor,
     may_flip_B: torch.Tensor,
     may_crop_B: torch.Tensor,
     config: AugmentationConfig,
 ) -> torch.Tensor:
-    """Moves, colours, blurs and covers a batch.
+    """Moves, colors, blurs and covers a batch.
 
     Args:
-        pictures_BHWC: uint8, (B, H, W, 3).
-        draws: (B, DRAWS_PER_PICTURE) in [0, 1), from `uniforms`.
+        images_BHWC: uint8, (B, H, W, 3).
+        draws: (B, DRAWS_PER_IMAGE) in [0, 1), from `uniforms`.
         may_flip_B: False where a mirror would make the caption false.
         may_crop_B: True where a part shows what the whole does.
-        config: the strengths; all zeros give the picture back.
+        config: the strengths; all zeros give the image back.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1]. What moves in from outside is white, as is what a cutout covers.
     """
     # Worked on as ink (white is 0): then padding with zeros is white, and white stays white under every gain.
-    ink_BCHW = 1 - pictures_BHWC.permute(0, 3, 1, 2).float() / 255
+    ink_BCHW = 1 - images_BHWC.permute(0, 3, 1, 2).float() / 255
     signed = 2 * draws - 1
     ink_BCHW = _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config)
-    ink_BCHW = _colour(ink_BCHW, draws, signed, config)
+    ink_BCHW = _color(ink_BCHW, draws, signed, config)
     if config.blur:
         # Away from the local mean sharpens, towards it blurs. As a depthwise convolution with channels last, the mean
         # is 15 times faster on a CPU than avg_pool2d.
@@ -102,7 +102,7 @@ def augment(
 
 
 def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationConfig) -> torch.Tensor:
-    """One affine map per picture: mirror, scale, aspect, shear, rotation, shift; and discs made rectangles."""
+    """One affine map per image: mirror, scale, aspect, shear, rotation, shift; and discs made rectangles."""
     if not any((config.rotation, config.scale, config.aspect, config.shear, config.shift, config.flip, config.crop)):
         return ink_BCHW
     angle = signed[:, 0] * math.radians(config.rotation)
@@ -138,8 +138,8 @@ def _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config: AugmentationC
     return moved_BCHW * is_inside[:, None]
 
 
-def _colour(ink_BCHW, draws, signed, config: AugmentationConfig) -> torch.Tensor:
-    """Saturation, hue, brightness and gains of single channels, as one 3 x 3 matrix per picture."""
+def _color(ink_BCHW, draws, signed, config: AugmentationConfig) -> torch.Tensor:
+    """Saturation, hue, brightness and gains of single channels, as one 3 x 3 matrix per image."""
     if not any((config.saturation, config.gray, config.hue, config.brightness, config.channels)):
         return ink_BCHW
     saturation = torch.exp(signed[:, 7] * config.saturation) * (draws[:, 8] >= config.gray)
@@ -153,7 +153,7 @@ def _colour(ink_BCHW, draws, signed, config: AugmentationConfig) -> torch.Tensor
 
 
 def _cutout(draws, size: tuple[int, int], config: AugmentationConfig) -> torch.Tensor:
-    """Where a rectangle covers the picture, (B, 1, H, W); its sides are 0.4 to 1 of `cutout_size`."""
+    """Where a rectangle covers the image, (B, 1, H, W); its sides are 0.4 to 1 of `cutout_size`."""
     covered = draws[:, 18] < config.cutout
     inside = []
     for axis, length in enumerate(size):

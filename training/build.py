@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
-from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.joining import join_towers
-from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
-from hf_clip.tokenization_hf_clip import HFCLIPTokenizer
+from hf_clip.joining_towers import join_towers
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
+from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
 from .config import ModelConfig, RecipeError
 

@@ -14,12 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hf_clip.configuration_hf_clip import (
-    HFCLIPConfig,
-    HFCLIPTextConfig,
-    HFCLIPVisionConfig,
-    list_architectures,
-)
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig, list_architectures
 
 RECIPES = files("hf_clip.training") / "recipes"
 
@@ -65,11 +60,12 @@ class ModelConfig:
 
     `architecture` is a published name (see `list_architectures`) or null; `config` holds fields of `HFCLIPConfig`,
     which replace the architecture's. `vocabulary_size` trains a byte-pair vocabulary of that size on the captions of
-    the training data; null takes OpenAI's 49,408 tokens. Pictures are normalised by `image_mean` and `image_std`.
+    the training data; null takes OpenAI's 49,408 tokens. Images are normalized by `image_mean` and `image_std`.
 
     `start_from` is a checkpoint that `hf_clip.load` takes, `vision_tower` and `text_tower` are what
-    `hf_clip.joining.join_towers` takes. Both bring their tokenizer and normalisation; `config` then holds dropouts
-    (`vision_config.patch_dropout`, `attention_dropout` of both) and, for towers, what `join_towers` takes of it.
+    `hf_clip.joining_towers.join_towers` takes. Both bring their tokenizer and normalization; `config` then holds
+    dropouts (`vision_config.patch_dropout`, `attention_dropout` of both) and, for towers, what `join_towers` takes of
+    it.
     """
 
     architecture: str | None = None
@@ -99,12 +95,12 @@ class ModelConfig:
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             _require(len(values) == 3, f"model.{name}={values} must be three numbers: of red, green and blue.")
-        _require(min(self.image_std) > 0, f"model.image_std={self.image_std}: pictures are divided by it, so above 0.")
+        _require(min(self.image_std) > 0, f"model.image_std={self.image_std}: images are divided by it, so above 0.")
         _require_finite("model", self)
 
     @property
     def has_own_processor(self) -> bool:
-        """Whether tokenizer and normalisation come with the weights that the model starts from."""
+        """Whether tokenizer and normalization come with the weights that the model starts from."""
         return self.start_from is not None or self.vision_tower is not None
 
     def _require_one_start(self) -> None:
@@ -148,12 +144,12 @@ class DataConfig:
     have the given values. Columns are found by name where they are null. With `weights`, one for each entry of
     `train`, an epoch passes so often through that entry: 2 is twice, 0.5 every other epoch. Each step draws one of a
     row's captions. With `keyword_columns` and a `keyword_weight` above 0, a second contrast of that weight pairs the
-    picture with 1 to `max_keywords` of its keywords, in random order.
+    image with 1 to `max_keywords` of its keywords, in random order.
 
     The order depends on the seed and on `lanes`, of which each process reads some: a number that divides `batch_size`
     and that the number of processes divides; null chooses one of up to 32 that most do. `shuffle_block` pairs wait as
     undecoded bytes, over all lanes, to be shuffled together, and as many are read ahead. `workers` threads of each
-    process decode; null takes a thread a core, 0 decodes between the steps. Data whose pictures, at the model's size,
+    process decode; null takes a thread a core, 0 decodes between the steps. Data whose images, at the model's size,
     fit into `decoded_cache_gb` of each process is decoded once for the whole run. Over `max_bad_fraction` of
     unreadable pairs the run stops.
     """
@@ -206,14 +202,14 @@ class DataConfig:
 
 @dataclass
 class AugmentationConfig:
-    """Strengths of the random changes to a training picture, 0 for none. See `hf_clip.training.augmentation`.
+    """Strengths of the random changes to a training image, 0 for none. See `hf_clip.training.augmentation`.
 
     `rotation` is in degrees; `shift` and `cutout_size` are fractions of the side; `scale`, `aspect`, `brightness`,
-    `channels` and `saturation` are the largest change of a factor's logarithm; `hue` is a fraction of the colour
-    wheel; `flip`, `gray`, `crop` and `cutout` are probabilities. A picture is not flipped where a caption holds one of
+    `channels` and `saturation` are the largest change of a factor's logarithm; `hue` is a fraction of the color
+    wheel; `flip`, `gray`, `crop` and `cutout` are probabilities. An image is not flipped where a caption holds one of
     `no_flip_words`, which a mirror would make false. Of one that holds one of `crop_words` a band is, with probability
     `crop`, cut out of the disc that it is taken for, and its rows stretched to a lying rectangle: for flags, which are
-    the same in any outline. `mixup` is the parameter of the Beta distribution from which the shares of two pictures in
+    the same in any outline. `mixup` is the parameter of the Beta distribution from which the shares of two images in
     one are drawn (Zhang et al. 2018), two by two within a batch.
     """
 
@@ -333,7 +329,7 @@ class OptimizerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """One judgement of the model: `protocol` "retrieval" (pictures among names) or "zero-shot" (among classes).
+    """One judgement of the model: `protocol` "retrieval" (images among names) or "zero-shot" (among classes).
 
     With `during_training` it is also made every `eval_every` steps. Columns are found by name where they are null.
     """
@@ -364,7 +360,7 @@ class CardConfig:
     """What the model card cannot know by itself.
 
     `model_name` is its title (the folder's name by default); `sources` are YAML files that say of each data file its
-    name, licence and attribution; `languages` are ISO 639 codes of the captions.
+    name, license and attribution; `languages` are ISO 639 codes of the captions.
     """
 
     model_name: str | None = None

@@ -24,21 +24,21 @@ from hf_clip.evaluation import (
     plot_training,
 )
 from hf_clip.hub import CardFacts, made_with, write_model_card
-from hf_clip.images_hf_clip import decode_image
-from hf_clip.modeling_hf_clip import HFCLIPModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.image_decoding_hf_clip import decode_image
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.sources import Source, iterate_samples, open_source
 
 from .checkpoint import MANIFEST, write_folder
 from .config import EvaluationConfig, TrainConfig, read_card_sources
-from .folder import METRICS, RESULTS
+from .run_folder import METRICS, RESULTS
 from .signals import StopNow
 
 if TYPE_CHECKING:
     from .loop import Run
 
-PICTURES_IN_HEAT_MAP = 12
-PICTURES_IN_SHEET = 6
+IMAGES_IN_HEAT_MAP = 12
+IMAGES_IN_SHEET = 6
 EXAMPLE_SIZE = 512
 EXAMPLE_LABELS = 3
 
@@ -144,7 +144,7 @@ def _leave(
         run.processor.save_pretrained(folder)
         plots = draw_plots(run, evaluations, results, folder)
         facts = _card_facts(run, results, report, plots)
-        facts.example_picture, facts.example_labels = draw_example(evaluations, results, folder)
+        facts.example_image, facts.example_labels = draw_example(evaluations, results, folder)
         _write_card(run, folder, facts)
         (folder / RESULTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -193,27 +193,27 @@ def draw_plots(
     for name, result in results.items():
         if not isinstance(result, RetrievalResult) or len(result.rows) < 2:
             continue
-        best, worst = result.best_and_worst(PICTURES_IN_SHEET)
-        shown = [index * len(result.rows) // PICTURES_IN_HEAT_MAP for index in range(PICTURES_IN_HEAT_MAP)]
+        best, worst = result.best_and_worst(IMAGES_IN_SHEET)
+        shown = [index * len(result.rows) // IMAGES_IN_HEAT_MAP for index in range(IMAGES_IN_HEAT_MAP)]
         shown = list(dict.fromkeys(shown))
         wanted = {result.rows[index] for index in [*best, *worst, *shown]}
-        pictures = {
+        images = {
             sample.index: sample.image
             for sample in iterate_samples(evaluations[name].source)
             if sample.index in wanted
         }
         title = name.replace("_", " ")
         sheet = (f"plots/{name}_best_and_worst.png", f"Best and worst retrievals, {title}")
-        plot_retrievals(result, pictures, folder / sheet[0], count=PICTURES_IN_SHEET)
+        plot_retrievals(result, images, folder / sheet[0], count=IMAGES_IN_SHEET)
         heat_map = (
             f"plots/{name}_similarity.png",
-            f"Cosines of {len(shown)} pictures and their names, {title}",
+            f"Cosines of {len(shown)} images and their names, {title}",
         )
         names = [result.targets[index] for index in shown]
         plot_similarity(
-            [pictures[result.rows[index]] for index in shown],
+            [images[result.rows[index]] for index in shown],
             [result.names[index] for index in names],
-            result.image_vectors_ND[shown] @ result.text_vectors_MD[names].T,
+            result.image_embeds_ND[shown] @ result.text_embeds_MD[names].T,
             folder / heat_map[0],
         )
         made += [heat_map, sheet]
@@ -225,15 +225,15 @@ def draw_example(
 ) -> tuple[str | None, tuple[str, ...]]:
     """The card's example: a file in `folder`, and labels of which the first is right. It is the first one retrieved.
 
-    None, and the labels of the picture that the card then draws, without a retrieval.
+    None, and the labels of the image that the card then draws, without a retrieval.
     """
     for name, result in results.items():
         if isinstance(result, RetrievalResult):
             for sample in iterate_samples(evaluations[name].source):
                 if sample.index == result.rows[0]:
-                    picture = decode_image(sample.image)
-                    picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
-                    picture.save(folder / "example.png")
+                    image = decode_image(sample.image)
+                    image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+                    image.save(folder / "example.png")
                     names = [result.names[result.targets[0]], *result.names]
                     return "example.png", tuple(dict.fromkeys(names))[:EXAMPLE_LABELS]
     return None, CardFacts.example_labels

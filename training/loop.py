@@ -1,6 +1,6 @@
 """The training loop: what happens, in the order in which it happens.
 
-Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colours, T tokens.
+Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, T tokens.
 """
 
 import json
@@ -13,18 +13,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from hf_clip.modeling_hf_clip import HFCLIPModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
-from .averaging import WeightAverage
 from .build import build_again, build_start
 from .checkpoint import SaveClock, load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
 from .config import TrainConfig
-from .fingerprint import fingerprint, require_same_data
-from .finish import circumstances, evaluate, finish, open_evaluations
-from .folder import BAD_BATCHES, CHECKPOINTS, RunFolder, claim_folder, require_space
-from .optimizer import learning_rate_fraction
-from .parallel import (
+from .data_fingerprint import fingerprint, require_same_data
+from .distributed import (
     load_optimizer_state,
     make_accelerator,
     note_on_batch_statistics,
@@ -32,9 +28,13 @@ from .parallel import (
     prepare,
     whole_model,
 )
-from .push import CheckpointPusher
-from .report import Report
-from .shards import whole
+from .ema import WeightAverage
+from .finish import circumstances, evaluate, finish, open_evaluations
+from .full_tensors import whole
+from .hub_checkpoints import CheckpointPusher
+from .optimizer import learning_rate_fraction
+from .progress import Report
+from .run_folder import BAD_BATCHES, CHECKPOINTS, RunFolder, claim_folder, require_space
 from .signals import StopNow, StopRequest
 from .step import Outcome, Updater
 from .stream import Batch, PairStream, Position, open_training_source

@@ -1,4 +1,4 @@
-"""What a step minimises.
+"""What a step minimizes.
 
 Shape suffixes: B pairs of this rank, T tokens, D dimensions of the shared space.
 """
@@ -8,16 +8,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from hf_clip.loss_hf_clip import contrastive_loss, sigmoid_loss
-from hf_clip.modeling_hf_clip import HFCLIPModel, unit_vectors
+from hf_clip.model.loss_hf_clip import contrastive_loss, sigmoid_loss
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
 
 from .augmentation import swap_neighbours
 
 
 class ContrastiveObjective(nn.Module):
-    """The contrast of pictures with their captions and, at `keyword_weight`, with words of their keywords.
+    """The contrast of images with their captions and, at `keyword_weight`, with words of their keywords.
 
-    It is a module of its own so that data-parallel wrappers see one forward for all that a step computes. Pictures
+    It is a module of its own so that data-parallel wrappers see one forward for all that a step computes. Images
     are encoded once for both contrasts.
     """
 
@@ -41,42 +41,42 @@ class ContrastiveObjective(nn.Module):
         concept_ids: torch.Tensor | None = None,
         mixed_share: float = 0.0,
     ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The loss of the global batch, a scalar; without `concept_ids`, the vectors and factors that `loss` takes.
+        """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes.
 
         Args:
             pixel_values: (B, 3, rows, columns).
             captions: the processor's `input_ids` (B, T), and `attention_mask` where the text tower needs one;
                 `keywords` likewise, (B, another T).
             concept_ids: (B,); pairs with equal ids are positives of each other.
-            mixed_share: of its neighbour, in each picture (`mix_neighbours`).
+            mixed_share: of its neighbour, in each image (`mix_neighbours`).
         """
-        vectors_BD = [unit_vectors(self.model.get_image_features(pixel_values).pooler_output)]
+        embeddings_BD = [unit_embeddings(self.model.get_image_features(pixel_values).pooler_output)]
         for texts in (captions, keywords):
             if texts is not None:
-                vectors_BD.append(unit_vectors(self.model.get_text_features(**texts).pooler_output))
+                embeddings_BD.append(unit_embeddings(self.model.get_text_features(**texts).pooler_output))
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.
             factors.append(self.model.logit_bias + 0)
         if concept_ids is None:
-            return vectors_BD, factors
-        return self.loss(vectors_BD, factors, concept_ids, mixed_share)
+            return embeddings_BD, factors
+        return self.loss(embeddings_BD, factors, concept_ids, mixed_share)
 
     def loss(
         self,
-        vectors_BD: list[torch.Tensor],
+        embeddings_BD: list[torch.Tensor],
         factors: list[torch.Tensor],
         concept_ids: torch.Tensor,
         mixed_share: float = 0.0,
     ) -> torch.Tensor:
-        """Of unit vectors of pictures, captions and, it may be, keywords, with the scale and a sigmoid's bias.
+        """Of unit embeddings of images, captions and, it may be, keywords, with the scale and a sigmoid's bias.
 
-        A picture mixed of two is a pair with either's text, by their shares (Zhang et al. 2018).
+        An image mixed of two is a pair with either's text, by their shares (Zhang et al. 2018).
         """
-        image_BD, *texts_BD = vectors_BD
+        image_BD, *texts_BD = embeddings_BD
         if mixed_share:
             swapped_BD = [image_BD, *(swap_neighbours(text_BD) for text_BD in texts_BD)]
-            own = self.loss(vectors_BD, factors, concept_ids)
+            own = self.loss(embeddings_BD, factors, concept_ids)
             others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
             return (1 - mixed_share) * own + mixed_share * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import nn
 
-from hf_clip.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
 from .config import OptimizerConfig
-from .shards import sharded_like, whole
-from .towers import learning_rate_factors
+from .full_tensors import sharded_like, whole
+from .layer_groups import learning_rate_factors
 
 # Quintic Newton-Schulz steps (Jordan et al. 2024) whose slope at 0 is as steep as it can be made: they bring singular
 # values into about 0.7 to 1.2, not to 1, which does as well and takes five steps.

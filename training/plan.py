@@ -17,17 +17,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
-from hf_clip.loss_hf_clip import _CPU_TILE, _GPU_TILE
-from hf_clip.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
+from hf_clip.model.loss_hf_clip import _CPU_TILE, _GPU_TILE
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 
 from .build import build_start, model_config
 from .config import RecipeError, TrainConfig
 from .device import choose_precision
+from .layer_groups import lock, recompute_activations
 from .objective import ContrastiveObjective
 from .optimizer import hidden_matrices
 from .stream.order import choose_lanes
-from .towers import lock, recompute_activations
 
 # Of a device's memory, for what is not counted: its driver, buffers of communication, gaps between tensors, and what
 # single operations take on the way.
@@ -39,7 +39,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 EXPLANATION = """\
 P parameters, L of them learned, M of those by Muon; N processes; B pairs of a batch, b = B / N of a process, m of a
-micro-batch; T texts a picture (2 with keywords), D dimensions of the shared space; c = 4 bytes a number, 2 in half
+micro-batch; T texts an image (2 with keywords), D dimensions of the shared space; c = 4 bytes a number, 2 in half
 precision. GB are 10^9 bytes.
 
 weights          4 P; FSDP2: 4 P / N
@@ -51,13 +51,13 @@ optimizer        8 (L - M) + 4 M; FSDP2: / N
 moving average   4 L with ema_decay; FSDP2: / N
 activations      m times what a pair keeps for the backward pass, counted with texts of full length; with
                  gradient_checkpointing also what the largest layer keeps, as it is made again
-pictures         12 m rows columns: a micro-batch in float32
-vectors          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
+images         12 m rows columns: a micro-batch in float32
+embeddings          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
 loss             T (twice with mixup) times 4 D (2 B + b), and 5 tiles of 4 min(b, r) min(B, r') bytes, where r and
                  r' are 4,096 on a GPU and 512 and 1,024 on a CPU
-whole            of activations (with weights at work and pictures) and loss only the larger counts with
+whole            of activations (with weights at work and images) and loss only the larger counts with
                  micro-batches: they are not there together. All other lines are added up.
-host             3 b rows columns bytes for each batch of pictures: 3 of them on a GPU, 1 on a CPU, where they are part
+host             3 b rows columns bytes for each batch of images: 3 of them on a GPU, 1 on a CPU, where they are part
                  of the whole. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
 arithmetic       forward of each tower, once more with micro-batches and with gradient_checkpointing, and twice that
                  for backward where any of the tower learns; the loss 8 T B^2 D. Two operations to a multiply-add.
@@ -89,7 +89,7 @@ class Footprint:
     image_learns: bool
     text_learns: bool
     dimensions: int
-    picture_numbers: int
+    image_numbers: int
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
         image_learns=any(each.requires_grad for each in image),
         text_learns=any(each.requires_grad for each in text),
         dimensions=dimensions,
-        picture_numbers=3 * shape.vision_config.image_size**2,
+        image_numbers=3 * shape.vision_config.image_size**2,
     )
 
 
@@ -205,13 +205,13 @@ def _units(objective: ContrastiveObjective) -> list[nn.Module]:
 
 
 def _inputs(model: HFCLIPModel, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Pictures, and texts of full length, as the processor makes them."""
+    """Images, and texts of full length, as the processor makes them."""
     vision, text = model.config.vision_config, model.config.text_config
-    pictures = torch.zeros(size, 3, vision.image_size, vision.image_size)
+    images = torch.zeros(size, 3, vision.image_size, vision.image_size)
     texts = {"input_ids": torch.full((size, text.max_position_embeddings), text.eos_token_id or 0)}
     if text.tower != "clip":
         texts["attention_mask"] = torch.ones_like(texts["input_ids"])
-    return pictures.contiguous(memory_format=torch.channels_last), texts
+    return images.contiguous(memory_format=torch.channels_last), texts
 
 
 def _kept_bytes(
@@ -231,7 +231,7 @@ def _kept_bytes(
     def total() -> int:
         return sum(storage.nbytes() for storage in kept.values())
 
-    pictures, texts = _inputs(objective.model, size)
+    images, texts = _inputs(objective.model, size)
     half = _DTYPES.get(precision)
     with (
         _totals_of(units, total) as of_units,
@@ -239,7 +239,7 @@ def _kept_bytes(
         torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None),
     ):
         # What it returns is held until all is counted.
-        outcome = objective(pictures, captions=texts, keywords=texts if objective.keyword_weight else None)
+        outcome = objective(images, captions=texts, keywords=texts if objective.keyword_weight else None)
     del outcome
     return total(), of_units
 
@@ -266,16 +266,16 @@ def _totals_of(units: list[nn.Module], total: Callable[[], int]) -> Iterator[lis
 
 @torch.no_grad()
 def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
-    """Operations of one picture's and one text's forward, and the dimensions of the shared space."""
+    """Operations of one image's and one text's forward, and the dimensions of the shared space."""
     # Written out, the counter sees attention's products.
     model.set_attn_implementation("eager")
-    pictures, texts = _inputs(model, 2)
+    images, texts = _inputs(model, 2)
     counts = []
-    for run in (lambda: model.get_image_features(pictures), lambda: model.get_text_features(**texts)):
+    for run in (lambda: model.get_image_features(images), lambda: model.get_text_features(**texts)):
         with FlopCounterMode(display=False) as counter:
-            vectors_BD = run().pooler_output
-        counts.append(counter.get_total_flops() // len(vectors_BD))
-    return counts[0], counts[1], vectors_BD.shape[1]
+            embeddings_BD = run().pooler_output
+        counts.append(counter.get_total_flops() // len(embeddings_BD))
+    return counts[0], counts[1], embeddings_BD.shape[1]
 
 
 def _share(config: TrainConfig, processes: int) -> int:
@@ -327,13 +327,13 @@ def plan(
         "optimizer": (2 * FLOAT * (model.learned - model.by_muon) + FLOAT * model.by_muon) // parts,
         "moving average": FLOAT * model.learned // parts if config.ema_decay else 0,
         "activations": micro * (model.pair_bytes + model.again_bytes),
-        "pictures": FLOAT * micro * model.picture_numbers,
-        "vectors": (3 if is_cached else 2) * FLOAT * (1 + texts) * share * model.dimensions,
+        "images": FLOAT * micro * model.image_numbers,
+        "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * share * model.dimensions,
         "loss": contrasts * FLOAT * model.dimensions * (2 * config.batch_size + share) + 5 * tile,
     }
-    embedding = sum(lines[name] for name in ("weights at work", "activations", "pictures"))
+    embedding = sum(lines[name] for name in ("weights at work", "activations", "images"))
     whole = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
-    host = share * model.picture_numbers * (3 if device == "cuda" else 1)
+    host = share * model.image_numbers * (3 if device == "cuda" else 1)
     return Plan(lines, whole + (host if device == "cpu" else 0), host)
 
 
@@ -385,7 +385,7 @@ def report(
     precision = precision_of(config, device).replace("no", "fp32")
     operations = flops_of_step(config, model, processes)
     lines = [
-        f"{'parameters':17}{model.image_parameters / 1e6:,.1f}M of pictures, {model.text_parameters / 1e6:,.1f}M of "
+        f"{'parameters':17}{model.image_parameters / 1e6:,.1f}M of images, {model.text_parameters / 1e6:,.1f}M of "
         f"texts; {model.learned / 1e6:,.1f}M learn",
         f"{'a step':17}{config.batch_size:,} pairs on {processes:,} process{'es' if processes > 1 else ''}: "
         f"{share:,} each, {pieces}",
@@ -398,7 +398,7 @@ def report(
             lines.append(f"{name:16}" + "".join(f"{each.lines[name] / 1e9:10.3f}" for each in plans.values()))
     lines += [
         f"{'whole':16}" + "".join(f"{each.whole / 1e9:10.3f}" for each in plans.values()),
-        f"{'host: pictures':16}" + "".join(f"{each.host / 1e9:10.3f}" for each in plans.values()),
+        f"{'host: images':16}" + "".join(f"{each.host / 1e9:10.3f}" for each in plans.values()),
         "",
         f"{'arithmetic':17}{operations / 1e12:,.1f} TFLOP a step, {operations / processes / 1e12:,.1f} a process",
     ]

@@ -1,13 +1,13 @@
 """One update of the weights by a global batch, whole or in micro-batches.
 
-Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colours, D dimensions of the shared space.
+Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, D dimensions of the shared space.
 
 A contrast looks at all pairs of a batch at once, so that its micro-batches cannot just add their gradients up. With
 cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are embedded without a graph; the loss of
-the global batch gives the gradient of each vector; then each micro-batch is embedded once more, and pulls its vectors'
-gradients back into the weights. That is exact, costs one more forward, and holds the activations of one micro-batch.
-Whatever draws at random draws the same both times: augmentation by the pairs' ids, dropout by a seed of each
-micro-batch. Batch norms' running statistics move in one of the two. Pictures wait as bytes.
+the global batch gives the gradient of each embedding; then each micro-batch is embedded once more, and pulls its
+embeddings' gradients back into the weights. That is exact, costs one more forward, and holds the activations of one
+micro-batch. Whatever draws at random draws the same both times: augmentation by the pairs' ids, dropout by a seed of
+each micro-batch. Batch norms' running statistics move in one of the two. Images wait as bytes.
 """
 
 from contextlib import nullcontext
@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_clip.modeling_hf_clip import HFCLIPModel
-from hf_clip.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
-from .augmentation import DRAWS_PER_PICTURE, augment, mix_neighbours, mixed_share, uniforms
-from .averaging import WeightAverage
+from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_share, uniforms
 from .config import TrainConfig
+from .ema import WeightAverage
+from .full_tensors import whole
+from .layer_groups import BatchStatistics, locked_modules
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
-from .shards import whole
 from .stream import Batch
-from .towers import BatchStatistics, locked_modules
 
 
 class Outcome(NamedTuple):
@@ -133,11 +133,11 @@ class Updater:
         for index, rows in enumerate(spans):
             is_last = index == len(spans) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
-                vectors, scalars = embed(index)
+                embeddings, scalars = embed(index)
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
-                parts = [gradient[rows] for gradient in gradients[: len(vectors)]]
-                parts += [gradient / len(spans) for gradient in gradients[len(vectors) :]]
-                pairs = zip(vectors + scalars, parts, strict=True)
+                parts = [gradient[rows] for gradient in gradients[: len(embeddings)]]
+                parts += [gradient / len(spans) for gradient in gradients[len(embeddings) :]]
+                pairs = zip(embeddings + scalars, parts, strict=True)
                 self._pull_back(sum((value * part).sum() for value, part in pairs))
         return loss.detach()
 
@@ -156,23 +156,23 @@ class Updater:
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _pixel_values(self, batch: Batch, rows: slice, share: float) -> torch.Tensor:
-        """Augmented, mixed and normalised pictures, (rows, C, H, W)."""
+        """Augmented, mixed and normalized images, (rows, C, H, W)."""
         device, config = self.accelerator.device, self.config
-        draws = uniforms(config.seed, batch.epochs_B[rows], batch.sample_ids_B[rows], DRAWS_PER_PICTURE)
-        pictures_BCHW = augment(
-            batch.pictures_BHWC[rows].to(device),
+        draws = uniforms(config.seed, batch.epochs_B[rows], batch.sample_ids_B[rows], DRAWS_PER_IMAGE)
+        images_BCHW = augment(
+            batch.images_BHWC[rows].to(device),
             torch.from_numpy(draws).to(device),
             batch.may_flip_B[rows].to(device),
             batch.may_crop_B[rows].to(device),
             config.augmentation,
         )
-        pictures_BCHW = mix_neighbours(pictures_BCHW, share)
+        images_BCHW = mix_neighbours(images_BCHW, share)
         processor = self.processor.image_processor
         mean, std = (
             torch.tensor(values, device=device)[:, None, None]
             for values in (processor.image_mean, processor.image_std)
         )
-        return ((pictures_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
+        return ((images_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def _texts(self, batch: Batch, rows: slice) -> dict[str, dict[str, torch.Tensor]]:
         """Tokens of captions and, where there are any, of keywords."""

@@ -2,8 +2,8 @@
 
     python examples/emoji/show.py runs/emoji
 
-A few of Twemoji's pictures go through transformers' stock zero-shot pipeline. Nothing is picked by hand:
-names and pictures are spaced evenly over the file, half of them of concepts known from other drawings.
+A few of Twemoji's images go through transformers' stock zero-shot pipeline. Nothing is picked by hand:
+names and images are spaced evenly over the file, half of them of concepts known from other drawings.
 """
 
 import argparse
@@ -26,18 +26,18 @@ def evenly_spaced(rows: list[dict], count: int) -> list[dict]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def choose(name_count: int, picture_count: int) -> tuple[list[str], list[dict]]:
+def choose(name_count: int, image_count: int) -> tuple[list[str], list[dict]]:
     """Names to choose among and rows to classify; half of each from training's concepts, half new."""
     rows = pq.read_table(TWEMOJI, columns=["image", "caption", "concept", "split"]).to_pylist()
     names, shown = [], []
     for split in ("train", "test"):
         chosen = evenly_spaced([row for row in rows if row["split"] == split], name_count // 2)
         names += [row["caption"] for row in chosen]
-        shown += evenly_spaced(chosen, picture_count // 2)
+        shown += evenly_spaced(chosen, image_count // 2)
     return list(dict.fromkeys(names)), shown
 
 
-def write_pictures(rows: list[dict], folder: Path) -> list[Path]:
+def write_images(rows: list[dict], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{row['concept']}.png" for row in rows]
     for path, row in zip(paths, rows, strict=True):
@@ -50,8 +50,8 @@ def cell(text: str, width: int) -> str:
 
 
 def table(rows: list[dict], guesses: list[list[dict]]) -> str:
-    """One line a picture: its name, whether training had its concept, the best three names and scores."""
-    head = [cell("picture", 24), "concept ", *(cell(f"     {place}", 24) for place in ("1st", "2nd", "3rd"))]
+    """One line an image: its name, whether training had its concept, the best three names and scores."""
+    head = [cell("image", 24), "concept ", *(cell(f"     {place}", 24) for place in ("1st", "2nd", "3rd"))]
     lines = ["  " + " ".join(head).rstrip()]
     for row, guess in zip(rows, guesses, strict=True):
         mark = "*" if guess[0]["label"] == row["caption"] else " "
@@ -78,18 +78,18 @@ def summary(name: str, result: dict) -> str:
         found = result["image_to_text"]
         return (
             f"{name}: image to text R@1 {found['recall_at_1']:.3f}, R@5 {found['recall_at_5']:.3f} "
-            f"({found['queries']:,} pictures among {found['candidates']:,} names)"
+            f"({found['queries']:,} images among {found['candidates']:,} names)"
         )
     return (
-        f"{name}: top-1 {result['top_1']:.3f} ({result['pictures']:,} pictures among {result['classes']} "
+        f"{name}: top-1 {result['top_1']:.3f} ({result['images']:,} images among {result['classes']} "
         f"classes, chance {result['chance']:.3f})"
     )
 
 
-def next_commands(folder: Path, picture: Path, name: str) -> list[str]:
+def next_commands(folder: Path, image: Path, name: str) -> list[str]:
     command = ".venv/bin/hf-clip"
     return [
-        f'{command} classify {picture} --labels "{name},a cat,a flag" --model {folder}',
+        f'{command} classify {image} --labels "{name},a cat,a flag" --model {folder}',
         f"{command} eval zero-shot --model {folder} --data examples/fashion/test_small.parquet --template '{{}}'",
         f"{command} train --recipe emoji --output-dir {folder}-other --set seed=1",
     ]
@@ -105,19 +105,19 @@ def main() -> int:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    names, rows = choose(name_count=100, picture_count=8)
+    names, rows = choose(name_count=100, image_count=8)
     classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
-    paths = write_pictures(rows, folder.parent / "pictures")
+    paths = write_images(rows, folder.parent / "images")
     guesses = classify([str(path) for path in paths], candidate_labels=names, hypothesis_template="{}")
 
-    print(f"\n{len(rows)} pictures in a style that the model never saw, each among {len(names)} names:\n")
+    print(f"\n{len(rows)} images in a style that the model never saw, each among {len(names)} names:\n")
     print(table(rows, guesses))
     results = folder / "results.json"
     if results.is_file():
         print("\nMeasured over the whole style, and on other data:")
         for name, result in measured(json.loads(results.read_text(encoding="utf-8"))):
             print(f"  {summary(name, result)}")
-    print(f"\nThe model and its card are in {folder}, the pictures above in {paths[0].parent}. Try next:")
+    print(f"\nThe model and its card are in {folder}, the images above in {paths[0].parent}. Try next:")
     for command in next_commands(folder, paths[0], rows[0]["caption"]):
         print(f"  {command}")
     return 0

@@ -13,7 +13,7 @@ WHITE = (255, 255, 255)
 
 
 def encode_png(image: Image.Image, colors: int = 0) -> bytes:
-    """A picture as PNG bytes; with `colors` above 0 as a palette PNG of at most that many."""
+    """An image as PNG bytes; with `colors` above 0 as a palette PNG of at most that many."""
     if colors:
         palette = image.quantize(colors, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
         _pin_white(image, palette)
@@ -74,6 +74,6 @@ def write_parquet(path: Path, rows: list[dict], columns: dict, row_group: int = 
 
 
 def write_sources(folder: Path, sources: list[dict]) -> None:
-    """Write `sources.yaml`: where each file's pictures come from and on what terms; model cards print it."""
+    """Write `sources.yaml`: where each file's images come from and on what terms; model cards print it."""
     text = yaml.safe_dump(sources, sort_keys=False, allow_unicode=True, width=110)
     (folder / "sources.yaml").write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
     pip install resvg_py pillow pyarrow pyyaml        # and npm on the path
     python examples/make_data/make_emoji.py
 
-The pictures are drawn from the SVG of openly licensed sets, as Iconify packs them on npm. The texts come from
+The images are drawn from the SVG of openly licensed sets, as Iconify packs them on npm. The texts come from
 CLDR, the groups from emojibase-data. With resvg_py 0.5.0, pillow 13.0.0 and pyarrow 26.0.1 the files come out
 byte for byte as they stand there.
 """
@@ -37,7 +37,7 @@ COLORS = 128
 class Style:
     name: str
     package: str
-    licence: str
+    license: str
     attribution: str
     # Icons whose name is another concept's, where icons are matched by name.
     wrong_names: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ def svg_of(icons: dict, name: str) -> str:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An RGBA picture as RGB, over white."""
+    """An RGBA image as RGB, over white."""
     return Image.alpha_composite(Image.new("RGBA", image.size, WHITE + (255,)), image).convert("RGB")
 
 
@@ -235,7 +235,7 @@ def draw_svg(svg: str, side: int) -> Image.Image:
 
 
 def square(image: Image.Image) -> Image.Image:
-    """An RGB picture padded with white to a square, so that a centre crop keeps all of it."""
+    """An RGB image padded with white to a square, so that a center crop keeps all of it."""
     side = max(image.size)
     canvas = Image.new("RGB", (side, side), WHITE)
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -267,7 +267,7 @@ def style_rows(style: Style, concepts: dict[str, dict], folder: Path) -> tuple[l
             left_out["blank"] += 1
             continue
         if digest in seen:
-            left_out["same picture as another concept"] += 1
+            left_out["same image as another concept"] += 1
             continue
         seen.add(digest)
         row = {
@@ -276,7 +276,7 @@ def style_rows(style: Style, concepts: dict[str, dict], folder: Path) -> tuple[l
             "label": concept["group"],
             "vendor": style.name,
             "lang": "en",
-            "license": style.licence,
+            "license": style.license,
             "source": f"npm:{style.package}#{names[key]}",
         }
         rows.append(concept | row)
@@ -295,16 +295,16 @@ def main() -> None:
     for style in STYLES:
         rows, left_out = style_rows(style, concepts, args.cache)
         write_parquet(args.out / f"{style.name}.parquet", rows, columns)
-        print(f"{style.name}.parquet: {len(rows)} pictures; left out: {dict(left_out)}")
+        print(f"{style.name}.parquet: {len(rows)} images; left out: {dict(left_out)}")
         sources.append(
             {
                 "name": style.name,
                 "file": f"{style.name}.parquet",
-                "pictures": len(rows),
-                "licence": style.licence,
+                "images": len(rows),
+                "license": style.license,
                 "attribution": style.attribution,
                 "source": f"npm:{style.package}",
-                "changes": f"drawn from SVG on white at {SIDE}x{SIDE} pixels, at most {COLORS} colours",
+                "changes": f"drawn from SVG on white at {SIDE}x{SIDE} pixels, at most {COLORS} colors",
             }
         )
     write_sources(args.out, sources)

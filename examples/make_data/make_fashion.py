@@ -1,9 +1,9 @@
-"""Make examples/fashion: 200 pictures of each class of Fashion-MNIST's test split, for a zero-shot check.
+"""Make examples/fashion: 200 images of each class of Fashion-MNIST's test split, for a zero-shot check.
 
     pip install pillow pyarrow pyyaml        # and apt-get (`apt-get update` once), dpkg-deb
     python examples/make_data/make_fashion.py
 
-The pictures come from Debian's dataset-fashion-mnist (31 MB to download).
+The images come from Debian's dataset-fashion-mnist (31 MB to download).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from common import encode_png, write_parquet, write_sources
 from PIL import Image
 
 PACKAGE = "dataset-fashion-mnist"
-LICENCE = "MIT"
+LICENSE = "MIT"
 PER_CLASS = 200
 CLASSES = [
     "T-shirt",
@@ -80,7 +80,7 @@ def first_of_each_class(folder: Path, version: str) -> list[dict]:
                 "caption": name,
                 "label": name,
                 "lang": "en",
-                "license": LICENCE,
+                "license": LICENSE,
                 "source": f"debian:{PACKAGE}={version}:t10k#{index}",
             }
         )
@@ -96,12 +96,12 @@ def main() -> None:
     root, version = unpack_debian_package(PACKAGE, args.cache)
     rows = first_of_each_class(root / "usr/share/datasets/fashion-mnist", version)
     write_parquet(args.out / "test_small.parquet", rows, COLUMNS, row_group=1000)
-    print(f"test_small.parquet: {len(rows)} pictures")
+    print(f"test_small.parquet: {len(rows)} images")
     source = {
         "name": "fashion",
         "file": "test_small.parquet",
-        "pictures": len(rows),
-        "licence": LICENCE,
+        "images": len(rows),
+        "license": LICENSE,
         "attribution": "Fashion-MNIST, Copyright (c) 2017 Zalando SE",
         "source": f"debian:{PACKAGE}={version}",
         "changes": "encoded as PNG, two classes renamed in plain words",

@@ -1,4 +1,4 @@
-"""Vectors kept on disk, so that an evaluation that was stopped goes on where it was."""
+"""Embeddings kept on disk, so that an evaluation that was stopped goes on where it was."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hf_clip.images_hf_clip import ImageDecodeError, decode_image
+from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
 
-# Of how many pictures a file holds the vectors: what is lost by a stop, and read at once to know its key.
-PICTURES_PER_FILE = 256
+# Of how many images a file holds the embeddings: what is lost by a stop, and read at once to know its key.
+IMAGES_PER_FILE = 256
 
 
 def default_cache_folder() -> Path:
@@ -27,7 +27,7 @@ def default_cache_folder() -> Path:
 
 
 def model_key(model, processor) -> str:
-    """A hash of all that vectors of pictures depend on: weights, shape, pixels, this package's version.
+    """A hash of all that embeddings of images depend on: weights, shape, pixels, this package's version.
 
     It reads every weight once, about a second a gigabyte: a sample of them would miss a small change.
     """
@@ -43,78 +43,78 @@ def model_key(model, processor) -> str:
 
 
 class FeatureCache:
-    """A folder of vectors, by the hash of the model and the hash of the very pictures that they belong to.
+    """A folder of embeddings, by the hash of the model and the hash of the very images that they belong to.
 
-    A changed model, another crop, other pictures or another order find nothing; the same pictures under another name,
+    A changed model, another crop, other images or another order find nothing; the same images under another name,
     or in another evaluation, are found. Files can be removed at any time; a damaged one counts as absent.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def path(self, key: str, pictures: Iterable[Any]) -> Path:
-        """Where the vectors of these pictures stand; `key` says what made them."""
+    def path(self, key: str, images: Iterable[Any]) -> Path:
+        """Where the embeddings of these images stand; `key` says what made them."""
         digest = hashlib.blake2b(digest_size=16)
-        for picture in pictures:
-            content = _content(picture)
+        for image in images:
+            content = _content(image)
             # The length keeps apart what would be one when strung together.
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
         return self.folder / key / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> tuple[torch.Tensor, list[int], Counter[str]] | None:
-        """(vectors, positions of their pictures, pictures left out by reason), or None."""
+        """(embeddings, positions of their images, images left out by reason), or None."""
         # Of a pipe in its place the reader would wait for ever.
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
-                vectors_ND, metadata = file.get_tensor("vectors"), file.metadata()
-            if metadata["hash"] != _hash(vectors_ND, metadata):
+                embeddings_ND, metadata = file.get_tensor("embeddings"), file.metadata()
+            if metadata["hash"] != _hash(embeddings_ND, metadata):
                 return None
-            return vectors_ND, json.loads(metadata["kept"]), Counter(json.loads(metadata["skipped"]))
+            return embeddings_ND, json.loads(metadata["kept"]), Counter(json.loads(metadata["skipped"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 
-    def write(self, path: Path, vectors_ND: torch.Tensor, kept: list[int], skipped: Counter[str]) -> None:
+    def write(self, path: Path, embeddings_ND: torch.Tensor, kept: list[int], skipped: Counter[str]) -> None:
         """Keep what `read` gives; the file appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         metadata = {"kept": json.dumps(kept), "skipped": json.dumps(skipped)}
-        metadata["hash"] = _hash(vectors_ND, metadata)
+        metadata["hash"] = _hash(embeddings_ND, metadata)
         try:
-            save_file({"vectors": vectors_ND.contiguous()}, unfinished, metadata)
+            save_file({"embeddings": embeddings_ND.contiguous()}, unfinished, metadata)
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
 
 
-def _hash(vectors_ND: torch.Tensor, metadata: Mapping[str, str]) -> str:
-    words = f"{vectors_ND.dtype} {tuple(vectors_ND.shape)} {metadata['kept']} {metadata['skipped']} "
-    return hashlib.blake2b(words.encode() + vectors_ND.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+def _hash(embeddings_ND: torch.Tensor, metadata: Mapping[str, str]) -> str:
+    words = f"{embeddings_ND.dtype} {tuple(embeddings_ND.shape)} {metadata['kept']} {metadata['skipped']} "
+    return hashlib.blake2b(words.encode() + embeddings_ND.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def _content(picture: Any) -> bytes:
-    """Bytes that say which picture it is."""
-    if isinstance(picture, dict):
-        if picture.get("bytes") is not None:
-            return bytes(picture["bytes"])
-        picture = picture.get("path")
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return bytes(picture)
-    if isinstance(picture, str | os.PathLike):
+def _content(image: Any) -> bytes:
+    """Bytes that say which image it is."""
+    if isinstance(image, dict):
+        if image.get("bytes") is not None:
+            return bytes(image["bytes"])
+        image = image.get("path")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
         try:
-            found = os.stat(picture)
+            found = os.stat(image)
         except (OSError, ValueError):
-            return f"no file {picture}".encode(errors="replace")
+            return f"no file {image}".encode(errors="replace")
         # Programs may set the time of the last change of a file's content, never of its state.
         state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-        return f"file {os.path.abspath(picture)} {state}".encode(errors="replace")
-    if picture is None:
+        return f"file {os.path.abspath(image)} {state}".encode(errors="replace")
+    if image is None:
         return b""
     try:
         # What the model sees: a palette and an orientation are in it.
-        pixels = decode_image(picture)
+        pixels = decode_image(image)
     except ImageDecodeError as error:
-        return f"no picture {error.reason}".encode()
+        return f"no image {error.reason}".encode()
     return f"{pixels.size} ".encode() + pixels.tobytes()

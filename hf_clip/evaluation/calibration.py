@@ -3,7 +3,7 @@
 C. Guo, G. Pleiss, Y. Sun, K. Weinberger, "On Calibration of Modern Neural Networks", 2017, section 4.2.
 """
 
-# Shapes: N pictures, C classes.
+# Shapes: N images, C classes.
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,17 +22,17 @@ class Calibration:
     """What `calibrate` found.
 
     Attributes:
-        temperature: that makes the classes of the pictures likeliest; LOWEST or HIGHEST where none does.
-        error: expected calibration error of the scores at that temperature, on the same pictures: one number is
+        temperature: that makes the classes of the images likeliest; LOWEST or HIGHEST where none does.
+        error: expected calibration error of the scores at that temperature, on the same images: one number is
             fitted to all of them, so it flatters little where they are many.
         error_before: likewise at the classifier's former temperature.
-        pictures: how many there were.
+        images: how many there were.
     """
 
     temperature: float
     error: float
     error_before: float
-    pictures: int
+    images: int
 
     def to_dict(self) -> dict:
         """The numbers, ready for JSON."""
@@ -41,17 +41,17 @@ class Calibration:
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
         errors = f"calibration error {self.error:.3f}, {self.error_before:.3f} without it"
-        return f"temperature {self.temperature:.4g}: {errors} ({self.pictures} pictures)"
+        return f"temperature {self.temperature:.4g}: {errors} ({self.images} images)"
 
 
 def fit_temperature(logits_NC: torch.Tensor, classes_N: torch.Tensor, *, has_sigmoid: bool = False) -> float:
     """The temperature, from LOWEST to HIGHEST, at which the classes are likeliest: softmax, or a sigmoid each.
 
     The loss is convex in 1 / temperature, so that shrinking an interval around its least value finds it, to 1e-4 of
-    its size. Raises ValueError if there are no pictures, or a class is none of the logits'.
+    its size. Raises ValueError if there are no images, or a class is none of the logits'.
     """
     if not len(logits_NC) or not ((classes_N >= 0) & (classes_N < logits_NC.shape[1])).all():
-        raise ValueError(f"classes must be numbers from 0 to {logits_NC.shape[1] - 1}, of one picture or more.")
+        raise ValueError(f"classes must be numbers from 0 to {logits_NC.shape[1] - 1}, of one image or more.")
 
     def loss(log_temperature: float) -> float:
         total = 0.0
@@ -80,36 +80,36 @@ def fit_temperature(logits_NC: torch.Tensor, classes_N: torch.Tensor, *, has_sig
 
 
 def calibrate(classifier, images: Iterable, classes: Sequence[int | str], *, batch_size: int = 32) -> Calibration:
-    """Fits a `ZeroShotClassifier`'s temperature to labelled pictures, and sets it.
+    """Fits a `ZeroShotClassifier`'s temperature to labeled images, and sets it.
 
     Args:
         classifier: its rejection class, if any, takes no part.
-        images: pictures, as `ZeroShotClassifier.predict` takes them.
-        classes: of each picture, the class's number or label.
+        images: images, as `ZeroShotClassifier.predict` takes them.
+        classes: of each image, the class's number or label.
 
     Raises:
-        ValueError: if a label is unknown, or there is not one class a picture; what `predict` raises.
+        ValueError: if a label is unknown, or there is not one class an image; what `predict` raises.
     """
     number_of = {label: number for number, label in enumerate(classifier.labels)}
     if unknown := sorted({each for each in classes if isinstance(each, str) and each not in number_of}):
         raise ValueError(f"{unknown[0]!r} is none of the classifier's labels: give those, or their numbers.")
     numbers_N = torch.tensor([number_of[each] if isinstance(each, str) else each for each in classes])
-    vectors_ND = classifier.embed(images, batch_size)
-    if len(vectors_ND) != len(numbers_N):
-        raise ValueError(f"{len(vectors_ND)} pictures and {len(numbers_N)} classes: give one for each.")
-    found = calibrate_vectors(classifier, vectors_ND, numbers_N)
+    embeddings_ND = classifier.embed(images, batch_size)
+    if len(embeddings_ND) != len(numbers_N):
+        raise ValueError(f"{len(embeddings_ND)} images and {len(numbers_N)} classes: give one for each.")
+    found = calibrate_embeddings(classifier, embeddings_ND, numbers_N)
     classifier.temperature = found.temperature
     return found
 
 
-def calibrate_vectors(classifier, image_vectors_ND: torch.Tensor, classes_N: torch.Tensor) -> Calibration:
-    """What `calibrate` finds, by vectors of pictures and numbers of classes; the classifier stays as it is.
+def calibrate_embeddings(classifier, image_embeds_ND: torch.Tensor, classes_N: torch.Tensor) -> Calibration:
+    """What `calibrate` finds, by embeddings of images and numbers of classes; the classifier stays as it is.
 
     Raises:
         ValueError: as `fit_temperature`.
     """
-    batches = image_vectors_ND.split(1024)
-    logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in batches])
+    batches = image_embeds_ND.split(1024)
+    logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches])
     temperature = fit_temperature(logits_NC, classes_N, has_sigmoid=classifier.has_sigmoid)
 
     def error(at: float) -> float:

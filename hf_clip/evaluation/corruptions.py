@@ -1,7 +1,7 @@
-"""Pictures made worse on purpose, in five degrees (after Hendrycks & Dietterich 2019, "ImageNet-C").
+"""Images made worse on purpose, in five degrees (after Hendrycks & Dietterich 2019, "ImageNet-C").
 
 The kinds and their degrees are those of the paper that need no more than Pillow and numpy; the noise is drawn anew for
-each picture, from its own pixels, so that a result does not hang on the order of the data or the number of processes.
+each image, from its own pixels, so that a result does not hang on the order of the data or the number of processes.
 """
 
 # Shapes: H and W pixels.
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-# The degrees were chosen for pictures of this size: lengths in pixels grow with the model's.
+# The degrees were chosen for images of this size: lengths in pixels grow with the model's.
 REFERENCE_PIXELS = 224
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage in one degree, done to the picture as the model would see it: resized and cropped.
+    """One kind of damage in one degree, done to the image as the model would see it: resized and cropped.
 
     Raises ValueError for a name that is not in `CORRUPTIONS`, or a severity that is not from 1 to 5.
     """
@@ -35,14 +35,14 @@ class Corruption:
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity={self.severity} of {self.name} is not there: use 1 to 5.")
 
-    def __call__(self, picture: Image.Image, processor=None) -> Image.Image:
-        """The picture, damaged; the same picture is always damaged in the same way.
+    def __call__(self, image: Image.Image, processor=None) -> Image.Image:
+        """The image, damaged; the same image is always damaged in the same way.
 
         Args:
-            picture: RGB.
-            processor: of the model that will see it; None takes the picture as it is.
+            image: RGB.
+            processor: of the model that will see it; None takes the image as it is.
         """
-        pixels = np.array(picture) if processor is None else processor.image_processor.resize_and_crop(picture)
+        pixels = np.array(image) if processor is None else processor.image_processor.resize_and_crop(image)
         change, degrees = CORRUPTIONS[self.name]
         seed = hashlib.blake2b(pixels.tobytes(), key=f"{self.name} {self.severity}".encode(), digest_size=16).digest()
         random = np.random.default_rng(int.from_bytes(seed, "little"))
@@ -66,14 +66,14 @@ def _impulse_noise(pixels_HW3: np.ndarray, share: float, random: np.random.Gener
 
 def _gaussian_blur(pixels_HW3: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
     scale = min(pixels_HW3.shape[:2]) / REFERENCE_PIXELS
-    return _by_pillow(pixels_HW3, lambda picture: picture.filter(ImageFilter.GaussianBlur(radius * scale)))
+    return _by_pillow(pixels_HW3, lambda image: image.filter(ImageFilter.GaussianBlur(radius * scale)))
 
 
 def _brightness(pixels_HW3: np.ndarray, added: float, random: np.random.Generator) -> np.ndarray:
     """The value of HSV raised, hue and saturation kept: all channels grow by one factor."""
     value_HW1 = pixels_HW3.max(axis=2, keepdims=True)
     raised_HW1 = np.clip(value_HW1 + added, 0, 1)
-    # Black has no hue: it becomes grey.
+    # Black has no hue: it becomes gray.
     return np.where(value_HW1 > 0, pixels_HW3 * raised_HW1 / np.maximum(value_HW1, 1e-9), raised_HW1)
 
 
@@ -89,7 +89,7 @@ def _saturate(pixels_HW3: np.ndarray, change: tuple[float, float], random: np.ra
     spread_HW1 = value_HW1 - pixels_HW3.min(axis=2, keepdims=True)
     saturation_HW1 = spread_HW1 / np.maximum(value_HW1, 1e-9)
     wanted_HW1 = np.clip(saturation_HW1 * factor + term, 0, 1)
-    # Grey has no hue to be made stronger.
+    # Gray has no hue to be made stronger.
     scale_HW1 = np.where(spread_HW1 > 0, wanted_HW1 / np.maximum(saturation_HW1, 1e-9), 0)
     return value_HW1 - (value_HW1 - pixels_HW3) * scale_HW1
 
@@ -98,24 +98,24 @@ def _pixelate(pixels_HW3: np.ndarray, scale: float, random: np.random.Generator)
     height, width = pixels_HW3.shape[:2]
     small = max(1, int(width * scale)), max(1, int(height * scale))
 
-    def change(picture: Image.Image) -> Image.Image:
-        return picture.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.NEAREST)
+    def change(image: Image.Image) -> Image.Image:
+        return image.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.NEAREST)
 
     return _by_pillow(pixels_HW3, change)
 
 
 def _jpeg(pixels_HW3: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:
-    def change(picture: Image.Image) -> Image.Image:
+    def change(image: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
         return Image.open(buffer)
 
     return _by_pillow(pixels_HW3, change)
 
 
 def _by_pillow(pixels_HW3: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    picture = Image.fromarray(np.round(pixels_HW3 * 255).astype(np.uint8))
-    return np.array(change(picture)) / 255.0
+    image = Image.fromarray(np.round(pixels_HW3 * 255).astype(np.uint8))
+    return np.array(change(image)) / 255.0
 
 
 # Name: what it does, and its five degrees.

@@ -1,6 +1,6 @@
-"""Vectors of pictures and texts, in batches: the first half of every evaluation."""
+"""Embeddings of images and texts, in batches: the first half of every evaluation."""
 
-# Shapes: B pictures of a batch, N pictures, M texts, D width of the shared space, H and W pixels.
+# Shapes: B images of a batch, N images, M texts, D width of the shared space, H and W pixels.
 
 import sys
 import time
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from hf_clip.evaluation.cache import PICTURES_PER_FILE, FeatureCache, model_key
+from hf_clip.evaluation.cache import IMAGES_PER_FILE, FeatureCache, model_key
 from hf_clip.evaluation.corruptions import Corruption
-from hf_clip.images_hf_clip import ImageDecodeError, decode_image
-from hf_clip.zero_shot_hf_clip import batched, evaluation_mode, unit_image_vectors, unit_text_vectors
+from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
+from hf_clip.model.zero_shot_hf_clip import batched, evaluation_mode, unit_image_embeds, unit_text_embeds
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -26,32 +26,33 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass
 class ImageFeatures:
-    """Vectors of the pictures that could be read.
+    """Embeddings of the images that could be read.
 
     Attributes:
-        vectors_ND: (N, D) float32 vectors on the CPU; unit vectors, unless features before the projection were asked
+        embeddings_ND: (N, D) float32 embeddings on the CPU; unit embeddings, unless features before the projection
+        were asked
             for.
-        kept: N positions in the stream that was given: `vectors_ND[i]` belongs to picture `kept[i]`.
-        skipped: how many pictures could not be decoded, by `ImageDecodeError.reason`.
+        kept: N positions in the stream that was given: `embeddings_ND[i]` belongs to image `kept[i]`.
+        skipped: how many images could not be decoded, by `ImageDecodeError.reason`.
     """
 
-    vectors_ND: torch.Tensor
+    embeddings_ND: torch.Tensor
     kept: list[int]
     skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the vectors of an evaluation are made.
+    """How the embeddings of an evaluation are made.
 
     Attributes:
-        batch_size, text_batch_size: pictures and texts encoded at once.
-        cache: where vectors of pictures are kept, and looked up first; None keeps none.
+        batch_size, text_batch_size: images and texts encoded at once.
+        cache: where embeddings of images are kept, and looked up first; None keeps none.
         processes: Accelerate's state, where several processes evaluate together: each encodes a share and all get the
             same result. None: this process does it alone, whatever others there are.
-        before_projection: the image tower's pooled features instead of unit vectors of the shared space: what the
+        before_projection: the image tower's pooled features instead of unit embeddings of the shared space: what the
             paper's linear probes stand on (appendix A.3).
-        corruption: what is done to the pictures before the model sees them.
+        corruption: what is done to the images before the model sees them.
     """
 
     batch_size: int = 64
@@ -62,7 +63,7 @@ class Encoding:
     corruption: Corruption | None = None
 
     def key(self, model, processor) -> str:
-        """The folder of a cache that holds vectors made so."""
+        """The folder of a cache that holds embeddings made so."""
         kind = "before_projection" if self.before_projection else "projected"
         changed = f"-{self.corruption.name}-{self.corruption.severity}" if self.corruption else ""
         return f"{model_key(model, processor)}-{kind}{changed}"
@@ -89,7 +90,7 @@ def _in_lines(items: Iterable, description: str, of_total: str) -> Iterator:
 def embed_texts(
     model, processor, texts: Sequence[str], *, batch_size: int = 256, processes: "PartialState | None" = None
 ) -> torch.Tensor:
-    """(M, D) float32 unit vectors on the CPU of M texts, `batch_size` at a time.
+    """(M, D) float32 unit embeddings on the CPU of M texts, `batch_size` at a time.
 
     With several processes each encodes every so-many-th batch. Raises ValueError if `texts` is empty.
     """
@@ -99,11 +100,11 @@ def embed_texts(
     batches = progress(batched(texts, batch_size), "texts", total=-(-len(texts) // batch_size), unit="batch")
     with evaluation_mode(model):
         own = [
-            (number, unit_text_vectors(model, processor, batch).cpu())
+            (number, unit_text_embeds(model, processor, batch).cpu())
             for number, batch in enumerate(batches)
             if number % world_size == rank
         ]
-    return torch.cat([vectors_BD for _, vectors_BD in _gathered(own, processes)])
+    return torch.cat([embeddings_BD for _, embeddings_BD in _gathered(own, processes)])
 
 
 def embed_images(
@@ -115,62 +116,62 @@ def embed_images(
     total: int | None = None,
     encoding: Encoding | None = None,
 ) -> ImageFeatures:
-    """Vectors of a stream of pictures, of any kind that `decode_image` reads, held `batch_size` at a time.
+    """Embeddings of a stream of images, of any kind that `decode_image` reads, held `batch_size` at a time.
 
-    A picture that cannot be decoded is left out and counted by its reason: one broken file must not end an
+    An image that cannot be decoded is left out and counted by its reason: one broken file must not end an
     evaluation of a million, nor go unnoticed.
 
     Args:
         images: the stream. An item may come from anywhere: it is read once, in order.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
         total: how many there are, for the progress bar.
-        encoding: more of how, in place of `batch_size`. With a cache or several processes pictures are held
-            `PICTURES_PER_FILE` at a time, as they are given, and every process goes through the whole stream.
+        encoding: more of how, in place of `batch_size`. With a cache or several processes images are held
+            `IMAGES_PER_FILE` at a time, as they are given, and every process goes through the whole stream.
 
     Raises:
-        ValueError: if no picture could be read; the message gives the reasons.
+        ValueError: if no image could be read; the message gives the reasons.
     """
     encoding = encoding or Encoding(batch_size)
-    shown = progress(images, "pictures", total=total, unit="picture")
-    encode = _picture_encoder(model, processor, encoding)
+    shown = progress(images, "images", total=total, unit="image")
+    encode = _image_encoder(model, processor, encoding)
     with evaluation_mode(model):
         if encoding.cache is None and encoding.processes is None:
             parts = [(0, encode(shown))]
         else:
             parts = _gathered(list(_encode_shares(model, processor, shown, encoding, encode)), encoding.processes)
-    kept = [number * PICTURES_PER_FILE + position for number, part in parts for position in part.kept]
+    kept = [number * IMAGES_PER_FILE + position for number, part in parts for position in part.kept]
     features = ImageFeatures(torch.empty(0), kept, sum((part.skipped for _, part in parts), Counter()))
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(features.skipped.items()))
         raise ValueError(
-            f"no picture could be read ({reasons or 'the data set is empty'}): check the image column and the files."
+            f"no image could be read ({reasons or 'the data set is empty'}): check the image column and the files."
         )
-    features.vectors_ND = torch.cat([part.vectors_ND for _, part in parts if part.kept])
+    features.embeddings_ND = torch.cat([part.embeddings_ND for _, part in parts if part.kept])
     return features
 
 
-def _picture_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable], ImageFeatures]:
+def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable], ImageFeatures]:
     def readable(images: Iterable, features: ImageFeatures) -> Iterator:
         for position, image in enumerate(images):
             try:
-                picture = decode_image(image)
+                decoded = decode_image(image)
             except ImageDecodeError as error:
                 features.skipped[error.reason] += 1
                 continue
             features.kept.append(position)
-            yield picture if encoding.corruption is None else encoding.corruption(picture, processor)
+            yield decoded if encoding.corruption is None else encoding.corruption(decoded, processor)
 
     def encode(images: Iterable) -> ImageFeatures:
-        features, vectors = ImageFeatures(torch.empty(0), []), []
+        features, embeddings = ImageFeatures(torch.empty(0), []), []
         for batch in batched(readable(images, features), encoding.batch_size):
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
             if encoding.before_projection:
                 pixels = pixel_values.to(model.device, model.dtype)
-                vectors.append(model.vision_model(pixels).pooler_output.float().cpu())
+                embeddings.append(model.vision_model(pixels).pooler_output.float().cpu())
             else:
-                vectors.append(unit_image_vectors(model, pixel_values).cpu())
-        if vectors:
-            features.vectors_ND = torch.cat(vectors)
+                embeddings.append(unit_image_embeds(model, pixel_values).cpu())
+        if embeddings:
+            features.embeddings_ND = torch.cat(embeddings)
         return features
 
     return encode
@@ -180,18 +181,18 @@ def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encod
     """(number of the share, its features) of this process's shares, from the cache where they are there."""
     rank, world_size = _place(encoding.processes)
     key = encoding.key(model, processor) if encoding.cache else ""
-    for number, pictures in enumerate(batched(images, PICTURES_PER_FILE)):
+    for number, chunk in enumerate(batched(images, IMAGES_PER_FILE)):
         if number % world_size != rank:
             continue
         if encoding.cache is None:
-            yield number, encode(pictures)
+            yield number, encode(chunk)
             continue
-        path = encoding.cache.path(key, pictures)
+        path = encoding.cache.path(key, chunk)
         if found := encoding.cache.read(path):
             features = ImageFeatures(*found)
         else:
-            features = encode(pictures)
-            encoding.cache.write(path, features.vectors_ND, features.kept, features.skipped)
+            features = encode(chunk)
+            encoding.cache.write(path, features.embeddings_ND, features.kept, features.skipped)
         yield number, features
 
 

@@ -1,9 +1,9 @@
-"""Few-shot classification (section 3.1.5 of the paper): linear probes on 1, 2, 4, 8 and 16 pictures of each class.
+"""Few-shot classification (section 3.1.5 of the paper): linear probes on 1, 2, 4, 8 and 16 images of each class.
 
-Beside them stands zero-shot classification of the same pictures, as in the paper's figure 6.
+Beside them stands zero-shot classification of the same images, as in the paper's figure 6.
 """
 
-# Shapes: N pictures.
+# Shapes: N images.
 
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labelled import embed_labelled, left_out, names_of_labels
+from hf_clip.evaluation.labeled import embed_labeled, left_out, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.sources import Source
@@ -28,21 +28,21 @@ class FewShotResult:
 
     Attributes:
         title: what was evaluated.
-        shots: for each number of pictures a class: `shots`, `mean` and `standard_deviation` (over the draws, with
+        shots: for each number of images a class: `shots`, `mean` and `standard_deviation` (over the draws, with
             n - 1; None of one draw) of the top-1 accuracy, `scores` of each draw, and the `penalty` used.
-        classes, pictures, train_pictures: counts; of the training pictures the shots are drawn.
+        classes, images, train_images: counts; of the training images the shots are drawn.
         seeds: how many draws there were.
-        skipped, train_skipped: test and training pictures left out, by reason.
+        skipped, train_skipped: test and training images left out, by reason.
         seconds: time that the evaluation took.
-        zero_shot_top_1: on the same test pictures by the classes' names alone; None where those are not known.
+        zero_shot_top_1: on the same test images by the classes' names alone; None where those are not known.
         templates: the texts that the names were set in; none where they are not known.
     """
 
     title: str
     shots: list[dict]
     classes: int
-    pictures: int
-    train_pictures: int
+    images: int
+    train_images: int
     seeds: int
     skipped: Counter[str]
     seconds: float
@@ -63,7 +63,7 @@ class FewShotResult:
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
-        lines = [f"{self.title}: {self.pictures} pictures, {self.classes} classes, {self.seeds} draws"]
+        lines = [f"{self.title}: {self.images} images, {self.classes} classes, {self.seeds} draws"]
         lines.append(f"{'shots':>7}{'top-1':>8}{'deviation':>11}{'penalty':>10}")
         if self.zero_shot_top_1 is None:
             lines.append("      0       -   zero-shot needs the classes' names")
@@ -93,14 +93,14 @@ def evaluate_few_shot(
     batch_size: int = 64,
     encoding: Encoding | None = None,
 ) -> FewShotResult:
-    """Accuracy on `test` of logistic regressions fitted on a few pictures of each class of `train`.
+    """Accuracy on `test` of logistic regressions fitted on a few images of each class of `train`.
 
-    For each number of shots the penalty is searched on the validation split with the first draw's pictures, and kept
-    for the other draws. The first pictures of a draw are those of its smaller numbers of shots.
+    For each number of shots the penalty is searched on the validation split with the first draw's images, and kept
+    for the other draws. The first images of a draw are those of its smaller numbers of shots.
 
     Args:
         validation: None sets aside `validation_share` of each class of `train`; no shot is drawn from those.
-        shots: pictures of each class.
+        shots: images of each class.
         seeds: how many draws; draw number i is seeded with i.
         label_names, templates: for zero-shot classification, as `evaluate_zero_shot` takes them. Where names are
             neither given nor in the data, it is left out.
@@ -108,29 +108,29 @@ def evaluate_few_shot(
 
     Raises:
         ImportError, SourceError, ValueError: as `evaluate_linear_probe`; ValueError too if `shots` or `seeds` is below
-            1, or a class has fewer pictures than the most shots.
+            1, or a class has fewer images than the most shots.
     """
     started = time.perf_counter()
     if not shots or min(shots) < 1 or seeds < 1:
         raise ValueError(f"shots={list(shots)} and seeds={seeds}: there must be one of each, and none below 1.")
     encoding = replace(encoding or Encoding(batch_size), before_projection=True)
     training = TrainingSet.embed(model, processor, train, validation, validation_share, 0, encoding)
-    found = embed_labelled(model, processor, test, encoding)
+    found = embed_labeled(model, processor, test, encoding)
     test_ND, truth_N = as_arrays(found)
     training.check_classes(truth_N)
     names, counts = np.unique(training.kept[1], return_counts=True)
     if counts.min() < max(shots):
         raise ValueError(
-            f"class {str(names[counts.argmin()])!r} has {counts.min()} pictures to draw from, fewer than {max(shots)} "
-            "shots: ask for fewer, or add pictures."
+            f"class {str(names[counts.argmin()])!r} has {counts.min()} images to draw from, fewer than {max(shots)} "
+            "shots: ask for fewer, or add images."
         )
     draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(seeds)]
     return FewShotResult(
         title=title or f"few-shot classification of {test.name}",
         shots=[_probe(training, (test_ND, truth_N), count, draws) for count in progress(shots, "shots")],
         classes=len(names),
-        pictures=len(truth_N),
-        train_pictures=len(training.kept[1]),
+        images=len(truth_N),
+        train_images=len(training.kept[1]),
         seeds=seeds,
         skipped=found.skipped,
         train_skipped=training.skipped,
@@ -140,7 +140,7 @@ def evaluate_few_shot(
 
 
 def _by_name(model, processor, test: Source, names, label_names, templates, encoding: Encoding) -> dict:
-    """What zero-shot classification makes of the test pictures; nothing where classes are numbers without names."""
+    """What zero-shot classification makes of the test images; nothing where classes are numbers without names."""
     known = label_names or names_of_labels(test)
     if not known and any(name.lstrip("-").isdigit() for name in names):
         return {}
@@ -156,7 +156,7 @@ def _by_name(model, processor, test: Source, names, label_names, templates, enco
 
 
 def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarray]) -> dict:
-    """Accuracy on `test` (features, labels) after the first `shots` pictures of each class in each draw."""
+    """Accuracy on `test` (features, labels) after the first `shots` images of each class in each draw."""
     search = PenaltySearch()
     features_ND, labels_N = training.kept
     chosen = [draw[:, :shots].ravel() for draw in draws]
@@ -173,6 +173,6 @@ def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarra
 
 
 def draw_shots(labels_N: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """(classes, shots) places of pictures, a row for each class in sorted order, none twice."""
+    """(classes, shots) places of images, a row for each class in sorted order, none twice."""
     random = np.random.default_rng(seed)
     return np.stack([random.permutation(np.flatnonzero(labels_N == name))[:shots] for name in np.unique(labels_N)])

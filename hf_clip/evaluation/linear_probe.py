@@ -1,10 +1,10 @@
 """Linear probes as the paper has them (section 3.2 and appendix A.3): how much a linear map finds in the features.
 
 Features are the image tower's before the projection. The classifier is a logistic regression fitted by L-BFGS, its
-L2 penalty found by a search on a validation split, and fitted again on all training pictures.
+L2 penalty found by a search on a validation split, and fitted again on all training images.
 """
 
-# Shapes: N pictures, D width of the features.
+# Shapes: N images, D width of the features.
 
 import time
 import warnings
@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, left_out
+from hf_clip.evaluation.labeled import LabeledFeatures, embed_labeled, left_out
 from hf_clip.sources import Source
 
 MAX_ITERATIONS = 1000
@@ -32,15 +32,15 @@ class LinearProbeResult:
 
     Attributes:
         title: what was evaluated.
-        top_1, top_5, mean_per_class: of the test pictures; `top_5` is None with five classes or fewer.
+        top_1, top_5, mean_per_class: of the test images; `top_5` is None with five classes or fewer.
         penalty: the L2 penalty (scikit-learn's 1 / C) that did best on the validation split.
         validation_top_1: what it scored there.
         sweep: accuracy on the validation split by each penalty that was tried.
         unconverged: fits that stopped at the limit of iterations.
-        classes, train_pictures, validation_pictures, pictures: counts; the training pictures include the validation's.
-        per_class: number of test pictures and `top_1` of each class.
+        classes, train_images, validation_images, images: counts; the training images include the validation's.
+        per_class: number of test images and `top_1` of each class.
         groups: top-1 and counts for each value of each column that was asked for.
-        skipped, train_skipped: test and training pictures left out, by reason.
+        skipped, train_skipped: test and training images left out, by reason.
         seconds: time that the evaluation took.
     """
 
@@ -53,9 +53,9 @@ class LinearProbeResult:
     sweep: Mapping[float, float]
     unconverged: int
     classes: int
-    train_pictures: int
-    validation_pictures: int
-    pictures: int
+    train_images: int
+    validation_images: int
+    images: int
     per_class: list[dict]
     groups: dict[str, dict[str, dict]]
     skipped: Counter[str]
@@ -73,16 +73,16 @@ class LinearProbeResult:
         top_5 = "-" if self.top_5 is None else f"{self.top_5:.3f}"
         lines = [
             self.title,
-            f"{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'penalty':>10}{'validation':>12}{'pictures':>10}"
+            f"{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'penalty':>10}{'validation':>12}{'images':>10}"
             f"{'trained on':>12}{'classes':>9}",
             f"{self.top_1:7.3f}{top_5:>7}{self.mean_per_class:16.3f}{self.penalty:10.2e}{self.validation_top_1:12.3f}"
-            f"{self.pictures:10d}{self.train_pictures:12d}{self.classes:9d}",
+            f"{self.images:10d}{self.train_images:12d}{self.classes:9d}",
         ]
         for column, rows in self.groups.items():
             width = max(len(column), *map(len, rows)) + 2
-            lines += ["", f"{column:{width}}{'top-1':>7}{'mean per class':>16}{'pictures':>10}"]
+            lines += ["", f"{column:{width}}{'top-1':>7}{'mean per class':>16}{'images':>10}"]
             lines += [
-                f"{value:{width}}{row['top_1']:7.3f}{row['mean_per_class']:16.3f}{row['pictures']:10d}"
+                f"{value:{width}}{row['top_1']:7.3f}{row['mean_per_class']:16.3f}{row['images']:10d}"
                 for value, row in rows.items()
             ]
         if self.unconverged:
@@ -112,20 +112,20 @@ def evaluate_linear_probe(
         validation: where the penalty is chosen; None sets aside `validation_share` of each class of `train`, drawn by
             `seed`. What is reported was fitted on both together.
         title: what the result is called.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
         by: columns of `test`, for each of whose values accuracy is measured too.
         encoding: more of how features are made, in place of `batch_size`.
 
     Raises:
         ImportError: without scikit-learn.
         SourceError: if a source has no label column.
-        ValueError: if a source has no readable picture with a label, a class of `test` is missing in `train`, or
-            `train` has one class, or too few pictures to set some aside.
+        ValueError: if a source has no readable image with a label, a class of `test` is missing in `train`, or
+            `train` has one class, or too few images to set some aside.
     """
     started = time.perf_counter()
     encoding = replace(encoding or Encoding(batch_size), before_projection=True)
     training = TrainingSet.embed(model, processor, train, validation, validation_share, seed, encoding)
-    found = embed_labelled(model, processor, test, encoding, by=by)
+    found = embed_labeled(model, processor, test, encoding, by=by)
     test_ND, truth_N = as_arrays(found)
     training.check_classes(truth_N)
     search = PenaltySearch()
@@ -142,8 +142,8 @@ def evaluate_linear_probe(
         sweep=sweep,
         unconverged=search.unconverged,
         classes=len(probe.classes_),
-        train_pictures=len(training.labels_N),
-        validation_pictures=int(training.is_held_out_N.sum()),
+        train_images=len(training.labels_N),
+        validation_images=int(training.is_held_out_N.sum()),
         per_class=_per_class(truth_N, is_hit_NK[:, 0]),
         groups={column: _by_value(values, truth_N, is_hit_NK[:, 0]) for column, values in found.groups.items()},
         skipped=found.skipped,
@@ -158,7 +158,7 @@ class TrainingSet:
 
     Attributes:
         name: of the data, for messages.
-        features_ND, labels_N, is_held_out_N: of each picture.
+        features_ND, labels_N, is_held_out_N: of each image.
         skipped: how many were left out, by reason.
     """
 
@@ -172,11 +172,11 @@ class TrainingSet:
     def embed(cls, model, processor, train: Source, validation: Source | None, share: float, seed: int, encoding):
         """Of `train`, with `validation` set aside; where that is None, `share` of each class of `train`."""
         check_scikit_learn()
-        found = embed_labelled(model, processor, train, encoding)
+        found = embed_labeled(model, processor, train, encoding)
         features_ND, labels_N = as_arrays(found)
         if validation is None:
             return cls(train.name, features_ND, labels_N, hold_out(labels_N, share, seed), found.skipped)
-        held_out = embed_labelled(model, processor, validation, encoding)
+        held_out = embed_labeled(model, processor, validation, encoding)
         held_ND, held_labels_N = as_arrays(held_out)
         is_held_out_N = np.repeat([False, True], [len(labels_N), len(held_labels_N)])
         return cls(
@@ -189,7 +189,7 @@ class TrainingSet:
 
     @property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of the pictures that are not set aside."""
+        """Features and labels of the images that are not set aside."""
         return self.features_ND[~self.is_held_out_N], self.labels_N[~self.is_held_out_N]
 
     @property
@@ -265,10 +265,10 @@ def search_penalty(score: Callable[[float], float]) -> tuple[float, dict[float, 
 
 
 def hold_out(labels_N: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) whether each picture is set aside: `share` of each class, rounded, and never all of one.
+    """(N,) whether each image is set aside: `share` of each class, rounded, and never all of one.
 
     Raises:
-        ValueError: if `share` is not between 0 and 1, or no class has pictures enough.
+        ValueError: if `share` is not between 0 and 1, or no class has images enough.
     """
     if not 0 < share < 1:
         raise ValueError(f"validation_share={share} is not between 0 and 1.")
@@ -278,13 +278,13 @@ def hold_out(labels_N: np.ndarray, share: float, seed: int) -> np.ndarray:
         rows = random.permutation(np.flatnonzero(labels_N == name))
         is_held_N[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
     if not is_held_N.any():
-        raise ValueError(f"{len(labels_N)} pictures are too few to set {share:.0%} of each class aside: add some.")
+        raise ValueError(f"{len(labels_N)} images are too few to set {share:.0%} of each class aside: add some.")
     return is_held_N
 
 
-def as_arrays(found: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+def as_arrays(found: LabeledFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, D) and labels (N,). Raises ValueError where a feature is NaN or infinite."""
-    features_ND = found.vectors_ND.numpy()
+    features_ND = found.embeddings_ND.numpy()
     if not np.isfinite(features_ND).all():
         raise ValueError(
             "features hold NaN or infinity: the model has diverged or overflows in its dtype. Evaluate an earlier "
@@ -295,13 +295,13 @@ def as_arrays(found: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
 
 def _numbers(truth_N: np.ndarray, is_hit_N: np.ndarray) -> dict:
     mean = metrics.mean_per_class(truth_N, is_hit_N)
-    return {"pictures": len(truth_N), "top_1": metrics.accuracy(is_hit_N), "mean_per_class": mean}
+    return {"images": len(truth_N), "top_1": metrics.accuracy(is_hit_N), "mean_per_class": mean}
 
 
 def _per_class(truth_N: np.ndarray, is_hit_N: np.ndarray) -> list[dict]:
     rows_of_class = {str(name): np.flatnonzero(truth_N == name) for name in np.unique(truth_N)}
     return [
-        {"label": name, "pictures": len(rows), "top_1": metrics.accuracy(is_hit_N[rows])}
+        {"label": name, "images": len(rows), "top_1": metrics.accuracy(is_hit_N[rows])}
         for name, rows in rows_of_class.items()
     ]
 

@@ -1,6 +1,6 @@
 """The numbers of classification, each from scores and labels alone."""
 
-# Shapes: N pictures, C classes, K candidates kept, G bins.
+# Shapes: N images, C classes, K candidates kept, G bins.
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def accuracy(is_hit_N) -> float:
 
 
 def mean_per_class(labels_N, is_hit_N) -> float:
-    """`accuracy` of each class that has pictures, averaged over classes (scikit-learn's balanced accuracy)."""
+    """`accuracy` of each class that has images, averaged over classes (scikit-learn's balanced accuracy)."""
     _, classes_N = np.unique(np.asarray(labels_N), return_inverse=True)
     return float((np.bincount(classes_N, np.asarray(is_hit_N, dtype=float)) / np.bincount(classes_N)).mean())
 
@@ -24,7 +24,7 @@ def mean_per_class(labels_N, is_hit_N) -> float:
 def expected_calibration_error(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> float:
     """How far confidence and accuracy are apart (Guo et al. 2017, equation 3), in bins of equal width.
 
-    The bins are (0, 1/G], (1/G, 2/G], ..., each weighed by its share of the pictures; a confidence of 0 is in the
+    The bins are (0, 1/G], (1/G, 2/G], ..., each weighed by its share of the images; a confidence of 0 is in the
     first.
 
     Raises:
@@ -35,7 +35,7 @@ def expected_calibration_error(confidences_N, is_hit_N, bins: int = CALIBRATION_
 
 
 def calibration_curve(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> tuple[np.ndarray, ...]:
-    """Number of pictures, mean confidence and accuracy of each bin of `expected_calibration_error`; 0 where empty."""
+    """Number of images, mean confidence and accuracy of each bin of `expected_calibration_error`; 0 where empty."""
     confidences_N, is_hit_N = np.asarray(confidences_N, dtype=np.float64), np.asarray(is_hit_N, dtype=np.float64)
     if bins < 1 or not len(confidences_N) or len(confidences_N) != len(is_hit_N):
         raise ValueError(
@@ -55,7 +55,7 @@ def calibration_curve(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> 
 def average_precision(scores_N, is_positive_N, *, points: int | None = None) -> float:
     """Area under the precision-recall steps of one class; NaN without a positive.
 
-    Pictures of equal score come in together, whatever order they stand in.
+    Images of equal score come in together, whatever order they stand in.
 
     Args:
         points: None takes every step (as scikit-learn, and VOC from 2010 on); 11 takes the best precision at
@@ -95,5 +95,5 @@ def frequent_confusions(counts_CC: np.ndarray, names: Sequence[str], limit: int 
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     pairs = [divmod(int(place), len(counts_CC)) for place in order if wrong.flat[place]]
     return [
-        {"label": names[row], "taken_for": names[column], "pictures": int(wrong[row, column])} for row, column in pairs
+        {"label": names[row], "taken_for": names[column], "images": int(wrong[row, column])} for row, column in pairs
     ]

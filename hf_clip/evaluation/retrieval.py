@@ -1,6 +1,6 @@
-"""Retrieval: which text belongs to a picture, and which picture to a text."""
+"""Retrieval: which text belongs to an image, and which image to a text."""
 
-# Shapes: N pictures, M texts, P pairs that belong together, D width of the shared space, I and J a tile's
+# Shapes: N images, M texts, P pairs that belong together, D width of the shared space, I and J a tile's
 # sides.
 
 import time
@@ -14,16 +14,16 @@ import torch
 from torch.nn import functional as F
 
 from hf_clip.evaluation.features import Encoding, embed_images, embed_texts
-from hf_clip.evaluation.labelled import iterate_rows, left_out, value_of
-from hf_clip.loss_hf_clip import matrix_product
+from hf_clip.evaluation.labeled import iterate_rows, left_out, value_of
+from hf_clip.model.loss_hf_clip import matrix_product
 from hf_clip.sources import Source
 
 CUTOFFS = (1, 5, 10)
 
-# Cosines closer than this are one: equal vectors differ by rounding with their place in a matrix product.
+# Cosines closer than this are one: equal embeddings differ by rounding with their place in a matrix product.
 TIE_TOLERANCE = 1e-6
 
-# What float32 leaves of a vector's length once it was normalised.
+# What float32 leaves of an embedding's length once it was normalized.
 UNIT_TOLERANCE = 5e-7
 ROWS_AT_ONCE = 16384
 
@@ -58,18 +58,18 @@ class Ranks:
         }
 
 
-def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
-    """Recall at 1, 5 and 10, median and mean reciprocal rank by cosine, from pictures to texts and the other way.
+def retrieval_metrics(image_embeds_ND, text_embeds_MD, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
+    """Recall at 1, 5 and 10, median and mean reciprocal rank by cosine, from images to texts and the other way.
 
     A query counts as found at k if any of its true candidates is among the first k. Ties are resolved against
     the model: a false candidate with the cosine of the true one (within 1e-6) is placed before it, so a model
-    that gives one vector to everything scores 0 and not 1. True candidates of one query never stand in each
+    that gives one embedding to everything scores 0 and not 1. True candidates of one query never stand in each
     other's way.
 
     Args:
-        image_vectors_ND: (N, D) tensor or array; it need not be normalised.
-        text_vectors_MD: (M, D) likewise.
-        positives: for each picture the index of its text, or the indices of its texts.
+        image_embeds_ND: (N, D) tensor or array; it need not be normalized.
+        text_embeds_MD: (M, D) likewise.
+        positives: for each image the index of its text, or the indices of its texts.
 
     Returns:
         `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10`,
@@ -77,10 +77,10 @@ def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int
         Queries without a true candidate are left out; all candidates stay.
 
     Raises:
-        ValueError: if shapes or indices do not fit, nothing belongs together, or a vector holds NaN or
+        ValueError: if shapes or indices do not fit, nothing belongs together, or an embedding holds NaN or
             infinity.
     """
-    image_ranks, text_ranks = rank_positives(image_vectors_ND, text_vectors_MD, positives)
+    image_ranks, text_ranks = rank_positives(image_embeds_ND, text_embeds_MD, positives)
     return {
         "image_to_text": image_ranks.metrics(len(text_ranks.ranks_N)),
         "text_to_image": text_ranks.metrics(len(image_ranks.ranks_N)),
@@ -88,17 +88,17 @@ def retrieval_metrics(image_vectors_ND, text_vectors_MD, positives: Sequence[int
 
 
 def rank_positives(
-    image_vectors_ND, text_vectors_MD, positives: Sequence[int | Iterable[int]], *, tile_size: int = 2048
+    image_embeds_ND, text_embeds_MD, positives: Sequence[int | Iterable[int]], *, tile_size: int = 2048
 ) -> tuple[Ranks, Ranks]:
-    """Ranks of the pictures' texts and of the texts' pictures, as `retrieval_metrics` counts them.
+    """Ranks of the images' texts and of the texts' images, as `retrieval_metrics` counts them.
 
     Both directions come from one sweep over tiles of `tile_size` x `tile_size` cosines; the whole N x M is
     never held.
     """
-    image_ND = _unit_vectors("image_vectors_ND", image_vectors_ND)
-    text_MD = _unit_vectors("text_vectors_MD", text_vectors_MD)
+    image_ND = _unit_embeddings("image_embeds_ND", image_embeds_ND)
+    text_MD = _unit_embeddings("text_embeds_MD", text_embeds_MD)
     if image_ND.shape[1] != text_MD.shape[1]:
-        raise ValueError(f"pictures have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model.")
+        raise ValueError(f"images have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model.")
     images_P, texts_P = _pairs(positives, len(image_ND), len(text_MD))
     cosines_P = torch.cat(
         [
@@ -109,7 +109,7 @@ def rank_positives(
     sides = _Side(len(image_ND), images_P, cosines_P), _Side(len(text_MD), texts_P, cosines_P)
     for row in range(0, len(image_ND), tile_size):
         rows = slice(row, row + tile_size)
-        # Pairs are sorted by picture.
+        # Pairs are sorted by image.
         start, end = torch.searchsorted(images_P, torch.tensor([row, row + tile_size])).tolist()
         row_images_P, row_texts_P = images_P[start:end] - row, texts_P[start:end]
         for column in range(0, len(text_MD), tile_size):
@@ -144,34 +144,34 @@ class _Side:
         return Ranks(ranks_N, self.best_positive_N - self.best_negative_N, self.positives_N)
 
 
-def _unit_vectors(name: str, vectors) -> torch.Tensor:
-    """Float unit vectors, the given ones where they are such: half a million of them are a gigabyte."""
-    vectors = torch.as_tensor(vectors).detach().cpu()
-    if vectors.ndim != 2 or 0 in vectors.shape:
-        raise ValueError(f"{name} has the shape {tuple(vectors.shape)}: pass one row for each item, at least one.")
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    norms = torch.cat([rows.norm(dim=-1) for rows in vectors.split(ROWS_AT_ONCE)])
+def _unit_embeddings(name: str, embeddings) -> torch.Tensor:
+    """Float unit embeddings, the given ones where they are such: half a million of them are a gigabyte."""
+    embeddings = torch.as_tensor(embeddings).detach().cpu()
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
+        raise ValueError(f"{name} has the shape {tuple(embeddings.shape)}: pass one row for each item, at least one.")
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    norms = torch.cat([rows.norm(dim=-1) for rows in embeddings.split(ROWS_AT_ONCE)])
     # A comparison with NaN is false: a model that diverged would seem to have nothing before its true
     # candidates.
     if broken := int((~torch.isfinite(norms)).sum()):
         raise ValueError(
-            f"{name} holds NaN or infinity in {broken} of {len(vectors)} rows: the model has "
+            f"{name} holds NaN or infinity in {broken} of {len(embeddings)} rows: the model has "
             "diverged or overflows in its dtype. Evaluate an earlier checkpoint, or in float32."
         )
-    return vectors if (norms - 1).abs().max() < UNIT_TOLERANCE else F.normalize(vectors, dim=-1)
+    return embeddings if (norms - 1).abs().max() < UNIT_TOLERANCE else F.normalize(embeddings, dim=-1)
 
 
 def _pairs(positives: Sequence[int | Iterable[int]], image_count: int, text_count: int):
-    """Pictures and texts that belong together, each pair once, sorted by picture: two long tensors (P,)."""
+    """Images and texts that belong together, each pair once, sorted by image: two long tensors (P,)."""
     if len(positives) != image_count:
-        raise ValueError(f"positives has {len(positives)} entries for {image_count} pictures: pass one for each.")
+        raise ValueError(f"positives has {len(positives)} entries for {image_count} images: pass one for each.")
     pairs = [
         (image, int(text))
         for image, texts in enumerate(positives)
         for text in (set(map(int, texts)) if np.iterable(texts) else {texts})
     ]
     if not pairs:
-        raise ValueError("no picture has a text that belongs to it: `positives` is empty.")
+        raise ValueError("no image has a text that belongs to it: `positives` is empty.")
     images_P, texts_P = torch.tensor(pairs).T.contiguous()
     if texts_P.min() < 0 or texts_P.max() >= text_count:
         wrong = pairs[int(((texts_P < 0) | (texts_P >= text_count)).nonzero()[0])]
@@ -186,14 +186,14 @@ class RetrievalResult:
     Attributes:
         title: what was evaluated.
         metrics: as `retrieval_metrics` gives them.
-        skipped: how many pictures were left out, by reason.
+        skipped: how many images were left out, by reason.
         seconds: time that the evaluation took, decoding included.
         names: the M candidates.
-        targets: for each of the N pictures the index of its name, the first where it has several.
-        rows: for each of the N pictures its position in the data that was given, skipped ones counted.
-        ranks: `Ranks` of the pictures' names.
-        image_vectors_ND, text_vectors_MD: float32 unit vectors on the CPU.
-        groups: for each column that was asked for, the metrics among the pictures of each value and their texts alone.
+        targets: for each of the N images the index of its name, the first where it has several.
+        rows: for each of the N images its position in the data that was given, skipped ones counted.
+        ranks: `Ranks` of the images' names.
+        image_embeds_ND, text_embeds_MD: float32 unit embeddings on the CPU.
+        groups: for each column that was asked for, the metrics among the images of each value and their texts alone.
     """
 
     title: str
@@ -204,8 +204,8 @@ class RetrievalResult:
     targets: list[int] = field(repr=False)
     rows: list[int] = field(repr=False)
     ranks: Ranks = field(repr=False)
-    image_vectors_ND: torch.Tensor = field(repr=False)
-    text_vectors_MD: torch.Tensor = field(repr=False)
+    image_embeds_ND: torch.Tensor = field(repr=False)
+    text_embeds_MD: torch.Tensor = field(repr=False)
     groups: dict[str, dict[str, dict]] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict:
@@ -229,9 +229,9 @@ class RetrievalResult:
         return "\n".join(lines)
 
     def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:
-        """The `count` pictures whose names came first by the widest margin, and those placed last, by index.
+        """The `count` images whose names came first by the widest margin, and those placed last, by index.
 
-        With fewer than 2 x `count` pictures both lists are shorter, so that no picture is in both.
+        With fewer than 2 x `count` images both lists are shorter, so that no image is in both.
         """
         ranks, margins = self.ranks.ranks_N.tolist(), self.ranks.margins_N.tolist()
         order = sorted(range(len(ranks)), key=lambda index: (ranks[index], -margins[index]))
@@ -239,8 +239,8 @@ class RetrievalResult:
         return order[:count], order[::-1][:count]
 
     def top_names(self, index: int, count: int) -> list[tuple[int, float]]:
-        """The `count` best candidates of picture `index`, best first: (index of the name, cosine)."""
-        cosines_M = self.text_vectors_MD @ self.image_vectors_ND[index]
+        """The `count` best candidates of image `index`, best first: (index of the name, cosine)."""
+        cosines_M = self.text_embeds_MD @ self.image_embeds_ND[index]
         scores, names = cosines_M.topk(min(count, len(self.names)))
         return list(zip(names.tolist(), scores.tolist(), strict=True))
 
@@ -260,7 +260,7 @@ def _metric_lines(column: str, metrics_by_value: dict[str, dict]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Item:
-    """A picture's captions, what it shows, and its value in each column that results are wanted by."""
+    """An image's captions, what it shows, and its value in each column that results are wanted by."""
 
     row: int
     concept: Hashable | None
@@ -278,27 +278,27 @@ def evaluate_pairs(
     text_batch_size: int = 256,
     total: int | None = None,
 ) -> RetrievalResult:
-    """Retrieval between pictures and names, one name for each concept as a candidate.
+    """Retrieval between images and names, one name for each concept as a candidate.
 
-    Candidates are the names of the concepts whose pictures could be read: a concept's name is that of its
-    first picture. Concepts with the same name (compared without case and spacing) share one candidate, since
+    Candidates are the names of the concepts whose images could be read: a concept's name is that of its
+    first image. Concepts with the same name (compared without case and spacing) share one candidate, since
     no model could tell them apart.
 
     Args:
-        pairs: (picture, concept, name) of each picture. A picture is of any kind that `decode_image` reads;
-            with pictures decoded beforehand (PIL, or the uint8 arrays of the image processor's
+        pairs: (image, concept, name) of each image. An image is of any kind that `decode_image` reads;
+            with images decoded beforehand (PIL, or the uint8 arrays of the image processor's
             `resize_and_crop`) the same list can be evaluated again and again. A concept of None means that
             the name is the concept.
         title: what the result is called.
-        batch_size, text_batch_size: pictures and texts encoded at once.
+        batch_size, text_batch_size: images and texts encoded at once.
         total: number of pairs, for the progress bar.
 
     Raises:
-        ValueError: if no picture with a name could be read, or all have one name: then nothing is to be found.
+        ValueError: if no image with a name could be read, or all have one name: then nothing is to be found.
     """
     items = (
-        (picture, _Item(row, concept, [name.strip()] if name and name.strip() else []))
-        for row, (picture, concept, name) in enumerate(pairs)
+        (image, _Item(row, concept, [name.strip()] if name and name.strip() else []))
+        for row, (image, concept, name) in enumerate(pairs)
     )
     encoding = Encoding(batch_size, text_batch_size)
     return _evaluate_items(model, processor, items, title=title, encoding=encoding, total=total)
@@ -316,23 +316,23 @@ def evaluate_retrieval(
     by: Sequence[str] = (),
     encoding: Encoding | None = None,
 ) -> RetrievalResult:
-    """Retrieval over a source; pictures are decoded as they come and not kept.
+    """Retrieval over a source; images are decoded as they come and not kept.
 
-    The concept column, where there is one, tells which pictures show the same.
+    The concept column, where there is one, tells which images show the same.
 
     Args:
-        captions: "first": the first caption of the first caption column is a picture's name, and the only candidate
-            of its concept, as `evaluate_pairs` has it. "all": every caption is a candidate, and a picture's are all
-            those of its concept (five a picture in Flickr30k and COCO). Lines of one field are captions of their own.
-        by: columns, for each of whose values the same is measured among its pictures and texts alone, such as the
+        captions: "first": the first caption of the first caption column is an image's name, and the only candidate
+            of its concept, as `evaluate_pairs` has it. "all": every caption is a candidate, and an image's are all
+            those of its concept (five an image in Flickr30k and COCO). Lines of one field are captions of their own.
+        by: columns, for each of whose values the same is measured among its images and texts alone, such as the
             language; opened as the source's `keyword_columns`.
         title: what the result is called.
-        batch_size, text_batch_size: pictures and texts encoded at once.
-        encoding: more of how vectors are made, in place of the batch sizes.
+        batch_size, text_batch_size: images and texts encoded at once.
+        encoding: more of how embeddings are made, in place of the batch sizes.
 
     Raises:
         SourceError: if there are no captions, or the source was opened without a column of `by`.
-        ValueError: if `captions` is neither; if no picture with a caption could be read, or all have one.
+        ValueError: if `captions` is neither; if no image with a caption could be read, or all have one.
     """
     if captions not in ("first", "all"):
         raise ValueError(f"captions={captions!r} is unknown: use 'first' or 'all'.")
@@ -372,27 +372,27 @@ def _evaluate_items(
     started = time.perf_counter()
     named, unnamed = [], Counter()
 
-    def pictures() -> Iterator:
-        for picture, item in items:
+    def make_images() -> Iterator:
+        for image, item in items:
             if item.captions:
                 named.append(item)
-                yield picture
+                yield image
             else:
                 unnamed["no_caption"] += 1
 
-    features = embed_images(model, processor, pictures(), total=total, encoding=encoding)
+    features = embed_images(model, processor, make_images(), total=total, encoding=encoding)
     kept = [named[position] for position in features.kept]
     names, positives = _candidates(kept, has_one_name)
     if len(names) < 2:
         raise ValueError(
-            f"{title}: all {len(kept)} pictures have one name, {names[0]!r}, which any model finds: check the caption "
+            f"{title}: all {len(kept)} images have one name, {names[0]!r}, which any model finds: check the caption "
             "and concept columns, and what `where` keeps."
         )
-    text_vectors_MD = embed_texts(
+    text_embeds_MD = embed_texts(
         model, processor, names, batch_size=encoding.text_batch_size, processes=encoding.processes
     )
-    image_ranks, text_ranks = rank_positives(features.vectors_ND, text_vectors_MD, positives)
-    vectors = features.vectors_ND, text_vectors_MD
+    image_ranks, text_ranks = rank_positives(features.embeddings_ND, text_embeds_MD, positives)
+    embeddings = features.embeddings_ND, text_embeds_MD
     return RetrievalResult(
         title=title,
         metrics={
@@ -405,17 +405,17 @@ def _evaluate_items(
         targets=[texts[0] for texts in positives],
         rows=[item.row for item in kept],
         ranks=image_ranks,
-        image_vectors_ND=features.vectors_ND,
-        text_vectors_MD=text_vectors_MD,
+        image_embeds_ND=features.embeddings_ND,
+        text_embeds_MD=text_embeds_MD,
         groups={
-            column: _metrics_by_value(vectors, positives, [item.values[place] for item in kept])
+            column: _metrics_by_value(embeddings, positives, [item.values[place] for item in kept])
             for place, column in enumerate(by)
         },
     )
 
 
 def _candidates(items: Sequence[_Item], has_one_name: bool) -> tuple[list[str], list[list[int]]]:
-    """Candidates without duplicates, and for each picture the indices of its own."""
+    """Candidates without duplicates, and for each image the indices of its own."""
     texts_of_concept: dict[Hashable, list[str]] = {}
     for item in items:
         if item.concept is not None and not (has_one_name and item.concept in texts_of_concept):
@@ -434,17 +434,17 @@ def _candidates(items: Sequence[_Item], has_one_name: bool) -> tuple[list[str], 
     return names, positives
 
 
-def _metrics_by_value(vectors, positives: list[list[int]], values: list[str | None]) -> dict[str, dict]:
-    """Metrics within each value: its pictures among the texts that belong to them, and the other way."""
-    image_vectors_ND, text_vectors_MD = vectors
+def _metrics_by_value(embeddings, positives: list[list[int]], values: list[str | None]) -> dict[str, dict]:
+    """Metrics within each value: its images among the texts that belong to them, and the other way."""
+    image_embeds_ND, text_embeds_MD = embeddings
     found = {}
     for value in sorted({value for value in values if value is not None}):
         images = [image for image, own in enumerate(values) if own == value]
         texts = sorted({text for image in images for text in positives[image]})
         place = {text: index for index, text in enumerate(texts)}
         found[value] = retrieval_metrics(
-            image_vectors_ND[images],
-            text_vectors_MD[texts],
+            image_embeds_ND[images],
+            text_embeds_MD[texts],
             [[place[text] for text in positives[image]] for image in images],
         )
     return found

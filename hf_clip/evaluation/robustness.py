@@ -1,4 +1,4 @@
-"""How well zero-shot accuracy holds: under damaged pictures, and on another data set of the same classes.
+"""How well zero-shot accuracy holds: under damaged images, and on another data set of the same classes.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", 2019; Taori
 et al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020.
@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_clip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labelled import left_out
+from hf_clip.evaluation.labeled import left_out
 from hf_clip.evaluation.zero_shot import ZeroShotTask
 from hf_clip.sources import Source
 
@@ -32,21 +32,21 @@ class RobustnessResult:
         shifted_title, shifted_top_1: of the other data set.
         expected_top_1: what models on the line of the baselines score there, given `top_1`.
         effective_robustness: `shifted_top_1` above `expected_top_1` (Taori et al., section 2).
-        pictures, shifted_pictures, classes: counts.
-        skipped, shifted_skipped: how many pictures were left out, by reason.
+        images, shifted_images, classes: counts.
+        skipped, shifted_skipped: how many images were left out, by reason.
         seconds: time that the evaluation took.
     """
 
     title: str
     top_1: float
-    pictures: int
+    images: int
     classes: int
     seconds: float
     corruptions: dict[str, dict[int, float]]
     corrupted_top_1: float | None = None
     shifted_title: str | None = None
     shifted_top_1: float | None = None
-    shifted_pictures: int | None = None
+    shifted_images: int | None = None
     expected_top_1: float | None = None
     effective_robustness: float | None = None
     skipped: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class RobustnessResult:
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
-        lines = [self.title, f"top-1 {self.top_1:.3f} ({self.pictures} pictures, {self.classes} classes)"]
+        lines = [self.title, f"top-1 {self.top_1:.3f} ({self.images} images, {self.classes} classes)"]
         if self.corruptions:
             severities = list(next(iter(self.corruptions.values())))
             lines.append(f"{'severity':18}" + "".join(f"{severity:>7}" for severity in severities) + f"{'mean':>8}")
@@ -67,7 +67,7 @@ class RobustnessResult:
                 lines.append(f"{name:18}{cells}{np.mean(list(scores.values())):8.3f}")
             lines.append(f"mean of all {self.corrupted_top_1:.3f}")
         if self.shifted_top_1 is not None:
-            lines.append(f"{self.shifted_title}: top-1 {self.shifted_top_1:.3f} ({self.shifted_pictures} pictures)")
+            lines.append(f"{self.shifted_title}: top-1 {self.shifted_top_1:.3f} ({self.shifted_images} images)")
         if self.effective_robustness is not None:
             lines.append(
                 f"expected there {self.expected_top_1:.3f}, effective robustness {self.effective_robustness:+.3f}"
@@ -90,10 +90,10 @@ def evaluate_corruptions(
     batch_size: int = 64,
     encoding: Encoding | None = None,
 ) -> RobustnessResult:
-    """Zero-shot top-1 of a source as it is, and with its pictures damaged in each way and degree.
+    """Zero-shot top-1 of a source as it is, and with its images damaged in each way and degree.
 
     Args:
-        corruptions, severities: see `corruptions.CORRUPTIONS`; the pictures are encoded once for each pair.
+        corruptions, severities: see `corruptions.CORRUPTIONS`; the images are encoded once for each pair.
         label_names, templates, title, batch_size, encoding: as in `evaluate_zero_shot`.
 
     Raises:
@@ -111,7 +111,7 @@ def evaluate_corruptions(
     return RobustnessResult(
         title=title or f"robustness on {source.name}",
         top_1=clean.top_1,
-        pictures=clean.pictures,
+        images=clean.images,
         classes=clean.classes,
         seconds=time.perf_counter() - started,
         corruptions=scores,
@@ -134,7 +134,7 @@ def evaluate_shift(
 ) -> RobustnessResult:
     """Zero-shot top-1 of two sources of the same classes, and the effective robustness from one to the other.
 
-    Without `label_names` the classes are those of `source`, and `shifted` may have a few of them: its pictures are
+    Without `label_names` the classes are those of `source`, and `shifted` may have a few of them: its images are
     told apart among all.
 
     Args:
@@ -164,13 +164,13 @@ def evaluate_shift(
     return RobustnessResult(
         title=title or f"robustness from {source.name} to {shifted.name}",
         top_1=clean.top_1,
-        pictures=clean.pictures,
+        images=clean.images,
         classes=clean.classes,
         seconds=time.perf_counter() - started,
         corruptions={},
         shifted_title=shifted.name,
         shifted_top_1=there.top_1,
-        shifted_pictures=there.pictures,
+        shifted_images=there.images,
         expected_top_1=expected,
         effective_robustness=effective,
         skipped=clean.skipped,

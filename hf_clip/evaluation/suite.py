@@ -122,7 +122,7 @@ def run_suite(
 
     Args:
         folder: that relative paths of data start from: the suite file's.
-        encoding: how vectors are made.
+        encoding: how embeddings are made.
     """
     suite = SuiteResult()
     for entry in entries:

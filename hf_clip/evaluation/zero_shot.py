@@ -1,6 +1,6 @@
-"""Zero-shot classification over a labelled data set, as the paper reports it (section 3.1 and appendix A)."""
+"""Zero-shot classification over a labeled data set, as the paper reports it (section 3.1 and appendix A)."""
 
-# Shapes: B pictures of a batch, N pictures, C classes, K candidates kept.
+# Shapes: B images of a batch, N images, C classes, K candidates kept.
 
 import time
 from collections import Counter
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from hf_clip.evaluation import metrics
-from hf_clip.evaluation.calibration import Calibration, calibrate_vectors
+from hf_clip.evaluation.calibration import Calibration, calibrate_embeddings
 from hf_clip.evaluation.features import Encoding
-from hf_clip.evaluation.labelled import LabelledFeatures, embed_labelled, has_numbers, left_out, names_of_labels
-from hf_clip.evaluation.wording import TemplateJudge, WordingResult
+from hf_clip.evaluation.labeled import LabeledFeatures, embed_labeled, has_numbers, left_out, names_of_labels
+from hf_clip.evaluation.template_study import TemplateJudge, WordingResult
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, check_finite
 from hf_clip.sources import Source
-from hf_clip.zero_shot_hf_clip import ZeroShotClassifier, check_finite
 
-PICTURES_AT_ONCE = 1024
+IMAGES_AT_ONCE = 1024
 STUDIES = ("wording", "selection", "calibration")
 
 
@@ -29,21 +29,21 @@ class ZeroShotResult:
 
     Attributes:
         title: what was evaluated.
-        top_1: share of pictures whose class came first; where pictures have several, whose first was one of them.
-        top_5: share of pictures whose class was among the first five; None with five classes or fewer, where
+        top_1: share of images whose class came first; where images have several, whose first was one of them.
+        top_5: share of images whose class was among the first five; None with five classes or fewer, where
             it would always be 1.
-        mean_per_class: `top_1` of each class that has pictures, averaged over classes; None with several labels.
-        per_class: number of pictures and `top_1` (or `average_precision`) of each class, in the order of the labels.
+        mean_per_class: `top_1` of each class that has images, averaged over classes; None with several labels.
+        per_class: number of images and `top_1` (or `average_precision`) of each class, in the order of the labels.
         chance: what guessing one of the classes evenly scores; None with several labels.
         templates: the texts that the labels were set in.
-        skipped: how many pictures were left out, by reason.
+        skipped: how many images were left out, by reason.
         seconds: time that the evaluation took, decoding included.
-        pictures: how many were classified.
+        images: how many were classified.
         calibration_error: see `metrics.expected_calibration_error`; None with several labels.
         mean_average_precision, mean_average_precision_11: with several labels, by all points and by VOC 2007's eleven.
         groups: the same numbers for each value of each column that was asked for.
-        confusion_CC: pictures of each class (rows) by the class that came first; None with several labels.
-        confidences_N, is_hit_N: the first class's score of each picture, and whether it was right.
+        confusion_CC: images of each class (rows) by the class that came first; None with several labels.
+        confidences_N, is_hit_N: the first class's score of each image, and whether it was right.
         temperature: that logits were divided by.
         wording, selection, calibration: what the studies found that were asked for: see `measure_wording`,
             `select_templates` and `calibrate`.
@@ -59,7 +59,7 @@ class ZeroShotResult:
     templates: tuple[str, ...]
     skipped: Counter[str]
     seconds: float
-    pictures: int
+    images: int
     calibration_error: float | None = None
     mean_average_precision: float | None = None
     mean_average_precision_11: float | None = None
@@ -96,7 +96,7 @@ class ZeroShotResult:
             "title": self.title,
             **{key: getattr(self, key) for key in NUMBERS},
             "chance": self.chance,
-            "pictures": self.pictures,
+            "images": self.images,
             "classes": self.classes,
             "templates": list(self.templates),
             "temperature": self.temperature,
@@ -112,8 +112,8 @@ class ZeroShotResult:
         chance = "-" if self.chance is None else f"{self.chance:.3f}"
         lines = [
             self.title,
-            f"{HEADER}{'chance':>8}{'pictures':>10}{'classes':>9}",
-            f"{_cells(vars(self))}{chance:>8}{self.pictures:10d}{self.classes:9d}",
+            f"{HEADER}{'chance':>8}{'images':>10}{'classes':>9}",
+            f"{_cells(vars(self))}{chance:>8}{self.images:10d}{self.classes:9d}",
         ]
         for column, rows in self.groups.items():
             width = max(len(column), *map(len, rows)) + 2
@@ -121,13 +121,13 @@ class ZeroShotResult:
                 "",
                 f"{column:{width}}{'top-1':>7}{'top-5':>7}{'mean per class':>16}{'mAP':>7}{'calibration':>13}",
             ]
-            lines[-1] += f"{'pictures':>10}"
-            lines += [f"{value:{width}}{_cells(row)}{row['pictures']:10d}" for value, row in rows.items()]
+            lines[-1] += f"{'images':>10}"
+            lines += [f"{value:{width}}{_cells(row)}{row['images']:10d}" for value, row in rows.items()]
         lines += left_out(self.skipped)
         if self.wording is not None:
             lines += ["", self.wording.table()]
         if self.selection is not None:
-            lines += ["", "templates chosen on these pictures, and the top-1 of those so far"]
+            lines += ["", "templates chosen on these images, and the top-1 of those so far"]
             lines += [f"{top_1:7.3f}  {template}" for template, top_1 in self.selection]
         if self.calibration is not None:
             lines += ["", self.calibration.table()]
@@ -174,7 +174,7 @@ def evaluate_zero_shot(
 ) -> ZeroShotResult:
     """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
 
-    Classes of equal score are placed in the order of the labels, as argmax does. Pictures that cannot be
+    Classes of equal score are placed in the order of the labels, as argmax does. Images that cannot be
     read, and those without a label, are left out and counted.
 
     Args:
@@ -182,24 +182,24 @@ def evaluate_zero_shot(
             source's own, or else the labels that occur, sorted, where labels are words.
         templates: texts in which `{}` stands for the class's name; see `ZeroShotClassifier`.
         title: what the result is called.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
         by: columns, for each of whose values the same is measured; opened as the source's `keyword_columns`.
-        is_multi_label: a picture's label is a list: mean average precision is measured. All N x C scores are held.
+        is_multi_label: an image's label is a list: mean average precision is measured. All N x C scores are held.
         temperature: divides logits, which moves the calibration error and nothing else.
-        studies: what else to find on these pictures, of STUDIES: the accuracy of each template alone, the few
+        studies: what else to find on these images, of STUDIES: the accuracy of each template alone, the few
             templates that do as well as all, the temperature. What is chosen here is to be reported on others.
-        encoding: more of how vectors are made, in place of `batch_size`.
+        encoding: more of how embeddings are made, in place of `batch_size`.
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
         ValueError: if a study is unknown or meets several labels, the classes have no names, a label is none of them
-            or of two, there is one class alone (but for several labels), no picture with a label could be read, or a
-            vector holds NaN or infinity.
+            or of two, there is one class alone (but for several labels), no image with a label could be read, or a
+            embedding holds NaN or infinity.
     """
     if unknown := sorted(set(studies) - set(STUDIES)):
         raise ValueError(f"studies: {', '.join(unknown)} is none of {', '.join(STUDIES)}.")
     if studies and is_multi_label:
-        raise ValueError(f"studies: {', '.join(studies)} judge one label a picture, not is_multi_label=True.")
+        raise ValueError(f"studies: {', '.join(studies)} judge one label an image, not is_multi_label=True.")
     task = ZeroShotTask(model, processor, source, label_names, templates, by, is_multi_label, temperature)
     title = title or f"zero-shot classification of {source.name}"
     return task.run(encoding or Encoding(batch_size), title, studies)
@@ -234,7 +234,7 @@ class ZeroShotTask:
     def run(self, encoding: Encoding, title: str, studies: Collection[str] = ()) -> ZeroShotResult:
         """Arguments and errors as `evaluate_zero_shot` has them."""
         started = time.perf_counter()
-        found = embed_labelled(
+        found = embed_labeled(
             self.model,
             self.processor,
             self.source,
@@ -278,18 +278,18 @@ class ZeroShotTask:
             **studied,
         )
 
-    def _study(self, found: LabelledFeatures, guesses: "_Guesses", studies: Collection[str]) -> dict:
+    def _study(self, found: LabeledFeatures, guesses: "_Guesses", studies: Collection[str]) -> dict:
         """What each study found, by its name."""
         if not studies:
             return {}
         studied, truth_N = {}, torch.from_numpy(guesses.truth_N)
         if {"wording", "selection"} & set(studies):
             words = self.classifier.classes, self.classifier.templates
-            judge = TemplateJudge(self.model, self.processor, found.vectors_ND, truth_N, *words)
+            judge = TemplateJudge(self.model, self.processor, found.embeddings_ND, truth_N, *words)
             studied["wording"] = judge.measure() if "wording" in studies else None
             studied["selection"] = judge.select() if "selection" in studies else None
         if "calibration" in studies:
-            studied["calibration"] = calibrate_vectors(self.classifier, found.vectors_ND, truth_N)
+            studied["calibration"] = calibrate_embeddings(self.classifier, found.embeddings_ND, truth_N)
         return studied
 
 
@@ -351,20 +351,20 @@ def _in_the_order_of(of_source: Sequence[str], names: list[tuple[str, ...]]) -> 
 
 
 class _Guesses:
-    """What the classifier says of each picture, and what is true."""
+    """What the classifier says of each image, and what is true."""
 
     def __init__(
-        self, classifier: ZeroShotClassifier, found: LabelledFeatures, number_of: dict[str, int], is_multi_label: bool
+        self, classifier: ZeroShotClassifier, found: LabeledFeatures, number_of: dict[str, int], is_multi_label: bool
     ):
-        vectors_ND = check_finite(found.vectors_ND, "pictures")
-        batches = vectors_ND.split(PICTURES_AT_ONCE)
-        ranked = [classifier.rank(vectors_BD.to(classifier.class_vectors_CD), 5) for vectors_BD in batches]
+        embeddings_ND = check_finite(found.embeddings_ND, "images")
+        batches = embeddings_ND.split(IMAGES_AT_ONCE)
+        ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings_CD), 5) for embeddings_BD in batches]
         self.confidences_N = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
         self.numbers_NK = torch.cat([numbers_BK.cpu() for _, numbers_BK in ranked]).numpy()
         self.class_count = len(classifier.labels)
         self.is_multi_label = is_multi_label
         if is_multi_label:
-            self.logits_NC = torch.cat([classifier.logits(vectors_BD).cpu() for vectors_BD in batches]).numpy()
+            self.logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches]).numpy()
             self.is_true_NC = np.zeros(self.logits_NC.shape, dtype=bool)
             for row, labels in enumerate(found.labels):
                 self.is_true_NC[row, [number_of[label] for label in labels]] = True
@@ -374,9 +374,9 @@ class _Guesses:
             self.is_hit_NK = self.numbers_NK == self.truth_N[:, None]
 
     def numbers(self, rows: np.ndarray) -> dict:
-        """The metrics over some of the pictures, by their places."""
+        """The metrics over some of the images, by their places."""
         hits_NK = self.is_hit_NK[rows]
-        found = {"pictures": len(rows), **dict.fromkeys(NUMBERS)}
+        found = {"images": len(rows), **dict.fromkeys(NUMBERS)}
         found["top_1"] = metrics.accuracy(hits_NK[:, 0])
         found["top_5"] = metrics.accuracy(hits_NK.any(1)) if self.class_count > 5 else None
         if self.is_multi_label:
@@ -389,7 +389,7 @@ class _Guesses:
         return found
 
     def by_value(self, values: list[str | None]) -> dict[str, dict]:
-        """`numbers` of the pictures of each value, the values sorted; pictures without one are in none."""
+        """`numbers` of the images of each value, the values sorted; images without one are in none."""
         rows_of: dict[str, list[int]] = {}
         for row, value in enumerate(values):
             if value is not None:
@@ -402,7 +402,7 @@ class _Guesses:
             return [
                 {
                     "label": name,
-                    "pictures": int(true_N.sum()),
+                    "images": int(true_N.sum()),
                     "average_precision": metrics.average_precision(scores_N, true_N) if true_N.any() else None,
                 }
                 for name, scores_N, true_N in columns
@@ -410,7 +410,7 @@ class _Guesses:
         counts_C = np.bincount(self.truth_N, minlength=len(names)).tolist()
         hits_C = np.bincount(self.truth_N[self.is_hit_NK[:, 0]], minlength=len(names)).tolist()
         return [
-            {"label": name, "pictures": count, "top_1": hits / count if count else None}
+            {"label": name, "images": count, "top_1": hits / count if count else None}
             for name, count, hits in zip(names, counts_C, hits_C, strict=True)
         ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 
 def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:

@@ -11,16 +11,16 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from hf_clip.configuration_hf_clip import HFCLIPConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 
 from .architecture import describe
-from .licences import LICENCES, card_licence
+from .licenses import LICENSES, card_license
 from .markdown import escape, one_line, slug, table
 from .origin import made_with
 from .results import MEASURED, NOT_EVALUATED, eval_results, is_measured, result_tables
 from .snippets import HEADING, Example, draw_example, usage
 
-TEMPLATE = Path(__file__).parents[1] / "model_card_template.md"
+TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
 PIPELINE_TAG, LIBRARY = "zero-shot-image-classification", "transformers"
 
 
@@ -31,16 +31,16 @@ class CardFacts:
     Attributes:
         model_name: the title.
         training_data: one mapping for each file or data set, with `name` and, where known, `file`,
-            `pictures`, `licence` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
+            `images`, `license` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
             Hub).
         evaluation_data: the same for data that was tested on.
         results: `to_dict()` of each evaluation's result; titles must differ within a protocol.
         recipe: settings of the run; nested mappings are printed with dotted names.
         training: what the run took (steps, seconds, device, ...), as measured.
-        plots: (file, what it shows) of pictures that stand in the folder.
+        plots: (file, what it shows) of images that stand in the folder.
         languages: ISO 639 codes of the texts trained on, where they are known.
         example_labels, example_template: for the snippets and the Hub's widget.
-        example_picture: file in the folder that they are shown on; without one, a red circle is drawn.
+        example_image: file in the folder that they are shown on; without one, a red circle is drawn.
         repo_id: where the model will be found; by default the snippets name the folder.
     """
 
@@ -54,12 +54,12 @@ class CardFacts:
     languages: Sequence[str] = ()
     example_labels: Sequence[str] = Example.labels
     example_template: str = Example.template
-    example_picture: str | None = None
+    example_image: str | None = None
     repo_id: str | None = None
 
     @property
     def example(self) -> Example:
-        return Example(tuple(self.example_labels), self.example_template, self.example_picture or Example.picture)
+        return Example(tuple(self.example_labels), self.example_template, self.example_image or Example.image)
 
 
 def write_model_card(folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True) -> Path:
@@ -73,20 +73,20 @@ def write_model_card(folder: str | Path, facts: CardFacts, *, runs_snippets: boo
         The path of the card.
 
     Raises:
-        FileNotFoundError: if the folder holds no `config.json`, no weights, or not a picture that `facts` names.
+        FileNotFoundError: if the folder holds no `config.json`, no weights, or not an image that `facts` names.
         RuntimeError: if a snippet does not run.
         ValueError: if the card would not be accepted by the Hub, or two results bear one title.
     """
     folder = Path(folder)
-    for file in [file for file, _ in facts.plots] + [file for file in [facts.example_picture] if file]:
+    for file in [file for file, _ in facts.plots] + [file for file in [facts.example_image] if file]:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"plot {file!r} is not in {str(folder)!r}: draw it there first, or leave it out.")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no config.json: save the model there before its card.")
     metadata, body = _metadata(facts), _body(facts, folder, HFCLIPConfig.from_pretrained(folder))
     check_model_card(f"---\n{metadata}\n---\n")
-    if not (folder / facts.example.picture).is_file():
-        draw_example(folder / facts.example.picture)
+    if not (folder / facts.example.image).is_file():
+        draw_example(folder / facts.example.image)
     shown = usage(folder, facts.repo_id or folder.absolute().name, facts.example, runs=runs_snippets)
     card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), usage=shown, **body)
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
@@ -120,8 +120,8 @@ def adapt_card(folder: str | Path, repo_id: str) -> Path:
     section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
     if section and PIPELINE_TAG in section[0]:
         example = Example.of_card(section[0], card.data.to_dict().get("widget"))
-        if not (folder / example.picture).is_file():
-            draw_example(folder / example.picture)
+        if not (folder / example.image).is_file():
+            draw_example(folder / example.image)
         text = text[: section.start()] + usage(folder, repo_id, example) + "\n\n" + text[section.end() :]
     return _write(path, text)
 
@@ -137,10 +137,10 @@ def check_model_card(text: str) -> ModelCard:
     for key, expected in (("pipeline_tag", PIPELINE_TAG), ("library_name", LIBRARY)):
         if data.get(key) != expected:
             raise ValueError(f"{key} is {data.get(key)!r} in the card's front matter: it must be {expected!r}.")
-    licence = data.get("license")
-    if licence is not None and licence not in (*LICENCES, "other"):
+    license = data.get("license")
+    if license is not None and license not in (*LICENSES, "other"):
         raise ValueError(
-            f"license is {licence!r} in the card's front matter: use one of {', '.join(LICENCES)}, other."
+            f"license is {license!r} in the card's front matter: use one of {', '.join(LICENSES)}, other."
         )
     for language in data.get("language") or []:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", language):
@@ -160,12 +160,12 @@ def check_model_card(text: str) -> ModelCard:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    licence, _ = card_licence(facts.training_data)
-    named = [slug(str(item["licence"])) for item in facts.training_data if item.get("licence")]
+    license, _ = card_license(facts.training_data)
+    named = [slug(str(item["license"])) for item in facts.training_data if item.get("license")]
     return ModelCardData(
         language=list(facts.languages) or None,
-        license=licence,
-        license_name="-and-".join(dict.fromkeys(named)) if licence == "other" else None,
+        license=license,
+        license_name="-and-".join(dict.fromkeys(named)) if license == "other" else None,
         library_name=LIBRARY,
         pipeline_tag=PIPELINE_TAG,
         tags=["clip", "hf_clip", "image-text-retrieval"],
@@ -189,7 +189,7 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
         "architecture": table(("", ""), describe(folder, config)),
         "training_data": _data_table(facts.training_data),
         "evaluation_data": _data_table(facts.evaluation_data) if facts.evaluation_data else "",
-        "licence": card_licence(facts.training_data)[1],
+        "license": card_license(facts.training_data)[1],
         "training": _settings_table(facts.training),
         "recipe": _settings_table(facts.recipe),
         "is_trained_here": bool(facts.recipe or facts.training),
@@ -204,7 +204,7 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
 def _data_table(data: Sequence[Mapping[str, Any]]) -> str:
     if not data:
         return "The training data was not recorded."
-    columns = ("name", "file", "pictures", "licence", "attribution", "source", "changes")
+    columns = ("name", "file", "images", "license", "attribution", "source", "changes")
     used = [column for column in columns if any(item.get(column) is not None for item in data)]
     return table(used, [[item.get(column, "") for column in used] for item in data])
 

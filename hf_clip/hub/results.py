@@ -107,7 +107,7 @@ def result_tables(results: Sequence[Result]) -> str:
 
 
 def left_out(result: Result) -> str:
-    """A line that counts the pictures which a result is without."""
+    """A line that counts the images which a result is without."""
     counts = (f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(result["skipped"].items()))
     return f"{start_of_left_out(result)} {escape(', '.join(counts))}."
 
@@ -159,7 +159,7 @@ def _zero_shot_rows(result: Result) -> Iterable[tuple]:
     yield (
         result["title"],
         *(_shown(result.get(key)) for key in ("top_1", "top_5", "mean_per_class", "chance")),
-        result["pictures"],
+        result["images"],
         result["classes"],
         ", ".join(f'"{template}"' for template in result.get("templates", ())),
     )
@@ -170,16 +170,16 @@ def _probe_rows(result: Result) -> Iterable[tuple]:
         result["title"],
         *(_shown(result.get(key)) for key in ("top_1", "top_5", "mean_per_class")),
         _shown(result.get("penalty"), "{:.3g}"),
-        *(result[key] for key in ("train_pictures", "pictures", "classes")),
+        *(result[key] for key in ("train_images", "images", "classes")),
     )
 
 
 def _few_shot_numbers(result: Result) -> Iterable[Number]:
-    counts = {key: result[key] for key in ("pictures", "classes", "seeds")}
-    by_name = {key: result[key] for key in ("pictures", "classes")}
+    counts = {key: result[key] for key in ("images", "classes", "seeds")}
+    by_name = {key: result[key] for key in ("images", "classes")}
     yield "accuracy_0_shot", "top-1 accuracy, zero-shot", result.get("zero_shot_top_1"), by_name
     for row in result["shots"]:
-        metric, name = f"accuracy_{row['shots']}_shot", f"top-1 accuracy, {row['shots']} pictures a class"
+        metric, name = f"accuracy_{row['shots']}_shot", f"top-1 accuracy, {row['shots']} images a class"
         yield metric, name, row["mean"], counts
         yield f"{metric}_deviation", f"{name}, standard deviation", row.get("standard_deviation"), counts
 
@@ -187,10 +187,10 @@ def _few_shot_numbers(result: Result) -> Iterable[Number]:
 def _few_shot_rows(result: Result) -> Iterable[tuple]:
     if is_measured(result.get("zero_shot_top_1")):
         shown = _shown(result["zero_shot_top_1"])
-        yield result["title"], "0 (zero-shot)", shown, "-", "-", result["pictures"], result["classes"]
+        yield result["title"], "0 (zero-shot)", shown, "-", "-", result["images"], result["classes"]
     for row in result["shots"]:
         scores = (_shown(row["mean"]), _shown(row.get("standard_deviation")))
-        yield result["title"], row["shots"], *scores, result["seeds"], result["pictures"], result["classes"]
+        yield result["title"], row["shots"], *scores, result["seeds"], result["images"], result["classes"]
 
 
 def _robustness_rows(result: Result) -> Iterable[tuple]:
@@ -200,7 +200,7 @@ def _robustness_rows(result: Result) -> Iterable[tuple]:
         result.get("shifted_title") or "-",
         *(_shown(result.get(key)) for key in ("shifted_top_1", "expected_top_1")),
         _shown(result.get("effective_robustness"), "{:+.3f}"),
-        result["pictures"],
+        result["images"],
         result["classes"],
     )
 
@@ -215,26 +215,26 @@ PROTOCOLS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
     ),
     "zero-shot": (
         "zero-shot-image-classification",
-        _numbers_of(CLASS_METRICS, "pictures", "classes"),
-        ("zero-shot", "top-1", "top-5", "mean per class", "chance", "pictures", "classes", "templates"),
+        _numbers_of(CLASS_METRICS, "images", "classes"),
+        ("zero-shot", "top-1", "top-5", "mean per class", "chance", "images", "classes", "templates"),
         _zero_shot_rows,
     ),
     "linear-probe": (
         "image-classification",
-        _numbers_of(CLASS_METRICS, "pictures", "classes", "train_pictures"),
-        ("linear probe", "top-1", "top-5", "mean per class", "penalty", "trained on", "pictures", "classes"),
+        _numbers_of(CLASS_METRICS, "images", "classes", "train_images"),
+        ("linear probe", "top-1", "top-5", "mean per class", "penalty", "trained on", "images", "classes"),
         _probe_rows,
     ),
     "few-shot": (
         "image-classification",
         _few_shot_numbers,
-        ("few-shot", "shots a class", "top-1", "deviation", "draws", "pictures", "classes"),
+        ("few-shot", "shots a class", "top-1", "deviation", "draws", "images", "classes"),
         _few_shot_rows,
     ),
     "robustness": (
         "zero-shot-image-classification",
-        _numbers_of(ROBUSTNESS_METRICS, "pictures", "classes"),
-        ("robustness", "top-1", "corrupted", "other data", "there", "expected", "effective", "pictures", "classes"),
+        _numbers_of(ROBUSTNESS_METRICS, "images", "classes"),
+        ("robustness", "top-1", "corrupted", "other data", "there", "expected", "effective", "images", "classes"),
         _robustness_rows,
     ),
 }

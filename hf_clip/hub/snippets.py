@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw
 from .markdown import fenced
 
 HEADING = "## Use"
-PICTURE = "example.png"
-PICTURE_SIZE = 224
+IMAGE = "example.png"
+IMAGE_SIZE = 224
 
 PIPELINE = """\
 from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model={repo}{trust})
-for row in classify({picture}, candidate_labels={labels}, hypothesis_template={template}):
+for row in classify({image}, candidate_labels={labels}, hypothesis_template={template}):
     print(f"{{row['score']:.3f}} {{row['label']}}")
 """
 CLASSIFIER = """\
@@ -27,17 +27,17 @@ from hf_clip import ZeroShotClassifier, load
 
 model, processor = load({repo})
 classifier = ZeroShotClassifier(model, processor, {labels}, templates=[{template}])
-for row in classifier.predict([{picture}], top_k=3)[0]:
+for row in classifier.predict([{image}], top_k=3)[0]:
     print(f"{{row['score']:.3f}} {{row['label']}}")
 """
-VECTORS = """\
+EMBEDDINGS = """\
 import torch
 from PIL import Image
 from transformers import {model_class}, {processor_class}
 
 model = {model_class}.from_pretrained({repo}{trust})
 processor = {processor_class}.from_pretrained({repo}{trust})
-inputs = processor(text={labels}, images=Image.open({picture}), padding={padding}, return_tensors="pt")
+inputs = processor(text={labels}, images=Image.open({image}), padding={padding}, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
 cosines = output.image_embeds @ output.text_embeds.T
@@ -47,18 +47,18 @@ print([round(cosine, 3) for cosine in cosines[0].tolist()])
 
 @dataclass(frozen=True)
 class Example:
-    """What the snippets say of a picture in the model's folder."""
+    """What the snippets say of an image in the model's folder."""
 
     labels: tuple[str, ...] = ("a red circle", "a blue square", "a dog")
     template: str = "{}"
-    picture: str = PICTURE
+    image: str = IMAGE
 
     @property
     def widget(self) -> list[dict[str, str]] | None:
         """The example of the Hub's widget, which takes labels with commas between; None where labels hold some."""
         if any("," in label for label in self.labels):
             return None
-        return [{"src": self.picture, "candidate_labels": ", ".join(self.labels), "example_title": self.labels[0]}]
+        return [{"src": self.image, "candidate_labels": ", ".join(self.labels), "example_title": self.labels[0]}]
 
     @classmethod
     def of_card(cls, text: str, widget: list[dict[str, str]] | None) -> "Example":
@@ -71,10 +71,10 @@ class Example:
 
 
 def draw_example(path: Path) -> None:
-    """A red circle on white: the picture of models that come with none."""
-    picture = Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), "white")
-    ImageDraw.Draw(picture).ellipse([PICTURE_SIZE // 4] * 2 + [PICTURE_SIZE * 3 // 4] * 2, fill="red")
-    picture.save(path)
+    """A red circle on white: the image of models that come with none."""
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
+    ImageDraw.Draw(image).ellipse([IMAGE_SIZE // 4] * 2 + [IMAGE_SIZE * 3 // 4] * 2, fill="red")
+    image.save(path)
 
 
 def usage(folder: Path, repo: str, example: Example, *, runs: bool = True) -> str:
@@ -84,10 +84,10 @@ def usage(folder: Path, repo: str, example: Example, *, runs: bool = True) -> st
         RuntimeError: if a snippet does not run.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    where = f"`{repo}` is this repository on the Hub, or a folder of its files. `{example.picture}` lies in it."
+    where = f"`{repo}` is this repository on the Hub, or a folder of its files. `{example.image}` lies in it."
     parts = [HEADING, where]
-    shown = _snippets(kind, repo, example.picture, example)
-    run = _snippets(kind, str(folder.absolute()), str((folder / example.picture).absolute()), example)
+    shown = _snippets(kind, repo, example.image, example)
+    run = _snippets(kind, str(folder.absolute()), str((folder / example.image).absolute()), example)
     for (said, code), (_, code_here) in zip(shown, run, strict=True):
         parts += [said, fenced(code, "python")]
         if runs:
@@ -95,12 +95,12 @@ def usage(folder: Path, repo: str, example: Example, *, runs: bool = True) -> st
     return "\n\n".join(parts)
 
 
-def _snippets(kind: str, repo: str, picture: str, example: Example) -> list[tuple[str, str]]:
+def _snippets(kind: str, repo: str, image: str, example: Example) -> list[tuple[str, str]]:
     """(what it shows, the code) of each snippet for a model of this `model_type`."""
     is_ours = kind.startswith("hf_clip")
     names = {
         "repo": _literal(repo),
-        "picture": _literal(picture),
+        "image": _literal(image),
         "labels": _literal(list(example.labels)),
         "template": _literal(example.template),
         "trust": ", trust_remote_code=True" if is_ours else "",
@@ -108,7 +108,7 @@ def _snippets(kind: str, repo: str, picture: str, example: Example) -> list[tupl
         "model_class": {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind, "AutoModel"),
         "processor_class": {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}.get(kind, "AutoProcessor"),
     }
-    alone = f"With transformers alone, on `{example.picture}` of this repository."
+    alone = f"With transformers alone, on `{example.image}` of this repository."
     if is_ours:
         alone += (
             " The model's code comes with it, and `trust_remote_code=True` runs that code; where `hf_clip` is "
@@ -116,8 +116,8 @@ def _snippets(kind: str, repo: str, picture: str, example: Example) -> list[tupl
         )
     return [
         (alone, PIPELINE.format(**names)),
-        ("With `hf_clip`, which encodes the labels once for any number of pictures:", CLASSIFIER.format(**names)),
-        ("Unit vectors of pictures and texts, and their cosines:", VECTORS.format(**names)),
+        ("With `hf_clip`, which encodes the labels once for any number of images:", CLASSIFIER.format(**names)),
+        ("Unit embeddings of images and texts, and their cosines:", EMBEDDINGS.format(**names)),
     ]
 
 

@@ -127,7 +127,7 @@ def _with_table(body: str, table: str) -> str:
 
 
 def _with_line(body: str, result: Result, last_row: str) -> str:
-    """The line of the pictures that were left out, below its table; none where none were."""
+    """The line of the images that were left out, below its table; none where none were."""
     lines = body.split("\n")
     new = [left_out(result)] if result.get("skipped") else []
     places = [place for place in _prose(lines)[0] if lines[place].startswith(start_of_left_out(result))]

@@ -1,16 +1,18 @@
-"""Opens what users have (parquet, picture folders, CSV, JSON lines, tars, Hub ids) as one kind of stream.
+"""Opens what users have (parquet, image folders, CSV, JSON lines, tars, Hub ids) as one kind of stream.
 
-Every format becomes a `datasets.IterableDataset` whose pictures are undecoded: a broken one costs its own
+Every format becomes a `datasets.IterableDataset` whose images are undecoded: a broken one costs its own
 row, never the stream. Parquet, `save_to_disk` folders and Hub data sets go through the readers of `datasets`;
-the other formats through generators of this room (`readers.py` says why).
+the other formats through generators of this package (`readers.py` says why).
 """
 
 from .errors import SourceError
 from .opening import open_source
 from .sample import ROW_KEY, Sample, Source, clean_captions, iterate_samples, to_sample
 from .shards import Shard, list_shards
+from .spec import DataSpec
 
 __all__ = [
+    "DataSpec",
     "ROW_KEY",
     "Sample",
     "Shard",

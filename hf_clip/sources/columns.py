@@ -1,4 +1,4 @@
-"""Which columns hold the pictures, the captions, the labels and the concepts."""
+"""Which columns hold the images, the captions, the labels and the concepts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .errors import SourceError, column_error, how_to_set
 COLUMN_NAMES = {
     "image_column": (
         ("image",),
-        ("jpg", "jpeg", "png", "webp", "img", "picture", "photo"),
+        ("jpg", "jpeg", "png", "webp", "img", "image", "photo"),
         ("file_name", "filename", "image_path", "image_file", "filepath", "file", "path"),
     ),
     "caption_columns": (
@@ -91,7 +91,7 @@ def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None
             raise column_error(name, "image_column", kinds, wanted)
         if kinds[wanted] not in ("image", "bytes", "text"):
             raise SourceError(
-                f"column {wanted!r} of {name!r} holds neither pictures nor bytes nor paths. Columns: "
+                f"column {wanted!r} of {name!r} holds neither images nor bytes nor paths. Columns: "
                 f"{', '.join(kinds)}. {how_to_set('image_column')}."
             )
         return wanted

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import SourceError, how_to_set, some
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
     ".png",
@@ -30,7 +30,7 @@ FORMAT_OF_SUFFIX = {
     ".ndjson": "table",
     ".json": "table",
     ".tar": "tar",
-    **dict.fromkeys(PICTURE_SUFFIXES, "pictures"),
+    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
 }
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SPLIT_OF_WORD = {
@@ -107,21 +107,21 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
-    """The one format that a folder holds, and its files. Pictures belong to a table beside them."""
+    """The one format that a folder holds, and its files. Images belong to a table beside them."""
     by_format: dict[str, list[Path]] = {}
     for file in files:
         # A folder's .json files are rarely data (configurations, class indices); one that is must be named.
         if file.suffix.lower() != ".json" and (found := FORMAT_OF_SUFFIX.get(file.suffix.lower())):
             by_format.setdefault(found, []).append(file)
     metadata = [file for file in files if file.name in METADATA_NAMES]
-    if "pictures" in by_format and metadata:
+    if "images" in by_format and metadata:
         return "table", metadata
-    if len(by_format) == 2 and "pictures" in by_format and "table" in by_format:
-        del by_format["pictures"]
+    if len(by_format) == 2 and "images" in by_format and "table" in by_format:
+        del by_format["images"]
     if not by_format:
         names = [str(file.relative_to(folder)) for file in files]
         found = f"holds only {some(names)}" if names else "is empty"
-        raise SourceError(f"folder {str(folder)!r} {found}: no pictures and no data. Known are {_known_suffixes()}.")
+        raise SourceError(f"folder {str(folder)!r} {found}: no images and no data. Known are {_known_suffixes()}.")
     if len(by_format) > 1:
         found = "; ".join(f"{kind}: {some([file.name for file in group])}" for kind, group in by_format.items())
         raise SourceError(
@@ -142,7 +142,7 @@ def only_format(files: list[Path], name: str) -> str:
 
 
 def _known_suffixes() -> str:
-    return ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "pictures") + " and pictures"
+    return ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "images") + " and images"
 
 
 def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:
@@ -164,7 +164,7 @@ def choose_files(files: list[Path], root: Path | None, kind: str, split: str | N
 
 def _splits_of_files(files: list[Path], root: Path | None, kind: str) -> list[str | None]:
     """The split of each file by its folder or name. Class folders are splits only if all of them are."""
-    if kind == "pictures":
+    if kind == "images":
         tops = [file.relative_to(root).parts[0].lower() if root else "" for file in files]
         return [SPLIT_OF_WORD[top] for top in tops] if set(tops) <= set(SPLIT_OF_WORD) else [None] * len(files)
     splits = []

@@ -14,29 +14,13 @@ import pyarrow.parquet as pq
 
 from .columns import Columns, Request, choose_columns, kind_of_feature, kind_of_values
 from .errors import SourceError, differs, how_to_set, one_line, some
-from .files import (
-    choose_files,
-    choose_split,
-    format_of_folder,
-    is_hub_id,
-    is_saved_to_disk,
-    list_files,
-    only_format,
-)
-from .readers import (
-    PARQUET_BATCH_ROWS,
-    check_paths,
-    csv_header,
-    generate_pictures,
-    generate_rows,
-    locate,
-    read_rows,
-)
+from .files import choose_files, choose_split, format_of_folder, is_hub_id, is_saved_to_disk, list_files, only_format
+from .readers import PARQUET_BATCH_ROWS, check_paths, csv_header, generate_images, generate_rows, locate, read_rows
 from .sample import ROW_KEY, Source, as_text, iterate_samples
 from .shards import Keep, find_indexed_rows, find_marked_rows, find_row_groups
 
 ROWS_TO_LOOK_AT = 100
-PICTURES_PER_SHARD = 1024
+IMAGES_PER_SHARD = 1024
 
 
 def open_source(
@@ -50,21 +34,21 @@ def open_source(
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Open `data` as a stream of undecoded pictures with captions, labels or both.
+    """Open `data` as a stream of undecoded images with captions, labels or both.
 
     Args:
         data: one of
-            - parquet files with pictures inside, of `datasets`, pandas or pyarrow (bytes, or bytes and path);
-            - CSV, TSV, JSON lines or parquet with picture paths, absolute or relative to the table;
+            - parquet files with images inside, of `datasets`, pandas or pyarrow (bytes, or bytes and path);
+            - CSV, TSV, JSON lines or parquet with image paths, absolute or relative to the table;
             - WebDataset tars (`.jpg`, `.png`, ... with `.txt`, `.json` or `.cls` beside them);
-            - a folder of such files, of pictures with `metadata.csv` or `metadata.jsonl`, or of one folder a
+            - a folder of such files, of images with `metadata.csv` or `metadata.jsonl`, or of one folder a
               class;
             - a folder written by `save_to_disk`;
             - the id of a data set on the Hub, "owner/name" or "owner/name:configuration".
             Files can be a list or a pattern such as "data/*.parquet".
         split: which split, of data that has several. Data without splits is all "train".
         image_column, caption_columns, label_column, concept_column: by default found by their names.
-        keyword_columns: words for what the picture shows, where they are not captions; none by default.
+        keyword_columns: words for what the image shows, where they are not captions; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
 
     Returns:
@@ -93,8 +77,8 @@ def open_source(
     else:
         kind, files = format_of_folder(root, files)
     files = choose_files(files, root, kind, split, name)
-    if kind == "pictures":
-        return _open_pictures(files, root, name, request)
+    if kind == "images":
+        return _open_images(files, root, name, request)
     if kind == "parquet":
         return _open_parquet(files, name, request)
     return _open_rows(files, name, request)
@@ -153,7 +137,7 @@ def _open_saved_to_disk(folder: Path, request: Request) -> Source:
     dataset = splits[choose_split(list(splits), request.split, str(folder))]
     if len(dataset) == 0:
         raise SourceError(f"{str(folder)!r} has no rows. Save the data set again.")
-    stream = dataset.to_iterable_dataset(num_shards=-(-len(dataset) // PICTURES_PER_SHARD))
+    stream = dataset.to_iterable_dataset(num_shards=-(-len(dataset) // IMAGES_PER_SHARD))
     return _open_typed(stream, str(folder), request, len(dataset), saved=dataset)
 
 
@@ -186,12 +170,12 @@ def _open_typed(
     num_rows: int | None,
     saved: datasets.Dataset | None = None,
 ) -> Source:
-    """Open a stream whose features are known and whose pictures are inside; `saved` has its rows by number."""
+    """Open a stream whose features are known and whose images are inside; `saved` has its rows by number."""
     features = dataset.features
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) == "text":
         raise SourceError(
-            f"column {columns.image!r} of {name!r} holds text, not pictures. Columns: {', '.join(features)}. "
+            f"column {columns.image!r} of {name!r} holds text, not images. Columns: {', '.join(features)}. "
             f"{how_to_set('image_column')}. Paths are read from local CSV, JSON lines and parquet files."
         )
     dataset, find_rows = dataset.select_columns(columns.read), None
@@ -202,7 +186,7 @@ def _open_typed(
 
 
 def _open_rows(files: list[Path], name: str, request: Request) -> Source:
-    """Open tables of picture paths and tars."""
+    """Open tables of image paths and tars."""
     head: dict[str, list[Any]] = {}
     rows = [row for _, row in islice(read_rows(str(files[0])), ROWS_TO_LOOK_AT)]
     if not rows:
@@ -230,16 +214,16 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
     return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
 
 
-def _open_pictures(files: list[Path], root: Path | None, name: str, request: Request) -> Source:
+def _open_images(files: list[Path], root: Path | None, name: str, request: Request) -> Source:
     """Open a folder with one folder a class."""
     names = sorted({file.parent.name for file in files})
     mend = "Add a metadata.csv with the columns file_name and caption, or sort them into one folder a class."
     if root is None or len(names) == 1:
-        raise SourceError(f"{name!r} holds pictures without captions or classes. {mend}")
+        raise SourceError(f"{name!r} holds images without captions or classes. {mend}")
     strays = [file.relative_to(root).as_posix() for file in files if len(file.parts) != len(files[-1].parts)]
     if strays:
         raise SourceError(
-            f"the pictures in {name!r} stand at different depths ({some(strays, 3)}): their folders are no "
+            f"the images in {name!r} stand at different depths ({some(strays, 3)}): their folders are no "
             f"classes. {mend}"
         )
     columns = choose_columns(name, {"image": "image", "label": "label"}, request)
@@ -251,9 +235,9 @@ def _open_pictures(files: list[Path], root: Path | None, name: str, request: Req
         }
     )
     paths = [str(file) for file in files]
-    shards = [tuple(paths[i : i + PICTURES_PER_SHARD]) for i in range(0, len(paths), PICTURES_PER_SHARD)]
+    shards = [tuple(paths[i : i + IMAGES_PER_SHARD]) for i in range(0, len(paths), IMAGES_PER_SHARD)]
     dataset = datasets.IterableDataset.from_generator(
-        generate_pictures, features=features, gen_kwargs={"shards": shards}
+        generate_images, features=features, gen_kwargs={"shards": shards}
     )
     return _finish(dataset, name, columns, request, all_columns=("image", "label"), num_rows=len(files))
 
@@ -269,7 +253,7 @@ def _finish(
     file_starts: tuple[tuple[str, int], ...] = (),
     find_rows: Callable[[Keep | None], list] | None = None,
 ) -> Source:
-    """Cast the pictures, keep the rows asked for, read the first."""
+    """Cast the images, keep the rows asked for, read the first."""
     dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     label = dataset.features.get(columns.label) if columns.label else None
     whole, keep = dataset, None

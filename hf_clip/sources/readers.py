@@ -1,6 +1,6 @@
-"""Readers of picture tables, tars and class folders, for what the stock ones would lose.
+"""Readers of image tables, tars and class folders, for what the stock ones would lose.
 
-pandas reads the captions "NA" and "null" as missing; the stock picture folder keeps only the files that have
+pandas reads the captions "NA" and "null" as missing; the stock image folder keeps only the files that have
 "train" or "test" in their names once a single one has; the stock tar reader refuses shards whose samples
 differ in their members. The generators run in workers: what they need comes as arguments that pickle, and the
 lists among them are the shards.
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from .columns import Columns
 from .errors import SourceError, how_to_set, one_line
-from .files import PICTURE_SUFFIXES
+from .files import IMAGE_SUFFIXES
 from .sample import ROW_KEY, as_text, clean_captions
 
 # Rows converted to Python at a time, and rows looked at to learn which columns a table without a schema has.
@@ -52,7 +52,7 @@ def generate_rows(files: list[str], columns: Columns) -> Iterator[dict[str, Any]
 
 
 def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """The columns that are read of a row of a table or tar, captions as lists, the picture as bytes or path."""
+    """The columns that are read of a row of a table or tar, captions as lists, the image as bytes or path."""
     texts = {column: as_text(row.get(column)) for column in columns.read}
     captions = {column: clean_captions(row.get(column)) for column in columns.captions}
     image = row.get(columns.image)
@@ -62,7 +62,7 @@ def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> d
     return {**texts, **captions, columns.image: image, ROW_KEY: key}
 
 
-def generate_pictures(shards: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+def generate_images(shards: list[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     for shard in shards:
         for path in shard:
             yield {"image": {"bytes": None, "path": path}, "label": Path(path).parent.name, ROW_KEY: path}
@@ -288,11 +288,11 @@ def _sample_of_member(member: tarfile.TarInfo) -> tuple[str | None, str]:
 
 
 def _add_member(row: dict[str, Any], suffix: str, content: bytes, path: str) -> None:
-    """Put a tar's member into its row: the picture as `image`, the fields of a JSON object by their names."""
-    if "." + suffix.rpartition(".")[2] in PICTURE_SUFFIXES:
-        picture = {"bytes": content, "path": path}
+    """Put a tar's member into its row: the image as `image`, the fields of a JSON object by their names."""
+    if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+        image = {"bytes": content, "path": path}
         # One shard may hold jpg, png and webp side by side, so these are one column; `left.jpg` is its own.
-        row.setdefault("image" if "." not in suffix else suffix, picture)
+        row.setdefault("image" if "." not in suffix else suffix, image)
     elif suffix == "json":
         try:
             fields = json.loads(content)
@@ -305,7 +305,7 @@ def _add_member(row: dict[str, Any], suffix: str, content: bytes, path: str) -> 
 
 
 def locate(value: Any, table: Path) -> str | None:
-    """The path of a picture named in `table`, relative to the table's folder; None if there is no name."""
+    """The path of an image named in `table`, relative to the table's folder; None if there is no name."""
     if not isinstance(value, str) or not value.strip():
         return None
     path = value.strip()
@@ -317,6 +317,6 @@ def check_paths(table: Path, paths: list[str | None]) -> None:
     if not any("://" in path or os.path.isfile(path) for path in named):
         what = f"such as {named[0]!r}" if named else "for the fields are empty"
         raise SourceError(
-            f"none of the first {len(paths)} pictures named in {str(table)!r} exists, {what}. "
+            f"none of the first {len(paths)} images named in {str(table)!r} exists, {what}. "
             f"Paths are read relative to the table's folder. {how_to_set('image_column')}."
         )

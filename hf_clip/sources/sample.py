@@ -1,4 +1,4 @@
-"""A stream of undecoded pictures, and its samples."""
+"""A stream of undecoded images, and its samples."""
 
 import json
 from bisect import bisect_right
@@ -17,16 +17,16 @@ ROW_KEY = "__key__"
 
 @dataclass(frozen=True)
 class Source:
-    """A stream of undecoded pictures, with what is needed to read its rows.
+    """A stream of undecoded images, with what is needed to read its rows.
 
     Attributes:
-        dataset: rows of the chosen columns only; pictures are {"bytes", "path"} (`Image(decode=False)`). The
+        dataset: rows of the chosen columns only; images are {"bytes", "path"} (`Image(decode=False)`). The
             order of the rows is that of the sorted files and the same at every pass.
         name: what the user knows the data by, for messages.
-        image_column: the column of pictures in `dataset`.
+        image_column: the column of images in `dataset`.
         caption_columns: each holds a string, a list of strings or such a list as JSON. May be empty if there
             are labels.
-        keyword_columns: likewise, of single words for what a picture shows.
+        keyword_columns: likewise, of single words for what an image shows.
         label_column: the column of class labels, if any.
         label_names: the names of the classes where the data knows them (`ClassLabel`, class folders).
         concept_column: rows with equal values show one concept: they are positives of each other.
@@ -69,7 +69,7 @@ class Sample:
     Attributes:
         index: the row's place in the stream, from 0.
         key: where the row is, for messages: "captions.csv line 7", "shard-3.tar sample 000123".
-        image: {"bytes", "path"} for `decode_image`; both None where the row has no picture.
+        image: {"bytes", "path"} for `decode_image`; both None where the row has no image.
         captions, keywords: without None, empty and undecodable ones; may be empty.
         label: the class by name; where the data has bare numbers, the number as text.
         concept: the value of the concept column as text.
@@ -85,7 +85,7 @@ class Sample:
 
 
 def iterate_samples(source: Source) -> Iterator[Sample]:
-    """The samples of `source` in order; a bad picture or caption is yielded, for the caller to count.
+    """The samples of `source` in order; a bad image or caption is yielded, for the caller to count.
 
     Raises:
         SourceError: the file itself cannot be read any further.
@@ -176,7 +176,7 @@ def _row_key(source: Source, index: int) -> str:
 
 
 def _fetch(image: Mapping[str, Any]) -> bytes | None:
-    """The bytes of a picture; picture folders on the Hub give hf:// addresses, which no decoder opens."""
+    """The bytes of an image; image folders on the Hub give hf:// addresses, which no decoder opens."""
     content, path = image.get("bytes"), image.get("path")
     if content is None and path and "hf://" in path:
         try:

@@ -51,7 +51,7 @@ class Shard:
     rows: Rows
 
     def read(self, first: int = 0) -> Iterator[Sample]:
-        """The samples from row `first` on, pictures undecoded. Without `num_rows`, those before it are read over.
+        """The samples from row `first` on, images undecoded. Without `num_rows`, those before it are read over.
 
         Raises:
             SourceError: the file itself cannot be read any further.
@@ -95,7 +95,7 @@ def find_indexed_rows(rows: Any, keep: Keep | None = None) -> list[tuple[str, in
 
 
 def find_row_groups(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int, Rows]]:
-    """Shards of parquet files with pictures inside: their row groups."""
+    """Shards of parquet files with images inside: their row groups."""
     found = []
     for file in files:
         with _told_as_source_error(str(file)), pq.ParquetFile(file) as parquet:
@@ -136,7 +136,7 @@ def _to_rows(batch: pa.RecordBatch, chosen: Sequence[int], start: int) -> list[d
 
 
 def find_marked_rows(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int | None, Rows]]:
-    """Shards of tables of picture paths and of tars."""
+    """Shards of tables of image paths and of tars."""
     found: list[tuple[str, int | None, Rows]] = []
     reads_tars = files[0].suffix.lower() == ".tar"
     for file in map(str, files):

@@ -12,16 +12,16 @@ from warnings import warn
 import numpy as np
 import torch
 
-from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources import list_shards
+from hf_clip.training.config import AugmentationConfig, DataConfig
 
-from ..config import AugmentationConfig, DataConfig
-from .agreement import Agreement, LaneState, Position, merge_positions
-from .ahead import choose_workers, one_ahead, read_ahead
+from .coordination import Agreement, LaneState, Position, merge_positions
 from .data import TrainingData
 from .decoding import BadPair, Decoder, Pair
 from .errors import DataError, LaneStopped
 from .order import choose_lanes, deal, require_lanes
+from .prefetch import choose_workers, one_ahead, read_ahead
 from .reading import LaneReader
 
 # So many unreadable pairs in a row, and a block of them, end the search for a readable one.
@@ -36,7 +36,7 @@ class Batch:
     lanes go on after it.
     """
 
-    pictures_BHWC: torch.Tensor
+    images_BHWC: torch.Tensor
     captions: list[str]
     keywords: list[str] | None
     concept_ids_B: torch.Tensor
@@ -53,10 +53,10 @@ class PairStream:
     Args:
         data: what `open_training_source` returned.
         config: the recipe's data section.
-        image_processor: brings pictures to the model's size.
+        image_processor: brings images to the model's size.
         batch_size: pairs over all ranks.
         seed: of the order and of the captions drawn.
-        augmentation: the recipe's section; by its words pictures are marked as not to be mirrored, or to be cut.
+        augmentation: the recipe's section; by its words images are marked as not to be mirrored, or to be cut.
         rank, world_size: which lanes. All ranks must make their streams together.
         is_stopped: asked between pairs: once it is true on any rank, `batches` ends on all.
 
@@ -271,7 +271,7 @@ class PairStream:
     def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
         pairs = [pair for pair, _ in taken]
         return Batch(
-            pictures_BHWC=torch.from_numpy(np.stack([pair.picture for pair in pairs])),
+            images_BHWC=torch.from_numpy(np.stack([pair.image for pair in pairs])),
             captions=[self._draw(pair, number).choice(pair.captions) for pair, number in taken],
             keywords=[self._keywords(pair, number) for pair, number in taken] if self.config.keyword_weight else None,
             concept_ids_B=torch.tensor([pair.concept for pair in pairs]),

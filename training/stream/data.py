@@ -6,8 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from hf_clip.sources import Source, clean_captions, open_source
-
-from ..config import DataConfig
+from hf_clip.training.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TrainingData:
         return None if None in rows else sum(rows)
 
     def captions(self) -> Iterator[str]:
-        """All captions and keywords, without reading the pictures."""
+        """All captions and keywords, without reading the images."""
         for source in self.sources:
             columns = [*source.caption_columns, *source.keyword_columns]
             for row in source.dataset.select_columns(columns):

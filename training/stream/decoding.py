@@ -1,4 +1,4 @@
-"""From a sample to a picture of the model's size with its captions, or the reason why there is none."""
+"""From a sample to an image of the model's size with its captions, or the reason why there is none."""
 
 import hashlib
 from collections import deque
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_clip.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.images_hf_clip import ImageDecodeError
+from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
+from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources import Sample, SourceError
 
 from .errors import DataError
@@ -18,10 +18,10 @@ from .reading import Ticket
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A readable pair. `picture` is uint8 (H, W, 3) at the model's size; `concept` names what it shows."""
+    """A readable pair. `image` is uint8 (H, W, 3) at the model's size; `concept` names what it shows."""
 
     sample_id: int
-    picture: np.ndarray
+    image: np.ndarray
     captions: list[str]
     keywords: list[str]
     concept: int
@@ -39,8 +39,8 @@ class Decoder:
     """Decodes tickets, in workers where there are some, and keeps the pairs where they fit into memory.
 
     Args:
-        image_processor: brings pictures to the model's size.
-        keeps_pairs: whether each picture is decoded once for the whole run.
+        image_processor: brings images to the model's size.
+        keeps_pairs: whether each image is decoded once for the whole run.
     """
 
     def __init__(self, image_processor: HFCLIPImageProcessor, keeps_pairs: bool):
@@ -52,14 +52,14 @@ class Decoder:
         if not sample.captions:
             return BadPair(sample.key, "no_caption")
         try:
-            picture = self.image_processor.resize_and_crop(sample.image, may_reduce_jpeg=True)
+            image = self.image_processor.resize_and_crop(sample.image, may_reduce_jpeg=True)
         except ImageDecodeError as error:
             return BadPair(sample.key, error.reason)
-        # Without concepts, pictures with one caption are positives of each other: nothing could tell them apart.
+        # Without concepts, images with one caption are positives of each other: nothing could tell them apart.
         concept = sample.concept if sample.concept is not None else sample.captions[0]
         digest = hashlib.blake2b(concept.encode(errors="surrogatepass"), digest_size=8).digest()
         concept_id = int.from_bytes(digest, "little", signed=True)
-        return Pair(sample_id, picture, sample.captions, sample.keywords, concept_id)
+        return Pair(sample_id, image, sample.captions, sample.keywords, concept_id)
 
     def in_order(
         self, tickets: Iterator[Ticket], workers: Executor | None, depth: int

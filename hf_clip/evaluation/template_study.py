@@ -1,0 +1,160 @@
+"""What the wording of templates does to zero-shot accuracy, and which few of them do as well as many.
+
+The choice follows OpenAI's notebook on prompt engineering for ImageNet, which found seven of 80 templates so.
+"""
+
+# Shapes: N images, C classes, T templates, D width of the shared space.
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional as F
+
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, check_finite
+
+
+@dataclass(frozen=True)
+class WordingResult:
+    """How far accuracy moves with the wording.
+
+    Attributes:
+        templates: texts and the accuracy (top-1) of each by itself, in the order given.
+        ensemble: accuracy of all of them together.
+        mean, deviation: of the accuracies of single templates; the deviation is the sample's.
+        lowest, highest: the range of them.
+        images, classes: how many there were.
+    """
+
+    templates: tuple[tuple[str, float], ...]
+    ensemble: float
+    mean: float
+    deviation: float
+    lowest: float
+    highest: float
+    images: int
+    classes: int
+
+    @property
+    def span(self) -> float:
+        """By how much accuracy moves with the wording alone."""
+        return self.highest - self.lowest
+
+    def to_dict(self) -> dict:
+        """Numbers and texts, ready for JSON."""
+        return {**asdict(self), "templates": dict(self.templates), "span": self.span}
+
+    def table(self) -> str:
+        """The numbers as plain text for a terminal, the best template first."""
+        lines = [
+            f"top-1 of {len(self.templates)} templates, {self.images} images, {self.classes} classes: "
+            f"{self.mean:.3f} +- {self.deviation:.3f}, from {self.lowest:.3f} to {self.highest:.3f}",
+            f"{self.ensemble:7.3f}  all together",
+        ]
+        ranked = sorted(self.templates, key=lambda entry: -entry[1])
+        return "\n".join(lines + [f"{accuracy:7.3f}  {template}" for template, accuracy in ranked])
+
+
+def measure_wording(
+    model,
+    processor,
+    image_embeds_ND: torch.Tensor,
+    classes_N: torch.Tensor,
+    labels: Sequence[str | Sequence[str]],
+    templates: Sequence[str],
+) -> WordingResult:
+    """Accuracy by each template alone, by all together, and how far it spreads.
+
+    Args:
+        image_embeds_ND: unit embeddings of labeled images, as `embed_images` gives them.
+        classes_N: the number of each one's class.
+        labels: the classes' names in the order of their numbers; see `ZeroShotClassifier`.
+        templates: texts in which `{}` stands for a name.
+
+    Raises:
+        ValueError: if there are no images, a number is no class's, or templates or labels are unfit.
+    """
+    return TemplateJudge(model, processor, image_embeds_ND, classes_N, labels, templates).measure()
+
+
+def select_templates(
+    model,
+    processor,
+    image_embeds_ND: torch.Tensor,
+    classes_N: torch.Tensor,
+    labels: Sequence[str | Sequence[str]],
+    templates: Sequence[str],
+    *,
+    most: int | None = None,
+) -> list[tuple[str, float]]:
+    """Forward selection: from none, the template that helps the ensemble most is added, until none helps.
+
+    Of templates that help equally the first is taken. The accuracies are those of the choice on the images that it
+    was made on: choose on a validation split, report on another.
+
+    Args:
+        most: stop at so many. The others are those of `measure_wording`, and so are the errors.
+
+    Returns:
+        The chosen templates in the order of their choice, each with the accuracy of the ensemble so far.
+    """
+    return TemplateJudge(model, processor, image_embeds_ND, classes_N, labels, templates).select(most)
+
+
+class TemplateJudge:
+    """Class embeddings by each template, encoded once, and the accuracy that sums of them reach.
+
+    Arguments and errors are those of `measure_wording` and `select_templates`, which say what its methods give.
+    """
+
+    def __init__(self, model, processor, image_embeds_ND, classes_N, labels, templates):
+        if not len(classes_N) or len(classes_N) != len(image_embeds_ND):
+            raise ValueError(
+                f"{len(image_embeds_ND)} embeddings and {len(classes_N)} classes: give one for each image."
+            )
+        if not ((classes_N >= 0) & (classes_N < len(labels))).all():
+            raise ValueError(f"classes must be numbers from 0 to {len(labels) - 1}, one for each of the labels.")
+        if isinstance(templates, str) or not templates:
+            raise ValueError(f"templates={templates!r}: pass a list of one or more.")
+        self.image_embeds_ND = check_finite(image_embeds_ND, "images")
+        by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
+        # Unit embeddings each, so that every template weighs the same.
+        self.embeddings_TCD = torch.stack([classifier.class_embeddings_CD for classifier in by_template])
+        self.templates, self.classes_N = tuple(templates), classes_N
+
+    def measure(self) -> WordingResult:
+        singles = [self.accuracy(embeddings_CD) for embeddings_CD in self.embeddings_TCD]
+        alone = torch.tensor(singles, dtype=torch.float64)
+        return WordingResult(
+            templates=tuple(zip(self.templates, singles, strict=True)),
+            ensemble=self.accuracy(self.embeddings_TCD.sum(0)),
+            mean=alone.mean().item(),
+            deviation=alone.std().item() if len(alone) > 1 else 0.0,
+            lowest=min(singles),
+            highest=max(singles),
+            images=len(self.classes_N),
+            classes=self.embeddings_TCD.shape[1],
+        )
+
+    def select(self, most: int | None = None) -> list[tuple[str, float]]:
+        if most is not None and most < 1:
+            raise ValueError(f"most={most} is below 1: set it to 1 or more, or to None.")
+        chosen: list[tuple[str, float]] = []
+        left, reached, sums_CD = list(range(len(self.templates))), -1.0, torch.zeros_like(self.embeddings_TCD[0])
+        while left and (most is None or len(chosen) < most):
+            accuracies = [self.accuracy(sums_CD + self.embeddings_TCD[index]) for index in left]
+            best = max(accuracies)
+            if best <= reached:
+                break
+            index = left.pop(accuracies.index(best))
+            sums_CD, reached = sums_CD + self.embeddings_TCD[index], best
+            chosen.append((self.templates[index], best))
+        return chosen
+
+    def accuracy(self, sums_CD: torch.Tensor) -> float:
+        embeddings_CD, hits = F.normalize(sums_CD, dim=-1), 0
+        parts = zip(self.image_embeds_ND.split(4096), self.classes_N.split(4096), strict=True)
+        for embeddings_BD, classes_B in parts:
+            cosines_BC = embeddings_BD.to(embeddings_CD) @ embeddings_CD.T
+            hits += (cosines_BC.argmax(-1) == classes_B.to(embeddings_CD.device)).sum().item()
+        return hits / len(self.classes_N)

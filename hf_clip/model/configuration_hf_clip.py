@@ -1,0 +1,560 @@
+"""Shapes of the two towers and of the dual encoder that joins them."""
+
+import difflib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
+
+# OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
+# with. It came to mean "pool at the highest id", which is what the original code did (argmax over the ids).
+POOL_AT_HIGHEST_ID = 2
+
+_ARCHITECTURES = Path(__file__).parents[1] / "assets" / "architectures"
+
+# Those of published CLIPs; relu for convolutional towers.
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu")
+
+# Types of a config.json, transformers' among them, and those of this package that they are read as.
+_READ_AS = {
+    "clip": "hf_clip",
+    "clip_text_model": "hf_clip_text_model",
+    "clip_vision_model": "hf_clip_vision_model",
+    "siglip": "hf_clip_siglip",
+    "siglip_text_model": "hf_clip_text_model",
+    "siglip_vision_model": "hf_clip_vision_model",
+}
+_OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_text_model", "hf_clip_vision_model")
+
+# transformers writes down only what differs from its defaults, and these differ from CLIP's.
+_SIGLIP_ACTIVATION = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "projection_type": "none"}
+_SIGLIP_DEFAULTS = {
+    "siglip_text_model": {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "pooling": "last",
+        "is_causal": False,
+        **_SIGLIP_ACTIVATION,
+    },
+    "siglip_vision_model": {
+        "patch_size": 16,
+        "pooling": "attention",
+        "has_class_token": False,
+        "has_pre_norm": False,
+        "patch_bias": True,
+        "norm_before_pooling": True,
+        **_SIGLIP_ACTIVATION,
+    },
+}
+
+
+def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` of transformers' CLIP or SigLIP, as if it had been written by this package; ours as it is."""
+    kind = config_dict.get("model_type")
+    if kind is not None and kind not in (*_READ_AS, *_OURS):
+        raise ValueError(f"model_type={kind!r} cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
+    ours = {**_SIGLIP_DEFAULTS.get(kind, {}), **config_dict}
+    for key in ("text_config", "vision_config"):
+        # Files of 2022 hold a tower's full shape in `..._config_dict` and at times null in `..._config`.
+        first_format = ours.pop(f"{key}_dict", None) or {}
+        tower = {**(ours.get(key) or {}), **first_format}
+        if kind in ("clip", "siglip"):
+            tower = {"model_type": f"{kind}_{key.removesuffix('_config')}_model", **tower}
+        if tower:
+            ours[key] = _as_ours(tower)
+    if kind == "siglip":
+        ours["projection_dim"] = ours["text_config"]["projection_size"]
+    elif kind == "siglip_text_model":
+        ours["projection_size"] = ours.get("projection_size") or ours["hidden_size"]
+    elif kind == "siglip_vision_model" and not ours.pop("vision_use_head", True):
+        raise ValueError(
+            "vision_use_head=False leaves the SigLIP image tower without a pooled embedding: use another."
+        )
+    if kind in ("clip_vision_model", "siglip_vision_model"):
+        defaults = {"image_size": 224, "patch_size": 32} | ours
+        if defaults["image_size"] % defaults["patch_size"]:
+            ours["crops_remainder"] = True
+    if "projection_dim" in ours:
+        # transformers leaves a tower's own projection_dim at its default, whatever the dual encoder's is.
+        for key in ("text_config", "vision_config"):
+            if isinstance(ours.get(key), dict):
+                ours[key]["projection_dim"] = ours["projection_dim"]
+    if kind is not None:
+        ours["model_type"] = _READ_AS.get(kind, kind)
+    return ours
+
+
+class _HFCLIPConfigMixin(SavedWithCode):
+    """Lets a config take the `config.json` that transformers' counterpart saved, and raise ValueError when made.
+
+    What is saved names the classes of models and pipelines too; transformers would write down the config's alone.
+    """
+
+    _auto_class = "AutoConfig"
+    auto_models: ClassVar[dict[str, str]] = {}
+    remote_pipelines: ClassVar[dict[str, dict]] = {}
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs):
+        config_dict, unused = super().get_config_dict(*args, **kwargs)
+        return _as_ours(config_dict), unused
+
+    def save_pretrained(self, save_directory, **kwargs):
+        if self._auto_class is not None:
+            self.auto_map, self.custom_pipelines = dict(self.auto_models), dict(self.remote_pipelines)
+        super().save_pretrained(save_directory, **kwargs)
+        if not IS_REMOTE:
+            # Where the package is, these would ask for trust in code that is there already.
+            self.__dict__.pop("auto_map", None)
+            self.__dict__.pop("custom_pipelines", None)
+
+    def __post_init__(self, **kwargs):
+        if not IS_REMOTE:
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
+        if isinstance(backbone := getattr(self, "backbone_config", None), dict):
+            self.backbone_config = _backbone_config(backbone)
+        super().__post_init__(**kwargs)
+        _require_sizes(self)
+        # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
+        self.validate_architecture()
+
+
+_SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")
+
+
+def _require_sizes(config: PreTrainedConfig) -> None:
+    for field in _SIZES:
+        if (value := getattr(config, field, 1)) < 1:
+            raise ValueError(f"{field}={value} must be 1 or more.")
+    if not 0 <= (epsilon := getattr(config, "layer_norm_eps", 1e-5)) < 1:
+        raise ValueError(f"layer_norm_eps={epsilon} must be a small number, such as 1e-5.")
+
+
+def _require_whole_heads(config: PreTrainedConfig) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} cannot be divided into num_attention_heads="
+            f"{config.num_attention_heads} heads: make it a multiple of the number of heads."
+        )
+
+
+def _require_choice(config: PreTrainedConfig, field: str, choices: tuple[str, ...]) -> None:
+    if (value := getattr(config, field)) not in choices:
+        raise ValueError(f"{field}={value!r} is not known: use one of {', '.join(map(repr, choices))}.")
+
+
+def _require_choices_of_both_towers(config: PreTrainedConfig) -> None:
+    _require_choice(config, "hidden_act", ACTIVATIONS)
+    _require_choice(config, "projection_type", ("linear", "mlp", "none"))
+    if config.projection_bias and config.projection_type == "none":
+        raise ValueError(
+            "projection_bias=True has no projection to stand in, as projection_type='none': change either."
+        )
+
+
+def _backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a model of transformers from its fields, `model_type` among them."""
+    kind = fields.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), CONFIG_MAPPING, n=3, cutoff=0.3)
+        raise ValueError(
+            f"backbone_config has model_type={kind!r}, which transformers does not know: set it to that of the model "
+            f"in the tower. Nearest: {', '.join(near) or 'none'}."
+        )
+    return CONFIG_MAPPING[kind].from_dict(fields)
+
+
+def _require_backbone_config(config: PreTrainedConfig) -> None:
+    if config.backbone_config is None:
+        raise ValueError(
+            "tower='transformers' needs the config of the model that it holds, and backbone_config=None: set it to "
+            "that model's config, or to a dictionary of its fields with its model_type."
+        )
+
+
+@strict
+class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
+    """Shape of the text tower, a transformer. The defaults are those of ViT-B/32, with a causal mask.
+
+    `tower` is "clip", or "transformers" for a model of that library, whose own config is `backbone_config`.
+    `pooling` is where a text's embedding is taken: "eos" at the first `eos_token_id` (2 has the meaning that
+    transformers gives it: at the highest id), "first_eos" at the first `eos_token_id` even where it is 2, "first" and
+    "last" at the first and last position, "mean" over all tokens up to the first end token. With `is_causal=False`
+    tokens see those behind them, padding too unless a mask is given. In a tower of transformers padding never counts,
+    "eos" is at the first `eos_token_id` whatever it is, and "pooler" is what the model itself pools.
+    `layer_scale_init_value` puts a learned factor a channel on what each half of a layer adds. `projection_size` is
+    the width of SigLIP's linear head, which stands within the tower; None leaves it out. `projection_type` is what
+    leads from there to the shared space: "linear", "mlp" (two linear maps with a GELU between them) or "none".
+    `max_position_embeddings` counts tokens, the start and end token included. Raises ValueError where heads do not
+    divide the width, and for unknown choices.
+    """
+
+    model_type = "hf_clip_text_model"
+    base_config_key = "text_config"
+    sub_configs = {"backbone_config": AutoConfig}
+    auto_models = {"AutoModel": "modeling_text_hf_clip.HFCLIPTextModel"}
+
+    tower: str = "clip"
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    pooling: str = "eos"
+    is_causal: bool = True
+    layer_scale_init_value: int | float | None = None
+    projection_size: int | None = None
+    projection_type: str = "linear"
+    projection_bias: bool = False
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+    pad_token_id: int | None = 49407
+    bos_token_id: int | None = 49406
+    eos_token_id: int = 49407
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the embedding that the tower gives for a text, before the projection."""
+        return self.projection_size or self.hidden_size
+
+    def validate_architecture(self):
+        _require_choice(self, "tower", ("clip", "transformers"))
+        own = "pooler" if self.tower == "transformers" else "first_eos"
+        _require_choice(self, "pooling", ("eos", "last", "first", "mean", own))
+        _require_choices_of_both_towers(self)
+        if self.tower == "transformers":
+            _require_backbone_config(self)
+        else:
+            _require_whole_heads(self)
+
+
+@strict
+class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
+    """Shape of the image tower. The defaults are ViT-B/32 at 224 pixels.
+
+    `tower` names the kind, and fields of other kinds mean nothing to it:
+
+    - "vit", the paper's vision transformer, with tokens for patches and, if `has_class_token`, one before them.
+      `has_pre_norm` puts a layer norm before the layers. `pooling` is "class" (the class token), "average" (of the
+      patches) or "attention" (SigLIP's head, a learned query and an MLP); `norm_before_pooling` says on which side of
+      it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value` each half of a
+      layer a learned factor a channel. `patch_dropout` is the share of patches left out in training (Li et al. 2022).
+      Where patches do not fill `image_size`, `crops_remainder` leaves out the pixels at the right and bottom.
+    - "resnet", the paper's ResNet: four stages of `stage_depths` layers, the first of `stem_width` channels, and
+      attention pooling with `num_attention_heads`; `hidden_size` is `32 * stem_width`. The output projection of its
+      attention pooling is the model's projection, with `projection_bias=True`.
+    - "convnet" (a plain stack of 3 x 3 convolutions, for small images and small budgets). A convnet's stem has
+      `stem_width` channels and halves the sides, and so does each stage; `stage_widths` are the stages' channels and
+      `stage_depths` their convolutions. Norms take `norm_group_size` channels together. The last map is averaged to
+      `pool_grid` x `pool_grid` places, which keeps roughly where things are. `hidden_size` is the last stage's width.
+    - "transformers", a vision model of that library, whose own config is `backbone_config`; "timm", the trunk that
+      timm calls `backbone`, made with `backbone_kwargs`. `hidden_size` is the width of the embedding that they give,
+      `pooling` one of the above or "pooler", what the model itself pools. Where `backbone_kwargs` have `num_classes`,
+      timm's classifier is the projection (OpenCLIP's `timm_proj=""`), with `projection_type="none"`.
+
+    `projection_type` is what leads to the shared space: "linear", "mlp" (as for texts, `projection_bias` its last) or
+    "none".
+    Raises ValueError for unknown choices and for numbers that do not fit together.
+    """
+
+    model_type = "hf_clip_vision_model"
+    base_config_key = "vision_config"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    tower: str = "vit"
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    has_class_token: bool = True
+    has_pre_norm: bool = True
+    patch_bias: bool = False
+    pooling: str = "class"
+    norm_before_pooling: bool = False
+    layer_scale_init_value: int | float | None = None
+    patch_dropout: int | float = 0.0
+    crops_remainder: bool = False
+    stem_width: int | None = None
+    stage_widths: list[int] | None = None
+    stage_depths: list[int] | None = None
+    norm_group_size: int = 16
+    pool_grid: int = 1
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    backbone: str | None = None
+    backbone_kwargs: dict[str, Any] | None = None
+    projection_type: str = "linear"
+    projection_bias: bool = False
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the embedding that the tower gives for an image, before the projection."""
+        if self.tower == "timm":
+            return (self.backbone_kwargs or {}).get("num_classes") or self.hidden_size
+        return self.hidden_size * (self.pool_grid**2 if self.tower == "convnet" else 1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a side to one position of the tower's last map; of a ViT, a convnet and a ResNet."""
+        return {"convnet": 2 * 2 ** len(self.stage_widths or ()), "resnet": 32}.get(self.tower, self.patch_size)
+
+    def validate_architecture(self):
+        _require_choices_of_both_towers(self)
+        kinds = {
+            "vit": self._validate_vit,
+            "convnet": self._validate_convnet,
+            "resnet": self._validate_resnet,
+            "transformers": self._validate_transformers,
+            "timm": self._validate_timm,
+        }
+        _require_choice(self, "tower", tuple(kinds))
+        kinds[self.tower]()
+
+    def _validate_vit(self):
+        _require_whole_heads(self)
+        _require_choice(self, "pooling", ("class", "average", "attention"))
+        if self.pooling == "class" and not self.has_class_token:
+            raise ValueError(
+                "pooling='class' takes the class token, and has_class_token=False: pool by 'average' or 'attention'."
+            )
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout={self.patch_dropout} is a share of the patches: set it in 0 <= p < 1.")
+        if self.image_size < self.patch_size or self.image_size % self.patch_size and not self.crops_remainder:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: "
+                f"set image_size={max(self.image_size // self.patch_size, 1) * self.patch_size}, or change patch_size."
+            )
+
+    def _validate_resnet(self):
+        depths = self.stage_depths or []
+        if len(depths) != 4 or min(depths) < 1:
+            raise ValueError(f"stage_depths={self.stage_depths}: a ResNet has four stages of 1 or more layers each.")
+        if self.stem_width is None or self.stem_width < 2 or self.stem_width % 2:
+            raise ValueError(f"stem_width={self.stem_width} must be an even number: the stem begins with half of it.")
+        if self.hidden_size != 32 * self.stem_width:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not what four stages make of stem_width={self.stem_width}: "
+                f"set hidden_size={32 * self.stem_width}."
+            )
+        _require_whole_heads(self)
+        if self.image_size % 32 or self.image_size < 32:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of 32, the ResNet's stride: "
+                f"set image_size={max(self.image_size // 32, 1) * 32}."
+            )
+
+    def _validate_transformers(self):
+        _require_choice(self, "pooling", ("class", "average", "pooler"))
+        _require_backbone_config(self)
+
+    def _validate_timm(self):
+        _require_choice(self, "pooling", ("class", "average", "attention", "pooler"))
+        if not self.backbone:
+            raise ValueError(f"backbone={self.backbone!r}: set it to timm's name of the trunk for tower='timm'.")
+
+    def _validate_convnet(self):
+        widths, depths = self.stage_widths or [], self.stage_depths or []
+        if not widths or len(widths) != len(depths):
+            raise ValueError(
+                f"stage_widths={self.stage_widths} and stage_depths={self.stage_depths} must be lists of one length, "
+                "with a width (channels) and a depth (convolutions) for each stage of the convnet."
+            )
+        if self.stem_width is None or min(self.stem_width, self.pool_grid, self.norm_group_size, *widths, *depths) < 1:
+            raise ValueError(
+                f"stem_width={self.stem_width}, stage_widths={widths}, stage_depths={depths}, "
+                f"pool_grid={self.pool_grid} and norm_group_size={self.norm_group_size} must all be 1 or more."
+            )
+        if any(width % self.norm_group_size for width in widths):
+            raise ValueError(
+                f"stage_widths={widths} must be multiples of norm_group_size={self.norm_group_size}: change either."
+            )
+        if self.hidden_size != widths[-1]:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not the last stage's width: set hidden_size={widths[-1]}."
+            )
+        stride = self.stride
+        if self.image_size % stride or self.image_size < stride * self.pool_grid:
+            raise ValueError(
+                f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a "
+                f"multiple of {stride}, the convnet's stride with {len(widths)} stages: set image_size="
+                f"{max(self.image_size // stride, self.pool_grid) * stride}, or change the stages."
+            )
+
+
+@strict
+class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
+    """A dual encoder: a text tower and an image tower, each projected into one space of `projection_dim`.
+
+    `logit_scale_init_value` is the logarithm of the factor on the cosines; the paper starts at ln(1 / 0.07).
+    A `config.json` of transformers' `CLIPModel` is read as if it were this package's own, and one of `SiglipModel`
+    (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers' `projection_dim` follow the
+    dual encoder's. Raises ValueError where a tower without projection is of another width, and for a `config.json` of
+    other models.
+    """
+
+    model_type = "hf_clip"
+    sub_configs_defaults = {"text_config": HFCLIPTextConfig, "vision_config": HFCLIPVisionConfig}
+    auto_models = {
+        "AutoModel": "modeling_hf_clip.HFCLIPModel",
+        "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPModel",
+        "AutoModelForImageClassification": "modeling_hf_clip.HFCLIPForImageClassification",
+    }
+    remote_pipelines = {
+        "hf-clip-zero-shot": {
+            "impl": "pipeline_hf_clip.HFCLIPZeroShotPipeline",
+            "pt": ["AutoModelForZeroShotImageClassification"],
+            "type": "multimodal",
+        }
+    }
+
+    text_config: dict | HFCLIPTextConfig | None = None
+    vision_config: dict | HFCLIPVisionConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: int | float = math.log(1 / 0.07)
+    logit_bias_init_value: int | float | None = None
+    initializer_factor: int | float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.text_config.projection_dim = self.projection_dim
+        self.vision_config.projection_dim = self.projection_dim
+
+    def validate_architecture(self):
+        for key in ("text_config", "vision_config"):
+            tower = getattr(self, key)
+            if tower.projection_type == "none" and tower.pooled_size != self.projection_dim:
+                raise ValueError(
+                    f"{key} has no projection and gives embeddings of {tower.pooled_size} dimensions, where "
+                    f"projection_dim={self.projection_dim}: set projection_dim={tower.pooled_size}, or "
+                    "projection_type='linear'."
+                )
+        is_sigmoid = self.model_type == "hf_clip_siglip"
+        if is_sigmoid != (self.logit_bias_init_value is not None):
+            raise ValueError(
+                f"logit_bias_init_value={self.logit_bias_init_value} in a config of type {self.model_type}: models "
+                "trained with a sigmoid have a bias, and their config is HFCLIPSiglipConfig."
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "HFCLIPConfig":
+        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls._kind(config_dict.get("model_type")).from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _kind(cls, model_type: str | None) -> type["HFCLIPConfig"]:
+        """The class of dual encoders of this type: whoever asks for any gets the one that fits."""
+        if model_type is None:
+            return cls
+        kinds = {"hf_clip": HFCLIPConfig, "hf_clip_siglip": HFCLIPSiglipConfig}
+        if not issubclass(kinds.get(model_type, object), cls):
+            raise ValueError(f"model_type={model_type!r} is no {cls.__name__}: it is of another kind of model.")
+        return kinds[model_type]
+
+    @classmethod
+    def from_architecture(cls, name: str, **overrides) -> "HFCLIPConfig":
+        """The config of a published architecture; `find_architecture` says how its name may be spelt.
+
+        `overrides` are fields of the dual encoder (`projection_dim=...`) or towers (`vision_config={...}`), which
+        replace single values. An architecture of SigLIP gives an `HFCLIPSiglipConfig`. Raises what
+        `find_architecture` raises.
+        """
+        shape = find_architecture(name)["config"]
+        kind = cls._kind(shape.pop("model_type", None))
+        for key, value in overrides.items():
+            shape[key] = {**shape.get(key, {}), **value} if isinstance(value, dict) else value
+        return kind(**shape)
+
+
+@strict
+class HFCLIPSiglipConfig(HFCLIPConfig):
+    """A dual encoder trained with a sigmoid for each pair (Zhai et al. 2023), for towers of any kind.
+
+    Its logits are the scaled cosines plus a learned bias, which starts at `logit_bias_init_value`; the defaults of
+    both are that paper's. The type's name makes transformers' pipeline score by sigmoid and pad texts to 64 tokens.
+    """
+
+    model_type = "hf_clip_siglip"
+    auto_models = {
+        "AutoModel": "modeling_hf_clip.HFCLIPSiglipModel",
+        "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPSiglipModel",
+    }
+
+    logit_scale_init_value: int | float = math.log(10)
+    logit_bias_init_value: int | float | None = -10.0
+
+
+def find_architecture(name: str) -> dict[str, Any]:
+    """What is known of a published architecture; tools/make_architectures.py says what the keys mean.
+
+    The names of OpenAI's nine are OpenAI's models, whose activation is QuickGELU, in any spelling: `ViT-B/32` and
+    `ViT-B-32` are one, as are `ViT-L/14@336px` and `ViT-L-14-336`. OpenCLIP gives these names to shapes with GELU,
+    which are `ViT-B-32-gelu` and so on here; `open_clip/NAME` always has OpenCLIP's meaning. Slashes, dashes and the
+    case of letters do not matter, except where only case tells two architectures apart (`ViT-g-14`, `ViT-G-14`).
+
+    Raises ValueError for a name that is unknown or fits several architectures, listing the nearest, and where the
+    architectures are not at hand (a copy of this file that came with a model from the Hub).
+    """
+    architectures = read_architectures()
+    if not architectures:
+        raise ValueError("The named architectures come with the package: pip install hf_clip.")
+    spellings = {spelling: known for known, one in architectures.items() for spelling in (known, *one["aliases"])}
+    for simplify in (_letters, _small_letters):
+        fits = {known for spelling, known in spellings.items() if simplify(spelling) == simplify(name)}
+        if len(fits) == 1:
+            return architectures[fits.pop()]
+    known_letters = {_small_letters(spelling): known for spelling, known in spellings.items()}
+    near = difflib.get_close_matches(_small_letters(name), known_letters, n=5, cutoff=0.3)
+    raise ValueError(
+        f"{name!r} {'fits several architectures' if fits else 'is not a known architecture'}. "
+        f"Nearest: {', '.join(sorted(fits) or dict.fromkeys(known_letters[key] for key in near)) or 'none'}. "
+        f"`hf-clip doctor --architectures` shows all {len(architectures)}."
+    )
+
+
+def _letters(name: str) -> str:
+    """The letters and digits of a name: ViT-L/14@336px and ViT-L-14-336 are one."""
+    return "".join(letter for letter in re.sub("px$", "", name, flags=re.IGNORECASE) if letter.isalnum())
+
+
+def _small_letters(name: str) -> str:
+    return _letters(name).lower()
+
+
+def read_architectures() -> dict[str, dict[str, Any]]:
+    """All published architectures by name, sorted; empty where they are not at hand."""
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in _ARCHITECTURES.glob("*.json")]
+    return {one["name"]: one for one in sorted(files, key=lambda one: _by_number(_small_letters(one["name"])))}
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts rn50x4 before rn50x16."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def list_architectures() -> list[str]:
+    """Names that `HFCLIPConfig.from_architecture` knows, sorted; empty where the architectures are not at hand."""
+    return list(read_architectures())

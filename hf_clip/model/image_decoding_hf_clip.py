@@ -1,0 +1,283 @@
+"""One decoder for every place where an image comes in: whatever the caller holds, out comes an RGB image.
+
+OpenAI's CLIP opens a file with Pillow, resizes it, crops it and calls `convert("RGB")`. This decoder gives
+the same pixels for plain RGB, grayscale and CMYK files, and on purpose other pixels for these:
+
+- Palette images are converted before anything is resized. OpenAI's order resizes palette indices, which can
+  only be done with nearest neighbours.
+- Alpha (RGBA, LA, PA, a transparent palette entry or color) is composited over white. `convert("RGB")` drops
+  the alpha, and colors hidden under it come back.
+- The EXIF orientation is applied. `convert("RGB")` leaves photographs of most phones lying on their side.
+- 16-bit, 32-bit and floating point grayscale is scaled to 8 bits. `convert("RGB")` clips it at 255, which is
+  white.
+
+As with OpenAI, color profiles are ignored and animations give their first frame.
+"""
+
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# 256 MiB of RGB, the size at which Pillow itself begins to warn of decompression bombs.
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+
+# What data sets hold. Formats that start other programs (EPS) or whose decoders are rarely tested are left
+# out. JPEG includes MPO, the several images in one file that phones write.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+EXIF_ORIENTATION = 0x0112
+# Where Pillow looks for an orientation, in any format.
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageDecodeError(ValueError):
+    """An image could not be had from what was given.
+
+    `reason` is one word for machines: `missing` (None, or no such file), `empty` (no bytes, no pixels),
+    `unreadable` (the file cannot be read), `url`, `unknown_format`, `truncated`, `broken` (damaged data),
+    `too_large`, `out_of_range` (pixel values that have no 8-bit meaning), `unsupported_mode`, `bad_shape` or
+    `unsupported_type`. The message says what was found and how to mend it.
+    """
+
+    # One required argument, and `reason` among the attributes: workers of a DataLoader rebuild the error so.
+    def __init__(self, message: str, reason: str = "broken"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode_image(
+    source, *, max_pixels: int = MAX_PIXELS, is_channels_first: bool | None = None, least_edge: int | None = None
+) -> Image.Image:
+    """Decode `source` to a PIL image of mode RGB, as described at the top of this module.
+
+    Args:
+        source: encoded bytes; a path (`str` or `Path`, not a URL); a PIL image; a numpy array or torch
+            tensor of shape (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, of uint8, bool, uint16,
+            floats in [0, 1] or other integers in [0, 255]; or the dict {"bytes", "path"} of an undecoded
+            `datasets.Image`.
+        max_pixels: limit of width times height. It is read from the header, before pixels are decoded.
+        is_channels_first: how to read three axes. By default (H, W, C) for an array and (C, H, W) for a
+            tensor, or the other one where only that fits.
+        least_edge: a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, as long as
+            no edge becomes shorter than this. Other sources are not changed by it.
+
+    Returns:
+        An image of mode RGB. It is `source` itself if that is an RGB image already.
+
+    Raises:
+        ImageDecodeError: whatever is wrong with the image.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _decode_image(source, max_pixels)
+        if _is_tensor(source) or isinstance(source, np.ndarray):
+            return _decode_array(source, is_channels_first)
+        return _decode_file(source, max_pixels, least_edge)
+    except ImageDecodeError:
+        raise
+    # Pillow's plugins raise nearly everything (SyntaxError, struct.error, MemoryError, ...) on damaged data.
+    except Exception as error:
+        raise _explain(error) from error
+
+
+def _explain(error: Exception) -> ImageDecodeError:
+    """The ImageDecodeError for an exception from Pillow, numpy or the file system."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageDecodeError(
+            f"a damaged header, or a format other than {', '.join(FORMATS)}. Convert the file to PNG.",
+            "unknown_format",
+        )
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageDecodeError(
+            f"{error} Scale the image down, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS.",
+            "too_large",
+        )
+    if isinstance(error, FileNotFoundError):
+        return ImageDecodeError(f"no such file: {error.filename!r}. Check the path.", "missing")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageDecodeError(f"the file cannot be read ({text}). Check its rights.", "unreadable")
+    if isinstance(error, MemoryError):
+        return ImageDecodeError("not enough memory for this image. Scale it down.", "too_large")
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return ImageDecodeError(f"the data ends too early ({text}). Fetch the file again.", "truncated")
+    return ImageDecodeError(f"the data is damaged ({text}). Fetch the file again, or leave it out.", "broken")
+
+
+def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image:
+    if isinstance(source, dict):
+        content, path = source.get("bytes"), source.get("path")
+        source = path if content is None else content
+    if source is None:
+        raise ImageDecodeError("the image is None. Leave such rows out.", "missing")
+    if isinstance(source, bytes | bytearray | memoryview):
+        content = bytes(source)
+        if not content:
+            raise ImageDecodeError("the image has 0 bytes. Fetch the file again, or leave it out.", "empty")
+        return _decode_stream(BytesIO(content), max_pixels, least_edge)
+    if not isinstance(source, str | Path):
+        raise ImageDecodeError(
+            f"an image cannot be had from {type(source).__name__}. Pass bytes, a path, a PIL image, "
+            "an array, a tensor or a dict with 'bytes' or 'path'.",
+            "unsupported_type",
+        )
+    if str(source).startswith(("http://", "https://", "data:", "s3://", "hf://")):
+        raise ImageDecodeError(f"{str(source)[:100]!r} is a URL. Fetch it first and pass the bytes.", "url")
+    path = Path(source)
+    if path.exists() and not path.is_file():
+        raise ImageDecodeError(f"{str(path)!r} is not a file. Pass the path of an image.", "unreadable")
+    with path.open("rb") as stream:
+        if path.stat().st_size == 0:
+            raise ImageDecodeError(f"{str(path)!r} has 0 bytes. Fetch the file again.", "empty")
+        return _decode_stream(stream, max_pixels, least_edge)
+
+
+def _decode_stream(stream, max_pixels: int, least_edge: int | None) -> Image.Image:
+    # Image.open raises KeyError for a format that this build of Pillow lacks.
+    Image.init()
+    with Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        return _decode_image(image, max_pixels, least_edge)
+
+
+def _decode_image(image: Image.Image, max_pixels: int, least_edge: int | None = None) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageDecodeError(
+            f"{width} x {height} is {width * height} pixels, more than max_pixels={max_pixels}. "
+            "Scale the image down, or raise the limit.",
+            "too_large",
+        )
+    if width == 0 or height == 0:
+        raise ImageDecodeError(f"{width} x {height} has no pixels. Leave it out.", "empty")
+    if least_edge is not None:
+        # Of no effect in all formats but JPEG.
+        image.draft(image.mode, (least_edge, least_edge))
+    # Pillow knows the orientation of some formats only once the pixels are decoded.
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    if orientation in TRANSPOSE_OF_ORIENTATION:
+        rgb = rgb.transpose(TRANSPOSE_OF_ORIENTATION[orientation])
+        # The turned image is upright now: decoded once more, it must not be turned once more.
+        for key in ORIENTATION_KEYS:
+            rgb.info.pop(key, None)
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where it is missing or damaged: the pixels may be well even so."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_gray_of_deep_image(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "LAB":
+        raise ImageDecodeError("Pillow cannot convert mode LAB. Save the image as RGB.", "unsupported_mode")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _gray_of_deep_image(image: Image.Image) -> np.ndarray:
+    """8-bit values (H, W) of an image of one of the modes I;16, I and F.
+
+    Modes I and F do not say what white is: it is taken to be the least of 255 and 65535 (of 1, 255 and 65535
+    for F) that no pixel exceeds.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        white = 65535
+    else:
+        whites = (255, 65535) if image.mode == "I" else (1, 255, 65535)
+        low, high = values.min(), values.max()
+        white = next((candidate for candidate in whites if low >= 0 and high <= candidate), None)
+        if white is None:
+            raise ImageDecodeError(
+                f"pixel values from {low} to {high} in mode {image.mode}. Scale them to [0, 65535].",
+                "out_of_range",
+            )
+    gray = _scale_to_uint8(values, white)
+    if "transparency" in image.info:
+        gray[values == image.info["transparency"]] = 255
+    return gray
+
+
+def _scale_to_uint8(values: np.ndarray, white: float) -> np.ndarray:
+    return np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+
+
+def _is_tensor(source) -> bool:
+    # Nobody holds a tensor where torch was never imported, and importing it takes seconds.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _decode_array(source, is_channels_first: bool | None) -> Image.Image:
+    prefers_channels_first = _is_tensor(source) if is_channels_first is None else is_channels_first
+    values = source
+    if _is_tensor(source):
+        values = source.detach().cpu()
+        # numpy has no bfloat16.
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    if 0 in values.shape:
+        raise ImageDecodeError(f"an array of shape {values.shape} has no pixels. Leave it out.", "empty")
+    if values.ndim == 3:
+        fits_first, fits_last = values.shape[0] <= 4, values.shape[2] <= 4
+        if is_channels_first is not None:
+            fits_first, fits_last = fits_first and is_channels_first, fits_last and not is_channels_first
+        if fits_first and (prefers_channels_first or not fits_last):
+            values = np.moveaxis(values, 0, -1)
+        elif not fits_last:
+            values = None
+    elif values.ndim != 2:
+        values = None
+    if values is None:
+        raise ImageDecodeError(
+            f"an array of shape {tuple(source.shape)} is not one image. "
+            "Pass (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, one image at a time.",
+            "bad_shape",
+        )
+    pixels = _array_to_uint8(values)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    mode = "L" if pixels.ndim == 2 else {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+    height, width = pixels.shape[:2]
+    return _to_rgb(Image.frombytes(mode, (width, height), np.ascontiguousarray(pixels).tobytes()))
+
+
+def _array_to_uint8(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.newbyteorder("=") == np.uint16:
+        return _scale_to_uint8(values, 65535)
+    if values.dtype.kind not in "buif":
+        raise ImageDecodeError(
+            f"an array of {values.dtype} is not an image. Pass uint8, uint16 or floats.", "unsupported_type"
+        )
+    white = 255 if values.dtype.kind in "iu" else 1
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):
+        raise ImageDecodeError(
+            f"values from {low} to {high} in an array of {values.dtype}, which holds [0, {white}]. "
+            "Pass the image before it is normalized, or uint8.",
+            "out_of_range",
+        )
+    return _scale_to_uint8(values, white)

@@ -1,0 +1,216 @@
+"""Images to `pixel_values`, by the arithmetic of OpenAI's transform, without torchvision.
+
+OpenAI's transform is torchvision's `Resize(n, BICUBIC)`, `CenterCrop(n)`, `ToTensor()`, `Normalize`.
+Given the decoder's image, the pixels here equal it bit for bit. transformers' own processor is off by one
+pixel where the crop leaves an odd remainder. The other two of OpenCLIP's ways to a square are options of `size`:
+squashing the image, and fitting its longer edge and filling the rest with a color.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.processing_utils import ImagesKwargs
+
+from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .remote_code_hf_clip import SavedWithCode
+
+# An image of 1 x 50,000 pixels grows to 224 x 11,200,000 before all but the middle is cropped away: 7 GB.
+# Where it would be more than this many pixels, only the middle is computed.
+MAX_RESIZED_PIXELS = 2**26
+# A JPEG decoded at a fraction of its size is still so many times larger than what it is resized to: closer to it,
+# what the coarser decoding blurs would show.
+JPEG_REDUCTION_MARGIN = 1.5
+
+
+def resized_size(width: int, height: int, size) -> tuple[int, int]:
+    """(width, height) after the resize.
+
+    Args:
+        size: with `shortest_edge`, to which the other is rounded down, as torchvision's `Resize(int)` does; with
+            `longest_edge`, to which the other is rounded half to even, as OpenCLIP's `ResizeKeepRatio` does; or with
+            `height` and `width`, which squash the image.
+    """
+    if size.height and size.width:
+        return size.width, size.height
+    if bool(size.shortest_edge) == bool(size.longest_edge):
+        raise ValueError(f"size={dict(size)}: set 'shortest_edge', or 'longest_edge', or 'height' and 'width'.")
+    short, long = min(width, height), max(width, height)
+    if size.longest_edge:
+        ratio = long / size.longest_edge
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
+    edges = size.shortest_edge, int(size.shortest_edge * long / short)
+    return edges if width <= height else edges[::-1]
+
+
+def center_box(width: int, height: int, crop_size) -> tuple[int, int, int, int]:
+    """The crop (left, top, right, bottom) of torchvision's `CenterCrop`.
+
+    Half a pixel is rounded to the even neighbour. Where the crop is larger than the image, the box reaches
+    beyond the edges, at the right and below by the odd pixel more.
+    """
+
+    def start(extent: int, crop: int) -> int:
+        return round((extent - crop) / 2) if extent >= crop else -((crop - extent) // 2)
+
+    left, top = start(width, crop_size.width), start(height, crop_size.height)
+    return left, top, left + crop_size.width, top + crop_size.height
+
+
+def resize_box(image: Image.Image, size: tuple[int, int], resample: int, box: tuple[int, int, int, int]):
+    """`image.resize(size, resample).crop(box)` without computing what the crop drops.
+
+    The sampling points are the same but for rounding, which shows in the last bit of few pixels. At harsh
+    edges the difference can be larger: Pillow clips between its two passes, and picks their order by the
+    size. The box must lie within the resized image.
+    """
+    # Pillow keeps the box in single precision: cut the source first, so that the coordinates are small.
+    scale_x, scale_y = image.width / size[0], image.height / size[1]
+    # Bicubic and Lanczos reach 2 and 3 pixels far, times the scale where the image shrinks.
+    margin_x, margin_y = (math.ceil(4 * max(scale, 1)) for scale in (scale_x, scale_y))
+    left = max(0, math.floor(box[0] * scale_x) - margin_x)
+    top = max(0, math.floor(box[1] * scale_y) - margin_y)
+    right = min(image.width, math.ceil(box[2] * scale_x) + margin_x)
+    bottom = min(image.height, math.ceil(box[3] * scale_y) + margin_y)
+    part = image.crop((left, top, right, bottom))
+    region = (
+        box[0] * scale_x - left,
+        box[1] * scale_y - top,
+        min(box[2] * scale_x - left, part.width),
+        min(box[3] * scale_y - top, part.height),
+    )
+    return part.resize((box[2] - box[0], box[3] - box[1]), resample, box=region)
+
+
+class HFCLIPImagesKwargs(ImagesKwargs, total=False):
+    fill_color: int
+
+
+class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
+    """Turns anything that `decode_image` reads into `pixel_values`, as OpenAI's transform would.
+
+    The arguments are those of transformers' `CLIPImageProcessor`: `size`, `crop_size`, `resample`,
+    `image_mean`, `image_std`, `rescale_factor` and the `do_...` switches. The defaults are OpenAI's for 224
+    pixels. `size={"longest_edge": n}` fits the whole image into the crop; `fill_color` (0 to 255) is the gray
+    beyond its edges. A call raises ImageDecodeError with the index of the first image that cannot be decoded.
+    """
+
+    _auto_class = "AutoImageProcessor"
+    valid_kwargs = HFCLIPImagesKwargs
+    fill_color = 0
+
+    def resize_and_crop(
+        self, image, *, is_channels_first: bool | None = None, may_reduce_jpeg: bool = False
+    ) -> np.ndarray:
+        """The image that the model sees, before rescaling and normalizing: uint8 of shape (H, W, 3).
+
+        Args:
+            image: what `decode_image` takes.
+            is_channels_first: see there.
+            may_reduce_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 where that leaves 1.5 times the size to which it is
+                resized: several times faster, and not quite the same pixels. Those of photographs differ by less than
+                1 level of 255 on average and by 4 at most, those of pure noise by 6 and 40. For training: what is
+                measured should see the exact pixels.
+
+        Raises:
+            ImageDecodeError: if `image` cannot be decoded; see `decode_image` for what it takes.
+        """
+        least_edge = None
+        if may_reduce_jpeg and self.do_resize:
+            least_edge = math.ceil(JPEG_REDUCTION_MARGIN * max(value for value in dict(self.size).values() if value))
+        decoded = decode_image(image, is_channels_first=is_channels_first, least_edge=least_edge)
+        size = self.size if self.do_resize else None
+        crop_size = self.crop_size if self.do_center_crop else None
+        return np.array(_resize_and_crop(decoded, size, self.resample, crop_size, self.fill_color))
+
+    def fetch_images(self, image_url_or_urls):
+        """The same images: paths are read by `decode_image`, and nothing is fetched from the network."""
+        return image_url_or_urls
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        """One flat list: of an image, a batch array of 4 axes, or lists of images nested to any depth."""
+        if isinstance(images, list | tuple):
+            return [image for item in images for image in self._prepare_images_structure(item)]
+        if getattr(images, "ndim", 0) == 4:
+            return list(images)
+        return [images]
+
+    def _prepare_image_like_inputs(self, images, *args, input_data_format=None, **kwargs) -> list:
+        is_first = None
+        if input_data_format is not None:
+            is_first = ChannelDimension(input_data_format) == ChannelDimension.FIRST
+        decoded = []
+        for index, image in enumerate(self._prepare_images_structure(images)):
+            try:
+                decoded.append(decode_image(image, is_channels_first=is_first))
+            except ImageDecodeError as error:
+                raise ImageDecodeError(f"images[{index}]: {error}", error.reason) from error
+        if not decoded:
+            raise ImageDecodeError("images is empty. Pass at least one image.", "empty")
+        return decoded
+
+    def _preprocess(
+        self,
+        images: list[Image.Image],
+        do_resize: bool,
+        size,
+        resample,
+        do_center_crop: bool,
+        crop_size,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        fill_color: int = 0,
+        do_pad: bool | None = None,
+        pad_size=None,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
+        table = None
+        if do_rescale or do_normalize:
+            mean, std = (image_mean, image_std) if do_normalize else (0, 1)
+            table = _value_table(rescale_factor if do_rescale else None, mean, std)
+        resize_to, crop_to = size if do_resize else None, crop_size if do_center_crop else None
+        pixel_values = []
+        for image in images:
+            pixels = np.array(_resize_and_crop(image, resize_to, resample, crop_to, fill_color))
+            pixels = pixels.transpose(2, 0, 1)
+            if table is not None:
+                pixels = np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
+            pixel_values.append(pixels)
+        if do_pad:
+            pixel_values = self.pad(pixel_values, pad_size=pad_size)
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _resize_and_crop(image: Image.Image, size, resample, crop_size, fill_color: int) -> Image.Image:
+    width, height = image.size if size is None else resized_size(*image.size, size)
+    box = (0, 0, width, height) if crop_size is None else center_box(width, height, crop_size)
+    is_within = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+    if width * height > MAX_RESIZED_PIXELS and (width, height) != image.size and is_within:
+        return resize_box(image, (width, height), resample, box)
+    if (width, height) != image.size:
+        image = image.resize((width, height), resample)
+    if is_within or not fill_color:
+        return image if box == (0, 0, width, height) else image.crop(box)
+    canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (fill_color,) * 3)
+    canvas.paste(image, (-box[0], -box[1]))
+    return canvas
+
+
+def _value_table(rescale_factor: float | None, mean, std) -> np.ndarray:
+    """(3, 256) float32: what each 8-bit value becomes in each channel.
+
+    A table has the bits of the arithmetic on whole images, `ToTensor`'s division by 255 and `Normalize`'s
+    subtraction and division in float32, at a fraction of its time.
+    """
+    if rescale_factor is None:
+        raise ValueError("do_rescale=False with do_normalize=True: mean and std are of values in [0, 1].")
+    values = (np.arange(256) * rescale_factor).astype(np.float32)
+    mean, std = (np.broadcast_to(np.asarray(item, dtype=np.float32), 3)[:, None] for item in (mean, std))
+    return (values - mean) / std

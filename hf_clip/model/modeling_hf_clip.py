@@ -1,0 +1,348 @@
+"""The dual encoder of the paper, and its parts as models of their own.
+
+Shape suffixes: B images or texts, D dimensions of the shared space.
+
+The state dict has transformers' own names for CLIP (misspelt `pre_layrnorm` and all), so that their checkpoints
+load here, and ours there.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from .loss_hf_clip import contrastive_loss, sigmoid_loss
+from .modeling_convnet_hf_clip import HFCLIPConvNetModel
+from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, starting_at, unit_embeddings
+from .modeling_resnet_hf_clip import HFCLIPResNetModel
+from .modeling_text_hf_clip import HFCLIPTextModel
+from .modeling_timm_hf_clip import HFCLIPTimmModel
+from .modeling_transformers_towers_hf_clip import HFCLIPTransformersTextModel, HFCLIPTransformersVisionModel
+from .modeling_vit_hf_clip import HFCLIPVisionModel
+
+
+@dataclass
+class HFCLIPOutput(ModelOutput):
+    """What `HFCLIPModel` returns, with the fields of transformers' `CLIPOutput`.
+
+    Args:
+        loss: scalar, where `return_loss=True` asked for it.
+        logits_per_image: (images, texts), the scaled cosines.
+        logits_per_text: (texts, images), its transpose.
+        text_embeds, image_embeds: (B, D) unit embeddings.
+        text_model_output, vision_model_output: the towers' outputs; `pooler_output` is the projected embedding.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class HFCLIPVisionModelOutput(ModelOutput):
+    """`image_embeds` (B, D) are projected but not normalized, as in transformers' `CLIPVisionModelOutput`."""
+
+    image_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HFCLIPTextModelOutput(ModelOutput):
+    """`text_embeds` (B, D) are projected but not normalized, as in transformers' `CLIPTextModelOutput`."""
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast within. The meta device, which only counts shapes, knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+IMAGE_TOWERS = {
+    "vit": HFCLIPVisionModel,
+    "convnet": HFCLIPConvNetModel,
+    "resnet": HFCLIPResNetModel,
+    "transformers": HFCLIPTransformersVisionModel,
+    "timm": HFCLIPTimmModel,
+}
+TEXT_TOWERS = {
+    "clip": HFCLIPTextModel,
+    "transformers": HFCLIPTransformersTextModel,
+}
+
+
+def _image_tower(config: HFCLIPVisionConfig) -> PreTrainedModel:
+    return IMAGE_TOWERS[config.tower]._from_config(config)
+
+
+def _text_tower(config: HFCLIPTextConfig) -> PreTrainedModel:
+    return TEXT_TOWERS[config.tower]._from_config(config)
+
+
+class HFCLIPProjectionMLP(nn.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, width: int, between: int, dimensions: int, biases: tuple[bool, bool]):
+        super().__init__()
+        self.fc1 = starting_at(width**-0.5, nn.Linear(width, between, bias=biases[0]))
+        self.fc2 = starting_at(between**-0.5, nn.Linear(between, dimensions, bias=biases[1]))
+
+    def forward(self, embeddings_BW: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(embeddings_BW)))
+
+
+def _projection(tower: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
+    """From a tower's embeddings to the shared space. The MLPs are OpenCLIP's (`HFTextEncoder`, `TimmModel`)."""
+    width, dimensions, bias = tower.pooled_size, tower.projection_dim, tower.projection_bias
+    if tower.projection_type == "none":
+        return nn.Identity()
+    if tower.projection_type == "mlp" and tower.base_config_key == "text_config":
+        return HFCLIPProjectionMLP(width, (width + dimensions) // 2, dimensions, (bias, bias))
+    if tower.projection_type == "mlp":
+        return HFCLIPProjectionMLP(width, 2 * dimensions, dimensions, (True, bias))
+    return starting_at(width**-0.5, nn.Linear(width, dimensions, bias=bias))
+
+
+class HFCLIPModel(HFCLIPPreTrainedModel):
+    """The dual encoder (Radford et al. 2021, section 2.3): images and texts as embeddings of one space.
+
+    Where the config is an `HFCLIPSiglipConfig`, logits have a learned bias and the loss is a sigmoid's for each pair.
+    """
+
+    def __init__(self, config: HFCLIPConfig):
+        super().__init__(config)
+        self.text_model = _text_tower(config.text_config)
+        self.vision_model = _image_tower(config.vision_config)
+        self.visual_projection = _projection(config.vision_config)
+        self.text_projection = _projection(config.text_config)
+        # On disk, transformers has a scalar for CLIP and an embedding of one for SigLIP.
+        shape = () if config.logit_bias_init_value is None else (1,)
+        self.logit_scale = nn.Parameter(torch.empty(shape))
+        self.logit_bias = nn.Parameter(torch.empty(shape)) if shape else None
+        self.post_init()
+
+    def initialize_own(self, factor: float):
+        init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+        if self.logit_bias is not None:
+            init.constant_(self.logit_bias, self.config.logit_bias_init_value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The text tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
+        output.pooler_output = self.text_projection(output.pooler_output)
+        return output
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The image tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        output = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
+
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True
+    ) -> torch.Tensor:
+        """(B, D) embeddings of texts, unit length unless `normalize=False`. Raises what `HFCLIPTextModel` raises."""
+        embeddings_BD = self.get_text_features(input_ids, attention_mask).pooler_output
+        return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
+
+    def encode_image(
+        self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False
+    ) -> torch.Tensor:
+        """(B, D) embeddings of images, unit length unless `normalize=False`. Raises what the image tower raises."""
+        embeddings_BD = self.get_image_features(pixel_values, interpolate_pos_encoding).pooler_output
+        return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        concept_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HFCLIPOutput:
+        """Scaled cosines of all images with all texts, plus the bias of a sigmoid model.
+
+        With `return_loss=True`, images and texts are pairs and `loss` is the batch's `contrastive_loss`, or
+        `sigmoid_loss` (over all ranks); `concept_ids` (B,) then names the pairs that are positives of each other.
+        """
+        vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        text_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
+        image_BD, text_BD = unit_embeddings(vision_output.pooler_output), unit_embeddings(text_output.pooler_output)
+        # The towers may lie on different devices (device_map).
+        image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
+        with _full_precision(text_BD.device):
+            logits_per_text = scale * text_BD @ image_BD.T
+        factors = (scale,)
+        if self.logit_bias is not None:
+            bias = self.logit_bias.to(text_BD)
+            logits_per_text, factors = logits_per_text + bias, (scale, bias)
+        loss = None
+        if return_loss:
+            measure = contrastive_loss if self.logit_bias is None else sigmoid_loss
+            loss = measure(image_BD, text_BD, *factors, concept_ids)
+        dtype = text_output.pooler_output.dtype
+        return HFCLIPOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T.to(dtype),
+            logits_per_text=logits_per_text.to(dtype),
+            text_embeds=text_BD.to(dtype),
+            image_embeds=image_BD.to(dtype),
+            text_model_output=text_output,
+            vision_model_output=vision_output,
+        )
+
+
+class HFCLIPSiglipModel(HFCLIPModel):
+    """A dual encoder trained with a sigmoid (Zhai et al. 2023), known to the Auto classes by its type."""
+
+    config: HFCLIPSiglipConfig
+
+
+class HFCLIPTextModelWithProjection(HFCLIPPreTrainedModel):
+    """The text tower and its projection, alone: `text_embeds` (B, D). Loads from a dual encoder's folder too."""
+
+    config: HFCLIPTextConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_"]
+
+    def __init__(self, config: HFCLIPTextConfig):
+        super().__init__(config)
+        self.text_model = _text_tower(config)
+        self.text_projection = _projection(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HFCLIPTextModelOutput:
+        output = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
+        return HFCLIPTextModelOutput(
+            text_embeds=self.text_projection(output.pooler_output),
+            last_hidden_state=output.last_hidden_state,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
+    """The image tower and its projection, alone: `image_embeds` (B, D). Loads from a dual encoder's folder too."""
+
+    config: HFCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_"]
+
+    def __init__(self, config: HFCLIPVisionConfig):
+        super().__init__(config)
+        self.vision_model = _image_tower(config)
+        self.visual_projection = _projection(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> HFCLIPVisionModelOutput:
+        output = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return HFCLIPVisionModelOutput(
+            image_embeds=self.visual_projection(output.pooler_output),
+            last_hidden_state=output.last_hidden_state,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
+    """A linear classifier on the mean of the image tower's tokens (the class token apart), as transformers' CLIP has.
+
+    `labels` (B,) give a `loss` by transformers' rules (`config.problem_type`, `config.num_labels`).
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^text_projection\.",
+        r"^visual_projection\.",
+        r"^logit_",
+    ]
+
+    def __init__(self, config: HFCLIPConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = _image_tower(config.vision_config)
+        width = config.vision_config.hidden_size
+        self.classifier = starting_at(width**-0.5, nn.Linear(width, config.num_labels))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        output = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        first = 1 if self.vision_model.has_class_token else 0
+        logits = self.classifier(output.last_hidden_state[:, first:].mean(dim=1))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )

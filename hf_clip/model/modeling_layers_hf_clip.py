@@ -1,0 +1,226 @@
+"""Layers that the transformers of both towers are made of, and how their weights begin.
+
+Shape suffixes: B images or texts, T tokens, W width of a tower, D dimensions of the shared space.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+
+
+def require_on_device(condition: torch.Tensor, message: str) -> None:
+    """Raises ValueError unless `condition` (a boolean scalar) holds.
+
+    Reading the value of a tensor would break a traced graph and stall an accelerator, so there it is asserted on
+    the device instead.
+    """
+    if condition.device.type == "meta":
+        return
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)
+
+
+def starting_at(std: float, layer: nn.Module) -> nn.Module:
+    """The layer, with the width of its initial weights noted on it.
+
+    Noted on the layer, not drawn by its parent: transformers passes modules of models outside its tree to
+    `_init_weights` only where they hold parameters of their own.
+    """
+    layer.initial_std = std
+    return layer
+
+
+def float_pixels(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The pixels in the type of the weights. Raises ValueError for whole numbers: models take normalized pixels."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values of {pixel_values.dtype} are raw pixels: pass what the processor makes "
+            "of images, rescaled and normalized."
+        )
+    return pixel_values.to(dtype)
+
+
+def as_autocast(tokens_BTW: torch.Tensor) -> torch.Tensor:
+    """The tokens in the type that autocast gives to products, where it is on: cast once for all layers that read them.
+
+    Autocast itself remembers what it cast of weights only.
+    """
+    kind = tokens_BTW.device.type
+    # Autocast does not know of tensors without memory.
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return tokens_BTW.to(torch.get_autocast_dtype(kind))
+    return tokens_BTW
+
+
+def unit_embeddings(embeddings_BD: torch.Tensor) -> torch.Tensor:
+    """Unit embeddings, in float32 at least."""
+    return F.normalize(embeddings_BD.to(torch.promote_types(embeddings_BD.dtype, torch.float32)), dim=-1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out; the one implementation that can also return its weights, (B, heads, T, T)."""
+    # Queries are smaller than scores.
+    weights = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    # Sums in float32 inside, whatever the type; asked for in float32, it would write and read twice as much.
+    weights = weights.softmax(dim=-1).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class HFCLIPAttention(nn.Module):
+    """Multi-head self-attention, by whichever implementation the config chose."""
+
+    def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        # The text tower passes its own with each call.
+        self.is_causal = False
+        width = config.hidden_size
+        self.q_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        self.k_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        self.v_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        # Two layers add to the residual stream in each of the blocks: together they add about what it began with.
+        std = (2 * width * config.num_hidden_layers) ** -0.5
+        self.out_proj = starting_at(std, nn.Linear(width, width))
+
+    def forward(
+        self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        by_head = (*tokens_BTW.shape[:-1], -1, self.head_dim)
+        tokens_BTW = as_autocast(tokens_BTW)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            self.q_proj(tokens_BTW).view(by_head).transpose(1, 2),
+            self.k_proj(tokens_BTW).view(by_head).transpose(1, 2),
+            self.v_proj(tokens_BTW).view(by_head).transpose(1, 2),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(tokens_BTW.shape)), weights
+
+
+class HFCLIPQuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), OpenAI's approximation of GELU (Hendrycks and Gimpel 2016).
+
+    Written with SiLU, which keeps one map for the backward pass, where the product of two keeps three.
+    """
+
+    def forward(self, map_BTW: torch.Tensor) -> torch.Tensor:
+        return F.silu(1.702 * map_BTW) * (1 / 1.702)
+
+
+class HFCLIPMLP(nn.Module):
+    def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
+        super().__init__()
+        self.config = config
+        self.activation_fn = HFCLIPQuickGELU() if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.fc1 = starting_at((2 * width) ** -0.5, nn.Linear(width, config.intermediate_size))
+        self.fc2 = starting_at((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
+
+    def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(tokens_BTW)))
+
+
+class HFCLIPLayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021)."""
+
+    def __init__(self, width: int, initial_value: float):
+        super().__init__()
+        self.initial_value = initial_value
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def initialize_own(self, factor: float):
+        init.constant_(self.weight, self.initial_value)
+
+    def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        return tokens_BTW * self.weight
+
+
+def _layer_scale(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
+    if config.layer_scale_init_value is None:
+        return nn.Identity()
+    return HFCLIPLayerScale(config.hidden_size, config.layer_scale_init_value)
+
+
+class HFCLIPEncoderLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = HFCLIPAttention(config)
+        self.layer_scale1 = _layer_scale(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = HFCLIPMLP(config)
+        self.layer_scale2 = _layer_scale(config)
+
+    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        attended_BTW, _ = self.self_attn(self.layer_norm1(tokens_BTW), attention_mask, **kwargs)
+        tokens_BTW = tokens_BTW + self.layer_scale1(attended_BTW)
+        return tokens_BTW + self.layer_scale2(self.mlp(self.layer_norm2(tokens_BTW)))
+
+
+class HFCLIPEncoder(nn.Module):
+    def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(HFCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        for layer in self.layers:
+            tokens_BTW = layer(tokens_BTW, attention_mask, **kwargs)
+        return tokens_BTW
+
+
+class HFCLIPPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization of all models here. Initial widths are the paper's (OpenAI's model.py)."""
+
+    config: HFCLIPConfig
+    base_model_prefix = "hf_clip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["HFCLIPTextEmbeddings", "HFCLIPVisionEmbeddings", "HFCLIPEncoderLayer", "HFCLIPPoolingHead"]
+    _can_record_outputs = {"hidden_states": HFCLIPEncoderLayer, "attentions": HFCLIPAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        factor = self.config.initializer_factor
+        # Quantized layers have no weight to draw.
+        if (std := getattr(module, "initial_std", None)) is not None and module.weight is not None:
+            init.normal_(module.weight, std=std * factor)
+        if hasattr(module, "initialize_own"):
+            module.initialize_own(factor)

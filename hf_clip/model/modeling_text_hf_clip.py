@@ -1,0 +1,133 @@
+"""The text transformer.
+
+Shape suffixes: B texts, T tokens, W width of the tower.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPTextConfig
+from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, require_on_device, starting_at
+
+
+class HFCLIPTextEmbeddings(nn.Module):
+    """Token embeddings with learned positions."""
+
+    def __init__(self, config: HFCLIPTextConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.token_embedding = starting_at(0.02, nn.Embedding(config.vocab_size, width))
+        self.position_embedding = starting_at(0.01, nn.Embedding(config.max_position_embeddings, width))
+        self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings)[None], persistent=False)
+
+    def initialize_own(self, factor: float):
+        init.copy_(self.position_ids, torch.arange(self.position_ids.shape[-1])[None])
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        length, limit = input_ids.shape[-1], self.position_embedding.num_embeddings
+        if length > limit:
+            raise ValueError(
+                f"Texts of {length} tokens are longer than the model's {limit} positions: truncate them to {limit} "
+                "(the processor and the tokenizer do, and keep the end token)."
+            )
+        if position_ids is None:
+            position_ids = self.position_ids[:, :length]
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class HFCLIPTextModel(HFCLIPPreTrainedModel):
+    """The text tower: `input_ids` (B, T) to one embedding a text, pooled where `config.pooling` says.
+
+    As the paper has it, the tower is causal and pools at the first end token, and texts are padded on the right:
+    padding comes after all that the end token can see, so no attention mask is needed, and a batch may be padded to
+    its longest text. The same holds for pooling "first" and "mean". A mask that is given is kept to. A tower that
+    pools at its last position (SigLIP) was trained on texts padded to the full length, and takes no others.
+    `pooler_output` is (B, pooled_size), from `head` where the config has one.
+    Raises ValueError for a text without an end token (unless pooled at its first or last position), for left padding,
+    for more tokens than positions and for fewer where the last is pooled; on an accelerator and in compiled code the
+    first two are asserted on the device.
+    """
+
+    config: HFCLIPTextConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+
+    def __init__(self, config: HFCLIPTextConfig):
+        super().__init__(config)
+        self.embeddings = HFCLIPTextEmbeddings(config)
+        self.encoder = HFCLIPEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, size = config.hidden_size, config.projection_size
+        self.head = nn.Identity() if size is None else starting_at(width**-0.5, nn.Linear(width, size))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.token_embedding = value
+
+    def _end_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where each text ends, (B,)."""
+        # int32, as argmax of int64 has no ONNX counterpart.
+        if self.config.eos_token_id == POOL_AT_HIGHEST_ID and self.config.pooling != "first_eos":
+            return input_ids.int().argmax(dim=-1)
+        is_end_BT = input_ids == self.config.eos_token_id
+        require_on_device(
+            is_end_BT.any(dim=-1).all(),
+            f"A text has no end token (id {self.config.eos_token_id}): tokenize with add_special_tokens=True, and "
+            "truncate with the tokenizer, which keeps the end token.",
+        )
+        return is_end_BT.int().argmax(dim=-1)
+
+    def _pool(self, tokens_BTW: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """One embedding a text, (B, W)."""
+        if self.config.pooling == "first":
+            return tokens_BTW[:, 0]
+        if self.config.pooling == "last":
+            return tokens_BTW[:, -1]
+        end_B = self._end_positions(input_ids)
+        if self.config.pooling == "mean":
+            places_T = torch.arange(tokens_BTW.shape[1], device=tokens_BTW.device)
+            is_text_BT1 = (places_T <= end_B[:, None])[..., None]
+            return (tokens_BTW * is_text_BT1).sum(dim=1) / is_text_BT1.sum(dim=1)
+        rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
+        return tokens_BTW[rows_B, end_B]
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        if attention_mask is not None and attention_mask.ndim == 2:
+            require_on_device(
+                attention_mask[:, 0].ne(0).all(),
+                "A text is padded on the left, which moves its tokens to other positions: pad on the right "
+                "(tokenizer.padding_side = 'right').",
+            )
+        length, full = input_ids.shape[-1], self.config.max_position_embeddings
+        if self.config.pooling == "last" and length < full:
+            raise ValueError(
+                f"Texts of {length} tokens would be pooled at another position than the model's last: pad them to "
+                f"{full} tokens (padding='max_length', max_length={full})."
+            )
+        tokens_BTW = self.embeddings(input_ids, position_ids)
+        # Where the config says is_causal=False, this is a mask of the padding alone.
+        attention_mask = create_causal_mask(
+            config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, past_key_values=None
+        )
+        kwargs.pop("is_causal", None)
+        tokens_BTW = self.final_layer_norm(
+            self.encoder(tokens_BTW, attention_mask, is_causal=self.config.is_causal, **kwargs)
+        )
+        pooled_BW = self._pool(tokens_BTW, input_ids)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW, pooler_output=self.head(pooled_BW))

@@ -1,0 +1,213 @@
+"""The zero-shot pipeline: transformers' own by its arguments and results, with the labels encoded once.
+
+    pipe = pipeline("zero-shot-image-classification", model=folder, pipeline_class=HFCLIPZeroShotPipeline)
+    pipe(images, candidate_labels=["a cat", "a dog"], templates=["a photo of {}.", "a drawing of {}."], top_k=1)
+
+The stock pipeline encodes all labels anew for every image. Once this package is imported, the task
+"hf-clip-zero-shot" names this class too.
+"""
+
+# Shapes: B images of a batch, K labels kept, H and W pixels.
+
+import base64
+import binascii
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForZeroShotImageClassification, Pipeline
+
+from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .image_urls_hf_clip import fetch_image
+from .zero_shot_hf_clip import ZeroShotClassifier, check_finite, evaluation_mode, uncompiled, unit_image_embeds
+
+TASK = "hf-clip-zero-shot"
+# Sets of labels whose embeddings are kept.
+MAX_CACHED = 8
+# What each label is weighed against where labels are judged by themselves and nothing else was named.
+REJECTION = "something else"
+
+_FETCHING = ("timeout", "max_bytes", "resolve")
+_CLASSIFYING = ("candidate_labels", "hypothesis_template", "templates", "rejection", "multi_label", "top_k")
+
+
+class HFCLIPZeroShotPipeline(Pipeline):
+    """Zero-shot classification of images, over transformers' `ZeroShotImageClassificationPipeline`.
+
+    Label embeddings are kept between calls and computed again when labels, templates, a weight of the text tower, the
+    processor or its tokenizer change. Weights are told apart by identity, place and version, never by their values: a
+    write that torch does not count (`parameter.data.add_(...)`) goes unnoticed; `clear_cache()` forgets them.
+
+    Lists are classified in batches of `batch_size` (32 by default), of the pipeline or of a call.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *, batch_size: int = 32, **kwargs):
+        super().__init__(batch_size=batch_size, **kwargs)
+        if not hasattr(self.model, "encode_text"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no encode_text: load the model by hf_clip.load, or as HFCLIPModel."
+            )
+        if self.processor is None:
+            raise ValueError("the pipeline has no processor: pass processor=, as hf_clip.load gives it.")
+        self._cache: OrderedDict[tuple, tuple[list, ZeroShotClassifier]] = OrderedDict()
+
+    def __call__(self, image=None, candidate_labels=None, **kwargs):
+        """Scores of labels for an image or several.
+
+        Args:
+            image: an image, or a list, generator or torch data set of images; each of any kind that
+                `decode_image` takes, or a URL, or base64 as text. `images` is taken for it too.
+            candidate_labels: the labels; a list of names stands for one class, shown by the first.
+            hypothesis_template: text around a label, with `{}` for it; "This is a photo of {}." by default.
+            templates: several such texts, whose embeddings are averaged, instead of one.
+            rejection: names for what is none of the labels; see `ZeroShotClassifier`.
+            multi_label: judge each label by itself. With models trained with a softmax, each is then weighed against
+                the rejection class, "something else" by default.
+            top_k: the best labels only; `threshold`: those of such a score only.
+            timeout: seconds for each request of a URL, 10 by default; `max_bytes`: its greatest size, 32 MiB;
+                `resolve`: which addresses may be connected to, those of the public by default. See `fetch_image`.
+            batch_size, num_workers: as for every pipeline.
+
+        Returns:
+            A list of {"score", "label"}, best first, for an image; a list of such lists for a list; a generator of
+            them for a generator or data set. Scores are the softmax over the labels, or sigmoids where the model was
+            trained so.
+
+        Raises:
+            ImageDecodeError: (a ValueError) for an image that cannot be had.
+            ValueError: if there are no labels or no image; whatever `ZeroShotClassifier` raises.
+        """
+        image = kwargs.pop("images", image)
+        if image is None:
+            raise ValueError("there is no image: pass one, or a list of them.")
+        if isinstance(image, list | tuple) and not image:
+            return []
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        return super().__call__(list(image) if isinstance(image, tuple) else image, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forgets all label embeddings."""
+        self._cache.clear()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves model and processor. With the code, so that `trust_remote_code=True` finds the task too."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _sanitize_parameters(self, **kwargs):
+        known = {*_FETCHING, *_CLASSIFYING, "threshold"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise ValueError(f"{', '.join(unknown)} is no argument here. There are {', '.join(sorted(known))}.")
+        if isinstance(kwargs.get("candidate_labels"), str):
+            raise TypeError(f"candidate_labels={kwargs['candidate_labels']!r} is one string: pass a list of strings.")
+        if kwargs.get("templates") is not None and kwargs.get("hypothesis_template") is not None:
+            raise ValueError("hypothesis_template and templates are given: put the one among the others.")
+        top_k = kwargs.get("top_k")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} is below 1: set it to 1 or more, or to None for all labels.")
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        if "candidate_labels" in given:
+            given["candidate_labels"] = list(given["candidate_labels"])
+        fetching, classifying = (
+            {name: given[name] for name in names if name in given} for names in (_FETCHING, _CLASSIFYING)
+        )
+        return fetching, classifying, {"threshold": given["threshold"]} if "threshold" in given else {}
+
+    def preprocess(self, image, **fetching) -> dict[str, torch.Tensor]:
+        decoded = decode_image(_fetched(image, fetching))
+        return {"pixel_values": self.processor(images=[decoded], return_tensors="pt")["pixel_values"]}
+
+    def _forward(self, model_inputs, top_k=None, multi_label=False, **labels) -> dict:
+        classifier = self._classifier(multi_label=multi_label, **labels)
+        with evaluation_mode(self.model):
+            embeddings_BD = check_finite(unit_image_embeds(self.model, model_inputs["pixel_values"]), "images")
+        scores_BK, numbers_BK = classifier.rank(embeddings_BD, top_k, multi_label=multi_label)
+        return {"scores": scores_BK, "numbers": numbers_BK, "classifier": [classifier] * len(embeddings_BD)}
+
+    def postprocess(self, model_outputs, threshold: float = 0.0) -> list[dict]:
+        # One image, whether it came alone, as a batch of one, or out of a batch.
+        classifier = model_outputs["classifier"]
+        classifier = classifier[0] if isinstance(classifier, list) else classifier
+        [rows] = classifier.rows(model_outputs["scores"], model_outputs["numbers"], threshold)
+        return [{"score": row["score"], "label": row["label"]} for row in rows]
+
+    def _classifier(
+        self,
+        candidate_labels: Sequence[str | Sequence[str]] = (),
+        hypothesis_template: str = "This is a photo of {}.",
+        templates: Sequence[str] | None = None,
+        rejection: str | Sequence[str] | None = None,
+        multi_label: bool = False,
+    ) -> ZeroShotClassifier:
+        """The classifier of these words and of the weights as they are now."""
+        if rejection is None and multi_label and getattr(self.model, "logit_bias", None) is None:
+            rejection = REJECTION
+        templates = [hypothesis_template] if templates is None else templates
+        key = (_frozen(candidate_labels), _frozen(templates), _frozen(rejection))
+        weights, state = _weights(self.model)
+        things = [self.model, self.processor, getattr(self.processor, "tokenizer", self.processor), *weights]
+        found = self._cache.pop(key, None)
+        # Identity by weak references: an id may be that of a tensor that is gone.
+        if (
+            found is None
+            or found[1] != state
+            or any(one() is not two for one, two in zip(found[0], things, strict=True))
+        ):
+            classifier = ZeroShotClassifier(
+                self.model, self.processor, candidate_labels, templates, rejection=rejection
+            )
+            found = [weakref.ref(thing) for thing in things], state, classifier
+        self._cache[key] = found
+        while len(self._cache) > MAX_CACHED:
+            self._cache.popitem(last=False)
+        return found[2]
+
+
+# Of `save_pretrained`, which writes the task into config.json. Under a name of its own: under the stock one the
+# stock pipeline would ask for trust in this code.
+HFCLIPZeroShotPipeline._registered_impl = {
+    TASK: {"impl": HFCLIPZeroShotPipeline, "pt": (AutoModelForZeroShotImageClassification,), "type": "multimodal"}
+}
+
+
+def _fetched(image, fetching: dict):
+    """Bytes of a URL or of base64; anything else as it is."""
+    if not isinstance(image, str):
+        return image
+    if image.startswith(("http://", "https://")):
+        return fetch_image(image, **fetching)
+    if not image.startswith("data:image/") and (len(image) < 4096 and Path(image).exists()):
+        return image
+    try:
+        # Nothing shorter is an image; a path that is mistyped shall be called a path.
+        encoded = image.partition(",")[2] if image.startswith("data:") else image if len(image) > 64 else ""
+        return base64.b64decode(encoded, validate=True) or image
+    except (binascii.Error, ValueError) as error:
+        if image.startswith("data:"):
+            raise ImageDecodeError(f"{image[:60]!r}... is no base64: encode the image again.", "broken") from error
+        return image
+
+
+def _frozen(value):
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _weights(model) -> tuple[list[torch.Tensor], list[tuple]]:
+    """The text tower's tensors, and what changes when one of them is written or moved."""
+    model = uncompiled(model)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    weights = [tensor for name, tensor in named if name.startswith("text_")]
+    state = [
+        # Tensors of inference mode have no version, and can't be written outside it.
+        (0 if weight.is_inference() else weight._version, weight.data_ptr(), weight.device, weight.dtype)
+        for weight in weights
+    ]
+    return weights, state

@@ -1,0 +1,40 @@
+"""The code goes along with what is saved, so that a machine without this package can load it.
+
+transformers copies a class's file into the folder that it saves, and every file that it finds named in a line of the
+form below, there or in a file so found; it does the same when it loads with `trust_remote_code=True`. It reads these
+lines as text, so that they need not run. They bring all files, whatever is saved or loaded first: what was loaded by
+its code alone can be saved again, for its processor and its pipeline too.
+
+    from .configuration_hf_clip import HFCLIPConfig
+    from .image_processing_hf_clip import HFCLIPImageProcessor
+    from .image_decoding_hf_clip import decode_image
+    from .loss_hf_clip import contrastive_loss
+    from .modeling_convnet_hf_clip import HFCLIPConvNetModel
+    from .modeling_hf_clip import HFCLIPModel
+    from .modeling_layers_hf_clip import HFCLIPPreTrainedModel
+    from .modeling_resnet_hf_clip import HFCLIPResNetModel
+    from .modeling_text_hf_clip import HFCLIPTextModel
+    from .modeling_timm_hf_clip import HFCLIPTimmModel
+    from .modeling_transformers_towers_hf_clip import HFCLIPTransformersVisionModel
+    from .modeling_vit_hf_clip import HFCLIPVisionModel
+    from .pipeline_hf_clip import HFCLIPZeroShotPipeline
+    from .processing_hf_clip import HFCLIPProcessor
+    from .tokenization_hf_clip import HFCLIPTokenizer
+    from .image_urls_hf_clip import fetch_image
+    from .zero_shot_hf_clip import ZeroShotClassifier
+"""
+
+# Within transformers' cache of code that came with models.
+IS_REMOTE = __name__.startswith("transformers_modules.")
+
+
+class SavedWithCode:
+    """Mixin of classes whose `_auto_class` has transformers save their code, and name it in `auto_map`.
+
+    A user's subclass is left out: what its file imports is not here. `register_for_auto_class` brings it in.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not cls.__module__.endswith("_hf_clip"):
+            cls._auto_class = None

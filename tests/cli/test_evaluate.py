@@ -1,0 +1,510 @@
+"""`hf-clip eval`: every protocol from data to table, JSON, plots and card; what is wrong is said before the work."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_clip.evaluation import evaluate_zero_shot, fit_temperature, measure_wording, select_templates
+from hf_clip.evaluation.cache import IMAGES_PER_FILE
+from hf_clip.evaluation.suite import read_suite, run_suite
+from hf_clip.hub import check_model_card
+from hf_clip.hub.card_updates import push_to_card
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
+from hf_clip.prompts import load_prompts
+from hf_clip.sources import open_source
+from hf_clip_cli import main as cli
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.squares import COLOURS, NAMES, SIZE, rows, write_parquet
+from tests.helpers.toys import tiny_clip
+
+ROOT = Path(__file__).parents[2]
+PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
+DATA = "--model model --data squares.parquet --batch-size 16"
+SEVERAL = "--template 'a {} square' --template 'a {} thing' --template '{}'"
+TRAINED = f"{DATA} --where part=test --train-where part=train"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("eval")
+    model, processor = tiny_clip(NAMES, SIZE)
+    model.save_pretrained(place / "model")
+    processor.save_pretrained(place / "model")
+    content = [
+        {
+            **row,
+            "label": (color := row["caption"].split(" ")[1]),
+            "number": list(COLOURS).index(color),
+            "several": [list(COLOURS).index(color), 0],
+            "part": "test" if place_ % 3 == 0 else "train",
+            "lang": "en" if place_ % 2 else "de",
+        }
+        for place_, row in enumerate(rows(3))
+    ]
+    write_parquet(place / "squares.parquet", content)
+    (place / "names.txt").write_text("\n".join(COLOURS), encoding="utf-8-sig")
+    (place / "gap.txt").write_text("red\n\nblue\n")
+    (place / "none.json").write_text("{}")
+    (place / "one.json").write_text('[{"top_1": 0.5, "shifted_top_1": 0.4}]')
+    (place / "prompts.yaml").write_text(yaml.safe_dump({"templates": ["a {} square"], "classes": list(COLOURS)}))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def stand_there(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def evaluate(arguments: str, folder, code: int = 0) -> dict:
+    output = folder / "result.json"
+    assert cli.main(["eval", *shlex.split(arguments), "--output", str(output)]) == code
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_help_of_a_protocol_fits_one_screen(protocol, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["eval", protocol, "--help"])
+    text, example = capsys.readouterr().out.split("example:\n")
+    assert len(text.splitlines()) + 2 <= 40 and max(map(len, text.splitlines())) <= 80
+    # It stands on the data that comes along.
+    command, root = shlex.split(example), ROOT
+    assert command[:3] == ["hf-clip", "eval", protocol]
+    options = cli.make_parser().parse_args(command[1:])
+    assert all((root / data).is_file() for data in [*options.data, *(getattr(options, "train_data", None) or [])])
+
+
+def test_an_example_of_the_help_works(tmp_path, monkeypatch, capsys):
+    """The others take longer, of the same data and options."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/emoji").symlink_to(Path("model").absolute())
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "zero-shot", "--help"])
+    command = shlex.split(capsys.readouterr().out.split("example:\n")[1])
+    assert cli.main(command[1:]) == 0 and "2000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command_line", "plots"),
+    [
+        (f"zero-shot {DATA}", {"confusion.png", "calibration.png"}),
+        (f"retrieval {DATA}", {"recall.png"}),
+        (f"linear-probe {TRAINED}", {"sweep.png"}),
+        (f"few-shot {TRAINED} --shots 1 2 --seeds 2", {"few_shot.png"}),
+        (f"zero-shot {DATA} {SEVERAL} --wording", {"confusion.png", "calibration.png", "wording.png"}),
+        (f"robustness {DATA} --corruption jpeg --severity 1 --severity 3", {"robustness.png"}),
+        (f"robustness {DATA} --shifted-data squares.parquet", {"robustness.png"}),
+    ],
+)
+def test_every_protocol_gives_a_table_json_and_plots(command_line, plots, tmp_path, capsys):
+    result = evaluate(f"{command_line} --title 'my squares' --plots {tmp_path / 'plots'}", tmp_path)
+    assert result["protocol"] == command_line.split(" ")[0]
+    assert (result["title"], result["model"], result["data"]) == ("my squares", "model", ["squares.parquet"])
+    assert capsys.readouterr().out.startswith("my squares")
+    drawn = list((tmp_path / "plots").iterdir())
+    assert {plot.name for plot in drawn} == plots
+    for plot in drawn:
+        image = Image.open(plot)
+        assert 400 <= image.width <= 2000 and np.asarray(image.convert("L")).min() < 150
+
+
+def test_numbers_get_names_from_a_file_or_from_prompts(tmp_path):
+    by_word = evaluate(f"zero-shot {DATA} --template 'a {{}} square'", tmp_path)
+    # Words are sorted, numbers have the order of the file: the same images are right.
+    numbers = f"zero-shot {DATA} --label-column number"
+    by_file = evaluate(f"{numbers} --label-names names.txt --template 'a {{}} square'", tmp_path)
+    by_prompts = evaluate(f"{numbers} --prompts prompts.yaml", tmp_path)
+    assert by_file["top_1"] == by_prompts["top_1"] == by_word["top_1"]
+    assert [row["label"] for row in by_prompts["per_class"]] == list(COLOURS)
+    assert by_prompts["templates"] == ["a {} square"]
+
+
+def test_groups_and_languages(tmp_path):
+    result = evaluate(f"zero-shot {DATA} --by part", tmp_path)
+    assert set(result["by"]) == {"part", "lang"}
+    counts = {column: {value: row["images"] for value, row in rows.items()} for column, rows in result["by"].items()}
+    assert counts == {"part": {"test": 24, "train": 48}, "lang": {"de": 36, "en": 36}}
+    weighed = sum(row["top_1"] * row["images"] for row in result["by"]["lang"].values()) / 72
+    assert weighed == pytest.approx(result["top_1"])
+    one = evaluate(f"zero-shot {DATA} --where lang=de", tmp_path)
+    assert one["by"] == {} and one["top_1"] == pytest.approx(result["by"]["lang"]["de"]["top_1"])
+    within = evaluate(f"retrieval {DATA} --where lang=de", tmp_path)["image_to_text"]
+    assert evaluate(f"retrieval {DATA}", tmp_path)["by"]["lang"]["de"]["image_to_text"] == pytest.approx(within)
+    probe = evaluate(f"linear-probe {TRAINED}", tmp_path)
+    counts = [row["images"] for row in probe["by"]["lang"].values()]
+    weighed = sum(row["top_1"] * row["images"] for row in probe["by"]["lang"].values()) / 24
+    assert counts == [12, 12] and weighed == pytest.approx(probe["top_1"])
+
+
+def unit_embeddings(place) -> tuple:
+    """Model, processor, and embeddings and classes of all images, made here."""
+    model, processor = tiny_clip(NAMES, SIZE)
+    content = rows(3)
+    pixels = processor(images=[row["image"] for row in content], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        embeddings = model.encode_image(pixels)
+    classes = [sorted(COLOURS).index(row["caption"].split(" ")[1]) for row in content]
+    return model, processor, embeddings, torch.tensor(classes)
+
+
+def test_the_wording_of_templates_is_studied(place, tmp_path, capsys):
+    result = evaluate(f"zero-shot {DATA} {SEVERAL} --wording --select-templates {tmp_path / 'few.yaml'}", tmp_path)
+    templates, out = ["a {} square", "a {} thing", "{}"], capsys.readouterr().out
+    model, processor, embeddings, classes = unit_embeddings(place)
+    wanted = measure_wording(model, processor, embeddings, classes, sorted(COLOURS), templates)
+    assert result["wording"] == json.loads(json.dumps(wanted.to_dict())) and wanted.table() in out
+    alone = [evaluate(f"zero-shot {DATA} --template {shlex.quote(one)}", tmp_path)["top_1"] for one in templates]
+    assert [*result["wording"]["templates"].values()] == alone and result["wording"]["ensemble"] == result["top_1"]
+    chosen = select_templates(model, processor, embeddings, classes, sorted(COLOURS), templates)
+    assert [(row["template"], row["top_1"]) for row in result["selection"]] == chosen
+    # The file gives the ensemble that was chosen, on whatever data.
+    assert load_prompts(tmp_path / "few.yaml").templates == tuple(template for template, _ in chosen)
+    again = evaluate(f"zero-shot {DATA} --prompts {tmp_path / 'few.yaml'}", tmp_path)
+    assert again["top_1"] == chosen[-1][1] and again["templates"] == [template for template, _ in chosen]
+    by_number = f"zero-shot {DATA} --label-column number --label-names names.txt {SEVERAL}"
+    evaluate(f"{by_number} --select-templates {tmp_path / 'few.yaml'}", tmp_path)
+    again = evaluate(f"zero-shot {DATA} --label-column number --prompts {tmp_path / 'few.yaml'}", tmp_path)
+    assert again["top_1"] == chosen[-1][1]
+
+
+def test_the_temperature_is_found_and_used(place, tmp_path, capsys):
+    # One that likes neither end: the model is untrained.
+    command = f"zero-shot {DATA} --template '{{}} {{}}'"
+    before = evaluate(command, tmp_path)
+    assert before["temperature"] == 1 and "calibration" not in before and "wording" not in before
+    found = evaluate(f"{command} --fit-temperature", tmp_path)["calibration"]
+    assert found["error_before"] == pytest.approx(before["calibration_error"], abs=1e-6) and found["images"] == 72
+    assert f"temperature {found['temperature']:.4g}: calibration error" in capsys.readouterr().out
+    model, processor, embeddings, classes = unit_embeddings(place)
+    logits = ZeroShotClassifier(model, processor, sorted(COLOURS), ["{} {}"]).logits(embeddings)
+    assert found["temperature"] == pytest.approx(fit_temperature(logits, classes), rel=1e-3)
+    assert found["temperature"] < 99
+    after = evaluate(f"{command} --temperature {found['temperature']!r}", tmp_path)
+    assert after["calibration_error"] == pytest.approx(found["error"], abs=1e-6)
+    assert after["calibration_error"] != before["calibration_error"]
+    moved = {key for key in after if after[key] != before[key]} - {"seconds", "by"}
+    assert moved == {"temperature", "calibration_error"}
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_few_shot_stands_beside_zero_shot_where_classes_have_names(by_name, tmp_path, capsys):
+    few = f"few-shot {TRAINED} --shots 1 2 --seeds 2 --plots {tmp_path}"
+    if by_name:
+        result = evaluate(few, tmp_path)
+        alone = evaluate(f"zero-shot {DATA} --where part=test", tmp_path)
+        assert result["zero_shot_top_1"] == alone["top_1"] and result["templates"] == alone["templates"]
+        assert f"0{alone['top_1']:8.3f}   zero-shot" in capsys.readouterr().out
+    result = evaluate(f"{few} --label-column number", tmp_path)
+    assert result["zero_shot_top_1"] is None and result["templates"] == []
+    assert "zero-shot needs the classes' names" in capsys.readouterr().out
+    if by_name:
+        named = evaluate(f"{few} --label-column number --label-names names.txt", tmp_path)
+        assert named["zero_shot_top_1"] == alone["top_1"] and named["shots"] == result["shots"]
+
+
+def test_several_labels(tmp_path, capsys):
+    result = evaluate(
+        f"zero-shot {DATA} --label-column several --multi-label --label-names names.txt --plots {tmp_path}", tmp_path
+    )
+    assert result["images"] == 72 and result["mean_per_class"] is None
+    assert [row["images"] for row in result["per_class"]] == [72, *[12] * 5]
+    # Every image is red too: that class's precision is 1 everywhere.
+    assert result["per_class"][0]["average_precision"] == 1
+    precisions = [row["average_precision"] for row in result["per_class"]]
+    assert result["mean_average_precision"] == pytest.approx(np.mean(precisions))
+
+
+def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
+    cache = f"--cache-dir {tmp_path / 'cache'}"
+    first = evaluate(f"zero-shot {DATA} {cache}", tmp_path)
+    monkeypatch.setattr("hf_clip.model.modeling_hf_clip.HFCLIPModel.encode_image", None)
+    assert evaluate(f"zero-shot {DATA} {cache}", tmp_path)["top_1"] == first["top_1"]
+    assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} {cache} --no-cache")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (f"zero-shot {DATA} --output model", "--output model is a folder: name a file, such as model/result.json"),
+        (f"zero-shot {DATA} --plots squares.parquet", "--plots squares.parquet is a file"),
+        (f"zero-shot {DATA} --label-names gone.txt", "--label-names gone.txt"),
+        (f"zero-shot {DATA} --wording", "compare templates: give two or more with --template, or --prompts"),
+        (f"zero-shot {DATA} {SEVERAL} --wording --multi-label", "judge one label an image: leave out --multi-label"),
+        (
+            f"zero-shot {DATA} {SEVERAL} --select-templates a/b.yaml",
+            "a/b.yaml: there is no folder a",
+        ),
+        (f"zero-shot {DATA} {SEVERAL} --select-templates few.txt", "name a file that ends in .yaml"),
+        (f"zero-shot {DATA} --label-names gap.txt", "line 2 is empty"),
+        (f"zero-shot {DATA} --prompts nothing", "--prompts nothing: 'nothing' is not a data set with known prompts"),
+        (f"zero-shot {DATA} --prompts CIFAR10 --template 'a {{}}'", "both give templates"),
+        (f"zero-shot {DATA} --template nothing", "--template 'nothing' has no '{}'"),
+        (f"zero-shot {DATA} --by color", "--by color: squares.parquet has the columns image, caption"),
+        (f"linear-probe {DATA}", "linear-probe trains: say on what, with --train-data"),
+        (f"few-shot {DATA} --train-where part", "--train-where 'part' is not COLUMN=VALUE"),
+        (f"robustness {DATA} --shifted-data squares.parquet --corruption jpeg", "two measurements"),
+        (f"robustness {DATA} --baselines names.txt", "name the second with --shifted-data"),
+        (f"robustness {DATA} --shifted-data squares.parquet --baselines names.txt", "is no JSON list of objects"),
+        (f"robustness {DATA} --shifted-data squares.parquet --baselines none.json", "0 baselines make no line"),
+        (f"robustness {DATA} --shifted-data squares.parquet --baselines one.json", "1 baselines make no line"),
+        (f"zero-shot {DATA} --plots names.txt/plots", "--plots names.txt/plots cannot be made (Not a directory)"),
+        (
+            f"zero-shot {DATA} --cache-dir names.txt",
+            "--cache-dir names.txt cannot be made (File exists): name another",
+        ),
+        ("zero-shot --model owner/model --data squares.parquet --push-to-card", "there is no token"),
+        ("zero-shot --model squares.parquet --data squares.parquet --push-to-card", "is a file, which has no card"),
+    ],
+)
+def test_wrong_usage_is_told_before_the_model_is_loaded(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("The model was loaded."))
+    assert cli.main(["eval", *shlex.split(arguments)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and err.startswith("hf-clip: ") and len(err.splitlines()) == 1
+
+
+def test_numbers_without_names_are_told_the_option(capsys):
+    assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} --label-column number")]) == 1
+    assert "--label-names FILE" in capsys.readouterr().err
+
+
+def evaluate_on_this_rank(place: str, folder: str) -> list[str]:
+    """What the command prints for three protocols on this process of several."""
+    os.chdir(place)
+    printed = []
+    for protocol in (f"zero-shot {DATA}", f"retrieval {DATA}", f"linear-probe {TRAINED}"):
+        buffer = io.StringIO()
+        with contextlib.redirect_stdout(buffer):
+            output = Path(folder) / f"{protocol.split(' ')[0]}.json"
+            arguments = shlex.split(f"{protocol} --device cpu --no-cache --output {output}")
+            assert cli.main(["eval", *arguments]) == 0
+        printed.append(buffer.getvalue())
+    return printed
+
+
+def test_started_by_a_launcher_two_processes_write_what_one_writes(place, tmp_path, capsys):
+    """The command as users start it: two processes by torchrun, whose first one alone prints and writes."""
+    content = [{**row, "label": row["caption"].split(" ")[1]} for row in rows(12)]
+    content[7]["image"] = content[280]["image"] = {"bytes": b"broken", "path": None}
+    # More than one share of images, and the last one short.
+    assert IMAGES_PER_FILE < len(content) < 2 * IMAGES_PER_FILE
+    data = write_parquet(tmp_path / "many.parquet", content)
+    arguments = shlex.split(f"zero-shot --model model --data {data} --device cpu --no-cache --title squares")
+    one = evaluate(shlex.join(arguments), tmp_path) | {"seconds": 0}
+    printed = capsys.readouterr().out
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, "-m", "hf_clip_cli.main", "eval", *arguments, "--output", tmp_path / "two.json"]
+    completed = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads((tmp_path / "two.json").read_text()) | {"seconds": 0} == one
+    assert completed.stdout == printed and printed.startswith("squares\n") and one["images"] == 286
+
+
+def test_two_processes_give_what_one_gives_and_one_of_them_prints(place, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = evaluate_on_this_rank(str(place), str(tmp_path / "one"))
+    two, nothing = run_on_ranks(evaluate_on_this_rank, 2, str(place), str(tmp_path / "two"))
+    assert (two, nothing) == (one, ["", "", ""])
+    for file in (tmp_path / "one").iterdir():
+        results = [json.loads((tmp_path / count / file.name).read_text()) | {"seconds": 0} for count in ("one", "two")]
+        assert results[0] == results[1]
+
+
+# Cards
+
+
+def test_results_stand_in_the_card_and_are_replaced(place, tmp_path, capsys):
+    for protocol in (f"zero-shot {DATA}", f"few-shot {TRAINED} --shots 1 2 --seeds 2", f"zero-shot {DATA}"):
+        result = evaluate(f"{protocol} --title 'my {protocol.split(' ')[0]}' --push-to-card", tmp_path)
+    card = check_model_card((place / "model/README.md").read_text())
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert found["my zero-shot", "accuracy"] == pytest.approx(result["top_1"], abs=1e-4)
+    assert len(card.data.eval_results) == len(found)
+    assert {name for name, _ in found} == {"my zero-shot", "my few-shot"}
+    # What people wrote stays.
+    (place / "model/README.md").write_text((place / "model/README.md").read_text() + "\nA sentence of mine.\n")
+    push_to_card(place / "model", {**result, "top_1": 0.125})
+    text = (place / "model/README.md").read_text()
+    assert "A sentence of mine." in text
+    values = {
+        one.metric_type: one.metric_value for one in ModelCard(text).data.eval_results if "zero" in one.dataset_name
+    }
+    assert values["accuracy"] == 0.125
+
+
+# Suites
+
+
+def suite_file(folder, datasets: dict):
+    file = folder / "suite.yaml"
+    file.write_text(yaml.safe_dump({"datasets": datasets}, sort_keys=False))
+    return file
+
+
+def test_the_script_of_the_suite_prints_its_table(place, tmp_path, monkeypatch, capsys):
+    script = ROOT / "benchmarks/run_suite.py"
+    output = tmp_path / "suite.json"
+    arguments = ["--model", str(place / "model"), "--only", "fashion", "emoji-twemoji", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    scores = json.loads(output.read_text())["scores"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert lines == [[name, f"{score:.3f}"] for name, score in scores.items()]
+    assert list(scores) == ["fashion", "emoji-twemoji"]
+
+
+def test_a_suite_is_one_table_beside_published_numbers(place, tmp_path):
+    squares = str(place / "squares.parquet")
+    file = suite_file(
+        tmp_path,
+        {
+            "squares": {"data": squares, "templates": ["a {} square"], "published": {"OpenAI": 0.5}},
+            "numbers": {"data": squares, "label_column": "number", "prompts": str(place / "prompts.yaml")},
+            "captions": {"data": squares, "protocol": "retrieval", "metric": "image_to_text.recall_at_5"},
+            "gone": {"data": "gone.parquet"},
+        },
+    )
+    model = tiny_clip(NAMES, SIZE)
+    result = run_suite(*model, read_suite(file), tmp_path)
+    by_hand = evaluate_zero_shot(*model, open_source(squares), templates=["a {} square"]).top_1
+    assert result.scores["squares"] == result.scores["numbers"] == by_hand
+    assert result.scores["captions"] == result.results["captions"]["image_to_text"]["recall_at_5"]
+    lines = result.table().splitlines()
+    assert lines[1].split() == ["squares", f"{by_hand:.3f}", "0.500"]
+    assert lines[4].startswith("gone") and "not evaluated" in lines[4]
+    json.dumps(result.to_dict())
+    assert [entry.name for entry in read_suite(file, ["captions"])] == ["captions"]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "only", "said"),
+    [({"a": {"data": "x", "colum": 1}}, None, "a has unknown keys: colum"), ({"a": {}}, None, "a has no `data`"),
+     ({"a": {"data": "x"}}, ["b"], "b: not in"), ({"a": {"data": "x", "protocol": "y"}}, None, "'y' is unknown")],
+)  # fmt: skip
+def test_a_suite_that_cannot_be_read(datasets, only, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        read_suite(suite_file(tmp_path, datasets), only)
+
+
+def test_the_suite_of_the_project_reads_and_its_local_data_opens():
+    file = ROOT / "benchmarks/suite.yaml"
+    entries = read_suite(file)
+    assert {"fashion", "emoji-twemoji", "imagenet", "coco-text-to-image"} <= {entry.name for entry in entries}
+    for entry in entries:
+        if entry.data.startswith(".."):
+            open_source(str(file.parent / entry.data))
+        if entry.prompts:
+            assert load_prompts(entry.prompts).classes
+        assert all(0 < number < 1 for number in entry.published.values())
+
+
+# What stands behind the names on the Hub: whose prompts, and how many classes.
+ON_THE_HUB = {
+    "imagenet1k": ("ImageNet", 1000),
+    "imagenetv2": ("ImageNet", 1000),
+    "imagenet_sketch": ("ImageNet", 1000),
+    "vtab-cifar10": ("CIFAR10", 10),
+    "vtab-cifar100": ("CIFAR100", 100),
+    "food101": ("Food101", 101),
+    "mnist": ("MNIST", 10),
+    "gtsrb": ("GTSRB", 43),
+    "stl10": ("STL10", 10),
+    "fgvc_aircraft": ("FGVCAircraft", 100),
+    "country211": ("Country211", 211),
+    "vtab-dtd": ("DescribableTextures", 47),
+}
+
+
+def data_on_the_hub(entry) -> datasets.IterableDatasetDict:
+    """Two images of the first and the last class, or with five captions each, in the columns that the Hub has."""
+    images = [row["image"] for row in rows(1)[:2]]
+    columns = {"__key__": ["s0", "s1"], "__url__": ["a", "a"]}
+    if entry.protocol == "retrieval":
+        columns |= {"jpg": images, "txt": ["\n".join(f"{name} {one}" for one in range(5)) for name in NAMES[:2]]}
+        wrong = {"txt": ["", ""]}
+    else:
+        columns |= {"webp": images, "cls": [0, len(load_prompts(entry.prompts).classes) - 1]}
+        wrong = {"cls": [10**6] * 2}
+    image = "jpg" if entry.protocol == "retrieval" else "webp"
+    splits = {"train": columns | wrong, "test": columns}
+    return datasets.IterableDatasetDict(
+        {
+            split: datasets.Dataset.from_dict(content).cast_column(image, datasets.Image()).to_iterable_dataset()
+            for split, content in splits.items()
+        }
+    )
+
+
+def test_every_row_of_the_suite_of_the_project_resolves(monkeypatch):
+    """Its ids, splits, columns, class names, templates and metrics, on data made up after what the row says."""
+    entries = {entry.name: entry for entry in read_suite(ROOT / "benchmarks/suite.yaml")}
+    on_the_hub = {name: entry for name, entry in entries.items() if not entry.data.startswith("..")}
+    by_id = {entry.data: entry for entry in on_the_hub.values()}
+    assert len(on_the_hub) > 15 and all(name.startswith("clip-benchmark/wds_") for name in by_id)
+    opened, templates = [], {}
+
+    def load_dataset(name, configuration=None, *, streaming):
+        opened.append(name)
+        assert configuration is None and streaming
+        return data_on_the_hub(by_id[name])
+
+    def one_template_of(*args, **arguments):
+        # All 80 of ImageNet's would take a minute.
+        templates[arguments["title"]] = arguments["templates"]
+        return evaluate_zero_shot(*args, **arguments | {"templates": arguments["templates"][:1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("hf_clip.evaluation.suite.evaluate_zero_shot", one_template_of)
+    found = run_suite(*tiny_clip(NAMES, SIZE), on_the_hub.values())
+    assert found.failed == {} and found.scores.keys() == on_the_hub.keys()
+    assert opened == [entry.data for entry in on_the_hub.values()]
+    for name, entry in on_the_hub.items():
+        result = found.results[name]
+        assert 0 <= found.scores[name] <= 1 and result["protocol"] == entry.protocol
+        if entry.protocol == "retrieval":
+            assert {found["candidates"] for found in (result["image_to_text"], result["text_to_image"])} == {2, 10}
+        else:
+            prompts = load_prompts(entry.prompts)
+            known = ON_THE_HUB[entry.data.removeprefix("clip-benchmark/wds_")]
+            assert (prompts.name, result["classes"]) == known
+            assert (result["classes"], templates[name]) == (len(prompts.classes), prompts.templates)
+            assert [row["label"] for row in result["per_class"]] == list(prompts.labels)
+
+
+def test_commands_of_the_page_are_as_it_says(tmp_path, monkeypatch, capsys):
+    root = ROOT
+    page = (root / "docs/evaluation.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(one) for one in re.findall(r"^    (?:.*-m hf_clip_cli\.main|hf-clip) ([^#\n]+)", page, re.M)
+    ]
+    assert {command[1] for command in commands if command[0] == "eval"} == set(PROTOCOLS)
+    for command in commands:
+        cli.make_parser().parse_args(command)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/emoji").symlink_to(Path("model").absolute())
+    (tmp_path / "examples").symlink_to(root / "examples")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        # The others take longer, or stand for data of the reader's.
+        if command[1] == "zero-shot" and "runs/emoji" in command:
+            assert cli.main(command) == 0
+    assert (tmp_path / "runs/plots/confusion.png").is_file() and "top-1 of 2 templates" in capsys.readouterr().out

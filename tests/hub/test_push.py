@@ -1,0 +1,333 @@
+"""Pushing: what reaches the Hub loads from there, a push that fails goes on, and no token leaves the machine."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+
+from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipConfig, HFCLIPSiglipModel
+from hf_clip.conversion import ConversionError
+from hf_clip.hub import CardFacts, PushError, check_model_card, redact, upload, write_model_card
+from hf_clip.hub.push import prepare, push
+from hf_clip_cli import main as cli
+from tests.helpers.mock_hub import TOKEN, running_hub
+from tests.helpers.squares import rows, write_parquet
+from tests.model.test_remote_code import LABELS, expected_scores, tiny, without_the_package
+
+NAME = "someone/tiny"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder: a model, its card, what the run left besides."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    model, processor = tiny("vit")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "plots").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "plots" / "loss.png")
+    (folder / "recipe.yaml").write_text("steps: 3\n")
+    (folder / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "checkpoints" / "step-3" / "optimizer.bin").write_bytes(b"large")
+    data = [{"name": "Drawings", "license": "MIT", "images": 12}]
+    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
+    facts = CardFacts("Tiny", data, results=[result], plots=[("plots/loss.png", "Loss")], example_labels=LABELS)
+    write_model_card(folder, facts, runs_snippets=False)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A mock Hub that this process pushes to, without waits between tries."""
+    with running_hub({}, tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        # What another test's Hub had under these names is not there.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, trained, tmp_path, capsys):
+    assert cli.main(["push", str(trained), NAME, "--private"]) == 0
+    assert capsys.readouterr().out.strip() == f"{hub.url}/{NAME}"
+    there = hub.repositories[NAME]
+    files = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "tokenizer.json", "pipeline_hf_clip.py", "recipe.yaml", "plots/loss.png"} <= files
+    assert not any("checkpoints" in file or file.startswith(".") for file in files)
+    assert hub.private[NAME] and not (trained / ".push").exists()
+    card = ModelCard.load(there / "README.md")
+    card.validate()
+    assert f'model="{NAME}"' in card.text and "It prints" in card.text and "![Loss](plots/loss.png)" in card.text
+    assert [entry.metric_value for entry in card.data.eval_results] == [0.5]
+    # Where the package is, nobody is asked to trust the code that came along.
+    assert "auto_map" in (there / "config.json").read_text() and type(AutoModel.from_pretrained(there)) is HFCLIPModel
+    found = without_the_package(tmp_path, [NAME], hub.environment(tmp_path / "home"))
+    model, processor = HFCLIPModel.from_pretrained(trained), HFCLIPProcessor.from_pretrained(trained)
+    expected = dict.fromkeys(found, expected_scores(model.eval(), processor))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_siglip", [False, True])
+def test_as_transformers_it_needs_no_other_code(hub, tmp_path, is_siglip):
+    model, processor = tiny("vit")
+    if is_siglip:
+        text = {**model.config.text_config.to_dict(), "pooling": "last", "is_causal": False, "projection_type": "none"}
+        vision = {
+            **model.config.vision_config.to_dict(), "pooling": "attention", "has_class_token": False,
+            "has_pre_norm": False, "patch_bias": True, "norm_before_pooling": True, "projection_type": "none",
+        }  # fmt: skip
+        config = HFCLIPSiglipConfig(
+            text_config={**text, "projection_size": 32}, vision_config=vision, projection_dim=32
+        )
+        torch.manual_seed(0)
+        model = HFCLIPSiglipModel(config).eval()
+        processor = HFCLIPProcessor(processor.image_processor, processor.tokenizer, text_padding="max_length")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    push(tmp_path / "model", NAME, to="transformers")
+    there = hub.repositories[NAME]
+    assert not list(there.glob("*.py")) and "auto_map" not in (there / "config.json").read_text()
+    peer = (SiglipModel if is_siglip else CLIPModel).from_pretrained(there).eval()
+    peers_processor = AutoProcessor.from_pretrained(there)
+    assert type(peers_processor) is (SiglipProcessor if is_siglip else CLIPProcessor)
+    padding = {"padding": "max_length", "max_length": 77} if is_siglip else {"padding": True}
+    inputs = peers_processor(text=LABELS, images=Image.new("RGB", (32, 32), "red"), return_tensors="pt", **padding)
+    ours = processor(text=LABELS, images=Image.new("RGB", (32, 32), "red"), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(peer(**inputs).logits_per_image, model(**ours).logits_per_image)
+    text = (there / "README.md").read_text()
+    assert "trust_remote_code" not in text and f"{type(peer).__name__}.from_pretrained" in text and "It prints" in text
+
+
+def test_what_transformers_cannot_express_is_refused_before_anything_is_sent(hub, tmp_path):
+    model, processor = tiny("resnet")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConversionError, match="tower='resnet'"):
+        push(tmp_path / "model", NAME, to="transformers")
+    assert not hub.requests and not (tmp_path / "model" / ".push").exists()
+
+
+def test_push_to_hub_leaves_a_repository_that_loads(hub, tmp_path):
+    model, processor = tiny("resnet")
+    model.push_to_hub(NAME, private=True)
+    processor.push_to_hub(NAME)
+    ModelCard.load(hub.repositories[NAME] / "README.md").validate()
+    found = without_the_package(tmp_path, [NAME], hub.environment(tmp_path / "home"))
+    torch.testing.assert_close(found, dict.fromkeys(found, expected_scores(model, processor)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / "folder" / name).write_bytes(name.encode())
+    # When all is uploaded.
+    hub.failures += [("commit", 503)] * 2
+    said, waited = [], []
+    url = upload(tmp_path / "folder", NAME, revision="next", say=said.append, wait=waited.append)
+    assert url == f"{hub.url}/{NAME}/tree/next"
+    assert len(said) == len(waited) == 2 and all("Trying again" in line for line in said)
+    assert (hub.branches[NAME, "next"] / "b.safetensors").read_bytes() == b"b.safetensors"
+    puts = [count for (method, _), count in hub.requests.items() if method == "PUT"]
+    assert puts == [1, 1]
+
+
+@pytest.mark.parametrize("status, part", [(403, "commit"), (401, "create")])
+def test_what_no_other_try_mends_is_said_at_once(hub, tmp_path, status, part):
+    (tmp_path / "config.json").write_text("{}")
+    hub.failures.append((part, status))
+    with pytest.raises(PushError):
+        upload(tmp_path, NAME, say=pytest.fail, wait=pytest.fail)
+
+
+def test_a_push_that_fails_keeps_the_folder_and_prints_what_goes_on(hub, trained, tmp_path, capsys, monkeypatch):
+    hub.failures.append(("commit", 403))
+    assert cli.main(["push", str(trained), NAME, "--revision", "next"]) == 1
+    error = capsys.readouterr().err
+    command = error.partition("Go on with: ")[2].strip()
+    assert command == f"hf upload {NAME} {trained / '.push'} . --revision next"
+    before = sum(count for (method, _), count in hub.requests.items() if method == "PUT")
+    environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    arguments = [str(Path(sys.executable).parent / "hf"), *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    there = hub.branches[NAME, "next"]
+    assert {path.name for path in (trained / ".push").iterdir()} <= {path.name for path in there.iterdir()}
+    assert sum(count for (method, _), count in hub.requests.items() if method == "PUT") == before
+    assert TOKEN not in error + done.stdout + done.stderr
+    # The next push begins anew.
+    assert cli.main(["push", str(trained), NAME]) == 0
+    assert not (trained / ".push").exists()
+
+
+def test_a_private_push_does_not_land_in_a_public_repository(hub, trained):
+    hub.repositories[NAME] = hub.home / NAME
+    hub.repositories[NAME].mkdir(parents=True)
+    with pytest.raises(PushError, match="is there and public"):
+        push(trained, NAME, private=True)
+    assert not list(hub.repositories[NAME].iterdir())
+
+
+def test_the_token_is_in_no_file_line_or_error(hub, trained, tmp_path, capsys, caplog):
+    hub.failures += [("PUT", 403)]
+    with caplog.at_level("DEBUG"):
+        assert cli.main(["push", str(trained), NAME, "--debug"]) == 1
+    printed = capsys.readouterr()
+    assert "signature=secret" not in printed.err and "PushError" in printed.err
+    assert cli.main(["push", str(trained), NAME]) == 0
+    said = printed.out + printed.err + "".join(capsys.readouterr()) + caplog.text
+    assert TOKEN not in said
+    for folder in (trained, hub.repositories[NAME]):
+        assert TOKEN.encode() not in everything_in(folder)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "LICENSE", "NOTICE", "plots/loss.png"])
+@pytest.mark.parametrize("secret", [TOKEN, "hf_" + "aB3" * 11])
+def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, secret, name):
+    before = (trained / name).read_bytes() if (trained / name).exists() else None
+    (trained / name).write_bytes(b"\x89\xff " + f"data: https://user:{secret}@host/data\n".encode())
+    try:
+        with pytest.raises(PushError, match=f"{name} holds a token") as raised:
+            push(trained, NAME)
+    finally:
+        if before is None:
+            (trained / name).unlink()
+        else:
+            (trained / name).write_bytes(before)
+    assert secret not in str(raised.value) and not hub.requests
+    assert not (trained / ".push").exists()
+
+
+@pytest.mark.parametrize("link", ["LICENSE", "plots"])
+def test_links_out_of_the_folder_are_not_followed(hub, trained, tmp_path, link):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("secret")
+    source = tmp_path / "cloned"
+    shutil.copytree(trained, source)
+    shutil.rmtree(source / "plots")
+    (source / link).symlink_to(tmp_path / "secrets" / ("token" if link == "LICENSE" else ""))
+    with pytest.raises(PushError, match=f"{link}.* is a link to .*secrets/token, outside"):
+        push(source, NAME)
+    assert not hub.requests and not (source / ".push").exists()
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (f"for url https://host/file?X-Signature=abc&token={TOKEN} (403)", "for url https://host/file?*** (403)"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("at https://user:password@host/x", "at https://***@host/x"),
+        (f"the token {TOKEN}!", "the token ***!"),
+        ("another's hf_aBcDeFgH123", "another's hf_***"),
+        ("nothing of hf_clip is hidden, is it?", "nothing of hf_clip is hidden, is it?"),
+    ],
+)
+def test_secrets_are_taken_out_of_errors(monkeypatch, text, shown):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert redact(text) == shown
+
+
+def test_what_cannot_be_meant_is_said_before_work_begins(hub, trained, tmp_path, capsys):
+    assert cli.main(["push", str(tmp_path / "nowhere"), NAME]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert cli.main(["push", str(trained), "a/b/c"]) == 2
+    assert "'a/b/c' is no name of a repository" in capsys.readouterr().err
+    assert not hub.requests
+
+
+@pytest.fixture
+def squares_on_the_hub(hub, trained, tmp_path, monkeypatch):
+    """The arguments of an evaluation of the model as it is on the Hub, which loads from here."""
+    push(trained, NAME)
+    hub.requests.clear()
+    monkeypatch.setattr(cli, "_load", lambda *_: tiny("vit"))
+    data = write_parquet(tmp_path / "squares.parquet", [{**row, "label": row["caption"]} for row in rows(1)])
+    return ["eval", "zero-shot", "--model", NAME, "--data", str(data), "--no-cache", "--device", "cpu"]
+
+
+def test_results_are_pushed_to_the_card_on_the_hub_once(hub, squares_on_the_hub, tmp_path, capsys):
+    file, output = hub.repositories[NAME] / "README.md", tmp_path / "result.json"
+    before = file.read_text()
+    everything = {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file() and path != file}
+    command = [*squares_on_the_hub, "--title", "my squares", "--push-to-card", "--output", str(output)]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"card: {hub.url}/{NAME}"
+    result, after = json.loads(output.read_text()), file.read_text()
+    card = ModelCard(after)
+    card.validate()
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert found["squares", "accuracy"] == 0.5
+    assert found["my squares", "accuracy"] == pytest.approx(result["top_1"], abs=1e-4)
+    rows_of_table = [line for line in after.splitlines() if line.startswith("| my squares |")]
+    assert len(rows_of_table) == 1 and f"| {result['top_1']:.3f} |" in rows_of_table[0]
+    # Where the model-index and the row stand; all other text, and every other file, is as it was.
+    assert ModelCard(before).text == card.text.replace(f"{rows_of_table[0]}\n", "")
+    assert everything == {path: path.read_bytes() for path in everything}
+    # Nothing is committed that is there.
+    count = hub.commits[NAME]
+    assert cli.main(command) == 0
+    assert hub.commits[NAME] == count == 2 and file.read_text() == after
+    # In place of the former: another set of templates.
+    assert cli.main([*command, "--template", "the {}"]) == 0
+    again = ModelCard(file.read_text())
+    assert again.text.count("| my squares |") == 1 and '"the {}"' in again.text
+    assert len(again.data.eval_results) == len(found)
+
+
+def test_a_card_is_made_on_the_hub_where_there_is_none(hub, squares_on_the_hub):
+    file = hub.repositories[NAME] / "README.md"
+    file.unlink()
+    assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == 0
+    card = check_model_card(file.read_text())
+    assert card.text.startswith("\n# tiny\n\n## Results\n") and "| my squares |" in card.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said", "has_worked"),
+    [
+        (("GET /api/models", 404), 2, f"--push-to-card: the card of {NAME} cannot be read", False),
+        (("HEAD", 403), 2, f"--push-to-card: the card of {NAME} cannot be read", False),
+        (("/commit/", 412), 1, f"the card of {NAME} could not be written", True),
+    ],
+)
+def test_a_card_that_cannot_be_pushed_is_told(hub, squares_on_the_hub, capsys, failure, code, said, has_worked):
+    """Before the work where it can be known; after it the numbers are printed in any case."""
+    file = hub.repositories[NAME] / "README.md"
+    before = file.read_text()
+    hub.failures.append(failure)
+    assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == code
+    printed = capsys.readouterr()
+    assert said in printed.err and len(printed.err.strip().splitlines()) == 1 and TOKEN not in printed.err
+    assert ("my squares" in printed.out) == has_worked and file.read_text() == before
+
+
+def test_a_model_without_a_card_gets_one(tmp_path):
+    model, processor = tiny("vit")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
+    (tmp_path / "model" / "results.json").write_text(json.dumps({"evaluations": {"squares": result}}))
+    prepare(tmp_path / "model", tmp_path / "prepared", NAME)
+    card = ModelCard.load(tmp_path / "prepared" / "README.md")
+    assert card.text.startswith("\n# tiny") and "| squares | 0.500 |" in card.text
+    assert card.data.eval_results[0].metric_value == 0.5 and card.data.to_dict()["widget"]

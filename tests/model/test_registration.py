@@ -1,0 +1,183 @@
+"""transformers' own entrances take a saved folder: Auto classes, the stock pipeline, and code from the Hub."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    pipeline,
+)
+
+import hf_clip
+from hf_clip import (
+    HFCLIPConfig,
+    HFCLIPForImageClassification,
+    HFCLIPImageProcessor,
+    HFCLIPModel,
+    HFCLIPProcessor,
+    HFCLIPSiglipConfig,
+    HFCLIPSiglipModel,
+    HFCLIPTextModel,
+    HFCLIPTokenizer,
+)
+from tests.helpers.toys import tiny_clip
+
+LABELS = ["a red square", "something blue", "green " * 100]
+
+
+def make_image(color: str = "red") -> Image.Image:
+    return Image.new("RGB", (40, 32), color)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model, processor = tiny_clip(LABELS)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "expected"),
+    [
+        (AutoConfig, HFCLIPConfig),
+        (AutoModel, HFCLIPModel),
+        (AutoModelForZeroShotImageClassification, HFCLIPModel),
+        (AutoModelForImageClassification, HFCLIPForImageClassification),
+        (AutoProcessor, HFCLIPProcessor),
+        (AutoTokenizer, HFCLIPTokenizer),
+        (AutoImageProcessor, HFCLIPImageProcessor),
+    ],
+)
+def test_auto_classes_give_ours(auto_class, expected, folder):
+    assert type(auto_class.from_pretrained(folder)) is expected
+
+
+def test_a_text_tower_saved_alone_is_known_by_its_type(folder, tmp_path):
+    HFCLIPTextModel.from_pretrained(folder).save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is HFCLIPTextModel
+    hf_clip.HFCLIPVisionConfig.from_pretrained(folder).save_pretrained(tmp_path / "vision")
+    assert type(AutoConfig.from_pretrained(tmp_path / "vision")) is hf_clip.HFCLIPVisionConfig
+
+
+def test_transformers_clip_stays_transformers_own(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is CLIPConfig
+
+
+def test_the_stock_pipeline_scores_as_the_model_does(folder):
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    assert type(classify.model) is HFCLIPModel
+    template = "a drawing of {}"
+    # One of the labels has more than 77 tokens.
+    scores = classify(make_image(), candidate_labels=LABELS, hypothesis_template=template)
+    model, processor = HFCLIPModel.from_pretrained(folder), HFCLIPProcessor.from_pretrained(folder)
+    inputs = processor(images=make_image(), text=[template.format(label) for label in LABELS], return_tensors="pt")
+    assert inputs["input_ids"].shape == (3, 77)
+    with torch.no_grad():
+        cosines = model.encode_image(inputs["pixel_values"]) @ model.encode_text(inputs["input_ids"]).T
+        expected = (model.logit_scale.exp() * cosines)[0].softmax(dim=0)
+    assert [score["score"] for score in scores] == sorted((score["score"] for score in scores), reverse=True)
+    found = {score["label"]: score["score"] for score in scores}
+    assert [found[label] for label in LABELS] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    """A sigmoid model that pools its texts at the last of 64 tokens, so that padding to another length would show."""
+    folder = tmp_path_factory.mktemp("siglip")
+    model, processor = tiny_clip(LABELS)
+    text = {**model.config.text_config.to_dict(), "pooling": "last", "is_causal": False}
+    config = HFCLIPSiglipConfig(
+        text_config={**text, "max_position_embeddings": 64},
+        vision_config=model.config.vision_config,
+        projection_dim=16,
+        logit_bias_init_value=-2,
+    )
+    HFCLIPSiglipModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # As SigLIP's tokenizers, which give no mask: its tokens see the padding.
+    HFCLIPTokenizer.from_pretrained(folder, model_input_names=["input_ids"]).save_pretrained(folder)
+    return folder
+
+
+def test_auto_classes_know_sigmoid_models(siglip_folder):
+    assert type(AutoConfig.from_pretrained(siglip_folder)) is HFCLIPSiglipConfig
+    for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+        assert type(auto_class.from_pretrained(siglip_folder)) is HFCLIPSiglipModel
+
+
+def test_the_stock_pipeline_scores_sigmoid_models_by_sigmoid_and_pads_to_64(siglip_folder):
+    classify = pipeline("zero-shot-image-classification", model=str(siglip_folder))
+    assert type(classify.model) is HFCLIPSiglipModel
+    scores = classify(make_image(), candidate_labels=LABELS[:2], hypothesis_template="{}")
+    model = HFCLIPSiglipModel.from_pretrained(siglip_folder)
+    processor = HFCLIPProcessor.from_pretrained(siglip_folder)
+    padding = {"padding": "max_length", "max_length": 64}
+    inputs = processor(images=make_image(), text=LABELS[:2], return_tensors="pt", **padding)
+    with torch.no_grad():
+        cosines = model.encode_image(inputs["pixel_values"]) @ model.encode_text(inputs["input_ids"]).T
+        expected = (model.logit_scale.exp() * cosines + model.logit_bias)[0].sigmoid()
+    found = {score["label"]: score["score"] for score in scores}
+    assert [found[label] for label in LABELS[:2]] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_public_names_are_there_and_others_are_refused_by_name():
+    for name in hf_clip.__all__:
+        assert getattr(hf_clip, name).__module__.startswith("hf_clip.")
+        assert name in dir(hf_clip)
+    with pytest.raises(AttributeError, match="no attribute 'HFClipModel'; it has .*HFCLIPModel"):
+        hf_clip.HFClipModel  # noqa: B018
+    with pytest.raises(ImportError, match="HFClipModel"):
+        exec("from hf_clip import HFClipModel")
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+sys.modules["hf_clip"] = None  # to import it raises ImportError
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder, outputs = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules")
+inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=["a red square", "green"], return_tensors="pt")
+with torch.no_grad():
+    output = model(**inputs)
+torch.save({"logits_per_image": output.logits_per_image, "image_embeds": output.image_embeds, **inputs}, outputs)
+"""
+
+
+def test_a_folder_saved_with_its_code_loads_where_the_package_is_missing(folder, tmp_path, monkeypatch):
+    model, processor = HFCLIPModel.from_pretrained(folder), HFCLIPProcessor.from_pretrained(folder)
+    for kind in (HFCLIPConfig, HFCLIPModel, HFCLIPImageProcessor, HFCLIPTokenizer, HFCLIPProcessor):
+        # Registered for this test alone: a class remembers it.
+        monkeypatch.setattr(kind, "_auto_class", None)
+        kind.register_for_auto_class(*(["AutoModel"] if kind is HFCLIPModel else []))
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    program, outputs = tmp_path / "program.py", tmp_path / "outputs.pt"
+    program.write_text(WITHOUT_THE_PACKAGE)
+    command = [sys.executable, str(program), str(tmp_path / "saved"), str(outputs)]
+    completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr
+    found = torch.load(outputs, weights_only=True)
+    inputs = processor(images=make_image(), text=["a red square", "green"], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    expected = {"logits_per_image": output.logits_per_image, "image_embeds": output.image_embeds, **inputs}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -1,0 +1,196 @@
+"""What is saved or pushed loads where this package is missing, by its own code, and where it is, without trust."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, CLIPTokenizer
+
+from hf_clip import (
+    HFCLIPConfig,
+    HFCLIPModel,
+    HFCLIPProcessor,
+    HFCLIPSiglipConfig,
+    HFCLIPSiglipModel,
+    HFCLIPTextModel,
+    HFCLIPTokenizer,
+)
+from hf_clip.model import remote_code_hf_clip
+from tests.helpers.mock_hub import running_hub
+from tests.helpers.toys import tiny_clip
+
+LABELS = ["a red square", "something blue"]
+CODE = {file.name for file in Path(remote_code_hf_clip.__file__).parent.glob("*_hf_clip.py")}
+TOWERS = {
+    "vit": {},
+    "resnet": {"tower": "resnet", "stem_width": 8, "stage_depths": [1, 1, 1, 1], "num_attention_heads": 4},
+    "convnet": {
+        "tower": "convnet",
+        "stem_width": 8,
+        "stage_widths": [16, 32],
+        "stage_depths": [1, 1],
+        "norm_group_size": 8,
+        "hidden_size": 32,
+    },
+}
+
+# Loads, scores, saves again, and scores what it saved.
+PROGRAM = """
+import sys
+
+sys.modules["hf_clip"] = None  # to import it raises ImportError
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, AutoTokenizer,
+    pipeline,
+)
+
+def scores(source):
+    trust = {"trust_remote_code": True}
+    model = AutoModelForZeroShotImageClassification.from_pretrained(source, **trust).eval()
+    processor = AutoProcessor.from_pretrained(source, **trust)
+    inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=LABELS, return_tensors="pt")
+    apart = AutoTokenizer.from_pretrained(source, **trust)(LABELS, padding=True, return_tensors="pt")
+    assert torch.equal(apart["input_ids"], inputs["input_ids"])
+    apart = AutoImageProcessor.from_pretrained(source, **trust)(Image.new("RGB", (40, 32), "red"), return_tensors="pt")
+    assert torch.equal(apart["pixel_values"], inputs["pixel_values"])
+    same = AutoModel.from_pretrained(source, **trust)
+    for thing in (model, same, processor, AutoConfig.from_pretrained(source, **trust)):
+        assert type(thing).__module__.startswith("transformers_modules"), thing
+    assert type(same).__name__ == type(model).__name__
+    # The config names the pipeline's task.
+    classify = pipeline(model=source, **trust)
+    found = classify(Image.new("RGB", (40, 32), "red"), candidate_labels=LABELS, templates=["{}"])
+    assert type(classify).__name__ == "HFCLIPZeroShotPipeline"
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image
+    assert type(found[0]) is dict and {row["label"] for row in found} == set(LABELS)
+    return model, processor, logits
+
+found = {}
+LABELS, outputs = sys.argv[1:3], sys.argv[3]
+for source in sys.argv[4:]:
+    model, processor, found[source] = scores(source)
+    again = f"again/{source.strip('/').replace('/', '-')}"
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+    found[f"{source} again"] = scores(again)[-1]
+torch.save(found, outputs)
+"""
+
+
+def tiny(tower: str, config_class=HFCLIPConfig) -> tuple[HFCLIPModel, HFCLIPProcessor]:
+    model, processor = tiny_clip(LABELS)
+    vision = model.config.vision_config.to_dict()
+    if tower == "resnet":
+        vision["hidden_size"] = 256
+    config = config_class(
+        text_config=model.config.text_config.to_dict(),
+        vision_config={**vision, **TOWERS[tower]},
+        projection_dim=16,
+    )
+    torch.manual_seed(1)
+    return (HFCLIPSiglipModel if config_class is HFCLIPSiglipConfig else HFCLIPModel)(config).eval(), processor
+
+
+def expected_scores(model, processor) -> torch.Tensor:
+    inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=LABELS, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits_per_image
+
+
+def without_the_package(folder: Path, sources: list[str], environment: dict[str, str] | None = None) -> dict:
+    """The scores by each source, and by what was saved again from it."""
+    import os
+
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", *LABELS, "outputs.pt", *sources]
+    completed = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **(environment or {})}
+    )
+    assert completed.returncode == 0, completed.stderr
+    return torch.load(folder / "outputs.pt", weights_only=True)
+
+
+def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
+    expected = {}
+    for name, kind in [(name, HFCLIPConfig) for name in TOWERS] + [("vit", HFCLIPSiglipConfig)]:
+        model, processor = tiny(name, kind)
+        folder = tmp_path / f"{name}-{kind.model_type}"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        expected[folder.name] = expected_scores(model, processor)
+    found = without_the_package(tmp_path, list(expected))
+    expected |= {f"{name} again": scores for name, scores in expected.items()}
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for again in (tmp_path / "again").iterdir():
+        assert CODE <= {file.name for file in again.iterdir()}
+
+
+def test_from_the_hub(tmp_path):
+    model, processor = tiny("vit", HFCLIPSiglipConfig)
+    model.save_pretrained(tmp_path / "repository")
+    processor.save_pretrained(tmp_path / "repository")
+    with running_hub({"owner/model": tmp_path / "repository"}) as hub:
+        found = without_the_package(tmp_path, ["owner/model"], hub.environment(tmp_path / "home"))
+    expected = expected_scores(model, processor)
+    torch.testing.assert_close(found, dict.fromkeys(found, expected), rtol=0, atol=0)
+    # What was saved again stands on its own: it does not refer to the repository that it came from.
+    again = tmp_path / "again" / "owner-model"
+    assert "owner" not in (again / "config.json").read_text() + (again / "tokenizer_config.json").read_text()
+
+
+def test_every_file_of_code_is_listed_as_one_that_goes_along():
+    listed = re.findall(r"^    from \.(\w+) import (\w+)$", remote_code_hf_clip.__doc__, re.M)
+    assert {f"{module}.py" for module, _ in listed} == CODE - {"remote_code_hf_clip.py"}
+    for module, name in listed:
+        assert hasattr(__import__(f"hf_clip.{module}", fromlist=[name]), name)
+
+
+def test_the_parts_saved_alone_bring_their_code(tmp_path):
+    model, processor = tiny_clip(LABELS)
+    for name, part in {"tokenizer": processor.tokenizer, "processor": processor, "config": model.config}.items():
+        part.save_pretrained(tmp_path / name)
+        assert CODE <= {file.name for file in (tmp_path / name).iterdir()}
+    model.text_model.save_pretrained(tmp_path / "text")
+    auto_map = json.loads((tmp_path / "text" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == f"modeling_text_hf_clip.{HFCLIPTextModel.__name__}"
+
+
+def test_where_the_package_is_a_config_is_the_same_saved_or_not(tmp_path):
+    model, _ = tiny_clip(LABELS)
+    before = model.config.to_dict()
+    model.config.save_pretrained(tmp_path)
+    assert model.config.to_dict() == before
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"] and saved["custom_pipelines"]
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert not hasattr(loaded, "auto_map") and not hasattr(loaded, "custom_pipelines")
+
+
+def test_a_users_subclass_does_not_name_itself_with_code_that_is_not_there(tmp_path):
+    class Mine(HFCLIPTokenizer):
+        pass
+
+    Mine().save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not list(tmp_path.glob("*.py"))
+
+
+def test_transformers_own_classes_read_the_folder_as_before(tmp_path):
+    _, processor = tiny_clip(LABELS)
+    processor.save_pretrained(tmp_path)
+    ids = processor.tokenizer("a red square")["input_ids"]
+    assert CLIPTokenizer.from_pretrained(tmp_path)("a red square")["input_ids"] == ids
+
+
+@pytest.mark.parametrize("name", sorted(CODE))
+def test_no_file_of_code_speaks_of_the_package_by_name(name):
+    text = (Path(remote_code_hf_clip.__file__).parent / name).read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(from|import) hf_clip\b", text, re.M)

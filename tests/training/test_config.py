@@ -1,0 +1,266 @@
+"""Recipes: what is written is what runs, and what cannot run is said at once, with the nearest key and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_clip.training import RecipeError, list_recipes, load_recipe
+from hf_clip.training.build import model_config
+from hf_clip.training.config import MAY_CHANGE, may_change, recipe_changes, recipe_text
+from tests.helpers.squares import recipe, write_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A recipe with something in every section."""
+    evaluation = {"data": ["b.parquet"], "where": {"split": "test"}}
+    content = recipe(
+        "a.parquet",
+        augmentation={"flip": 0.5, "no_flip_words": ["left"]},
+        evaluations={"seen": evaluation, "classes": {**evaluation, "protocol": "zero-shot", "templates": ["a {}"]}},
+        card={"model_name": "squares: ${small} 'ones'", "languages": ["en", "de"]},
+    )
+    content["card"]["model_name"] = "squares: 'small' ones"
+    content["optimizer"]["learning_rate"] = "1e-4"
+    text = write_recipe(tmp_path / "recipe.yaml", content).read_text()
+    # As people write it; a plain YAML 1.1 reader makes a word of it.
+    (tmp_path / "recipe.yaml").write_text(text.replace("'1e-4'", "1e-4"))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_recipe_written_and_read_again_is_the_same(file, tmp_path):
+    config = load_recipe(file)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe_text(config))
+    assert load_recipe(copy) == config
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.evaluations["classes"].protocol == "zero-shot"
+    assert config.model.config["vision_config"]["stage_widths"] == [32]
+    copy.write_text(recipe_text(load_recipe(file, ["seed=1"])))
+    assert load_recipe(copy) != config
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_of_the_package_can_be_built(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_recipe(name)
+    assert model_config(config.model).vision_config.image_size > 0
+    for data in [*config.data.train, *(item for one in config.evaluations.values() for item in one.data)]:
+        assert Path(data).exists()
+
+
+def test_overrides_are_yaml_and_replace_what_the_recipe_has(file):
+    overrides = [
+        "optimizer.learning_rate=3e-5",
+        "data.train=[x.parquet, y.parquet]",
+        "data.where={language: en}",
+        "data.where.split=train",
+        "evaluations.seen.during_training=true",
+        "model.config.vision_config.pool_grid=1",
+        "augmentation.no_flip_words=[]",
+        "data.caption_columns=[text=en]",
+        "card.model_name=null",
+    ]
+    config = load_recipe(file, overrides)
+    assert config.optimizer.learning_rate == 3e-5
+    assert config.data.train == ["x.parquet", "y.parquet"]
+    assert config.data.where == {"language": "en", "split": "train"}
+    assert config.evaluations["seen"].during_training and not config.evaluations["classes"].during_training
+    assert config.model.config["vision_config"]["pool_grid"] == 1
+    assert config.model.config["vision_config"]["stem_width"] == 8
+    assert config.augmentation.no_flip_words == [] and config.augmentation.flip == 0.5
+    assert config.data.caption_columns == ["text=en"]
+    assert config.card.model_name is None
+    # A later override wins.
+    assert load_recipe(file, ["steps=7", "steps=8"]).steps == 8
+
+
+def test_evaluations_can_be_switched_off(file):
+    assert load_recipe(file, ["evaluations={}"]).evaluations == {}
+    assert load_recipe(file, ["evaluations=null"]).evaluations == {}
+    assert list(load_recipe(file, ["evaluations.seen=null"]).evaluations) == ["classes"]
+    assert load_recipe(file, ["augmentation=null"]).augmentation.flip == 0
+    assert load_recipe(file, ["data.where={}"]).data.where == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("step=5", "step is not a key .* Did you mean steps?"),
+        ("optimizer.learning_rat=1", r"optimizer\.learning_rat is .* Did you mean optimizer\.learning_rate\?"),
+        ("data.wher.split=a", r"data\.wher is not .* Did you mean data\.where\?"),
+        ("augmentation.flips=1", r"Did you mean augmentation\.flip\?"),
+        ("card.language=[en]", r"Did you mean card\.languages\?"),
+        ("evaluations.seen.dat=[a]", r"evaluations\.seen\.dat is .* Did you mean evaluations\.seen\.data\?"),
+        ("model.vocabulary=600", r"Did you mean model\.vocabulary_size\?"),
+        ("model.config.projection_dims=3", r"Did you mean model\.config\.projection_dim\?"),
+        ("model.config.vision_config.image_sise=3", r"Did you mean model\.config\.vision_config\.image_size\?"),
+        ("model.config.text_config.num_layers=3", r"num_layers is .*model\.config\.text_config\.num_hidden_layers"),
+        ("zzz=1", "zzz is not a key of a recipe. Known here: model, data, steps"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(file, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Of the wrong kind.
+        ("steps=many", r"steps: Value 'many' of type 'str' could not be converted to Integer$"),
+        ("steps=2.5", "steps: Value '2.5'"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate: Value 'fast'"),
+        ("data.train=a.parquet", r"data.train=a.parquet is not a list: write \[a.parquet\]"),
+        ("data.caption_columns=caption", r"data.caption_columns=caption is not a list: write \[caption\]"),
+        ("evaluations.seen.during_training=perhaps", "during_training: Value 'perhaps'"),
+        ("data=3", "data: "),
+        ("evaluations=[1]", "Recipe "),
+        ("steps", "--set 'steps' is not key=value"),
+        ("=3", "--set '=3' is not key=value"),
+        ("data.train=[a", "Recipe .*while parsing a flow sequence"),
+        # Out of range.
+        ("steps=0", "steps=0 must be 1 or more"),
+        ("batch_size=1", "batch_size=1: a contrast needs 2 pairs or more"),
+        ("seed=-1", "seed=-1 must lie in 0 to"),
+        ("seed=99999999999999999999", "seed=99999999999999999999 must lie in 0 to"),
+        ("mixed_precision=fp8", "mixed_precision='fp8' is not known: use 'auto', 'no', "),
+        ("checkpoints.keep_last=0", "checkpoints.keep_last=0 must be 1 or more"),
+        ("checkpoints.save_every=0", "checkpoints.save_every=0 must be 1 or more"),
+        ("checkpoints.keep_every=-1", "checkpoints.keep_every=-1 must be 1 or more"),
+        ("checkpoints.save_minutes=.nan", "checkpoints.save_minutes=nan must be above 0 and finite"),
+        ("checkpoints.push_to=a/b/c", "checkpoints.push_to='a/b/c' is no name of a repository: .*'a/b/c'"),
+        ("optimizer.learning_rate=0", "optimizer.learning_rate=0.0 must be above 0"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf must be above 0 and finite"),
+        ("optimizer.weight_decay=.nan", "optimizer.weight_decay=nan must be 0 or more"),
+        ("optimizer.beta2=1", "optimizer.beta2=1.0 must lie in 0 to 1"),
+        ("optimizer.max_logit_scale=0.5", "optimizer.max_logit_scale=0.5 must be 1 or more"),
+        ("optimizer.max_logit_scale=.inf", "optimizer.max_logit_scale=inf must be 1 or more, and finite"),
+        ("optimizer.weight_decay=.inf", "optimizer.weight_decay=inf must be 0 or more, and finite"),
+        ("optimizer.schedule=step", "optimizer.schedule='step' is not known: use 'cosine' or 'linear'"),
+        ("optimizer.final_learning_rate_fraction=-5", "fraction=-5.0 is not a fraction: use 0 to 1"),
+        ("optimizer.final_learning_rate_fraction=1e6", "fraction=1000000.0 is not a fraction: use 0 to 1"),
+        ("optimizer.final_learning_rate_fraction=.nan", "fraction=nan is not a fraction: use 0 to 1"),
+        ("model.image_std=[0.5, 0, 0.5]", r"model.image_std=\[0.5, 0.0, 0.5\]: images are divided .* above 0"),
+        ("model.image_std=[0.5, -1, 0.5]", r"model.image_std=\[0.5, -1.0, 0.5\]: images are divided .* above 0"),
+        ("model.image_std=[0.5, 0.5]", r"model.image_std=\[0.5, 0.5\] must be three numbers"),
+        ("model.image_std=[0.5, .inf, 0.5]", "model.image_std=inf is no finite number"),
+        ("model.image_mean=[0.5, .nan, 0.5]", "model.image_mean=nan is no finite number"),
+        ("model.config.logit_scale_init_value=.nan", "model.config.logit_scale_init_value=nan is no finite number"),
+        ("optimizer.warmup_steps=6", "optimizer.warmup_steps=6 leaves nothing of steps=6"),
+        ("label_smoothing=1", "label_smoothing=1.0 must be 0 or more, and below 1"),
+        ("augmentation.flip=1.5", "augmentation.flip=1.5 must lie in 0 to 1"),
+        ("augmentation.rotation=-3", "augmentation.rotation=-3.0 must be 0 or more"),
+        ("augmentation.hue=.nan", "augmentation.hue=nan must be 0 or more"),
+        ("data.train=[]", "data.train is empty"),
+        ("data.max_bad_fraction=5", "data.max_bad_fraction=5.0 is not a fraction"),
+        ("data.shuffle_block=0", "data.shuffle_block=0 must be 1 or more"),
+        ("data.keyword_weight=1", "data.keyword_columns.*data.keyword_weight=1.0 go together"),
+        ("evaluations.seen.protocol=guess", "protocol='guess' .* use 'retrieval' or 'zero-shot'"),
+        ("evaluations.new.protocol=zero-shot", "data of an evaluation is empty"),
+        ("evaluations.classes.templates=[a cat]", "templates: 'a cat' has no {}"),
+        ("evaluations={../../evil: {data: [a]}}", "evaluations: '../../evil' cannot be a file's name: use letters"),
+        (f"evaluations.{300 * 'a'}={{data: [a]}}", "evaluations: 'a+' cannot be a file's name: .* 64 at most"),
+        ("evaluations.Seen={data: [a]}", "evaluations: 'Seen' and 'seen' are one name on the Hub, .*: rename one"),
+        ("evaluations.___={data: [a]}", "evaluations: '___' has none of the letters a to z and no digit"),
+        ("card.sources=[no/such.yaml]", "card.sources: there is no file no/such.yaml"),
+        ("card.languages=[klingon]", "card.languages: 'klingon' is no ISO 639 code: write 'en'"),
+        ("model.vocabulary_size=100", "model.vocabulary_size=100 is below 514"),
+        ("model.architecture=ViT-B/33", "'ViT-B/33' is not a known architecture. Nearest: ViT-B/32"),
+        # Missing.
+        ("steps=null", "steps is missing: every recipe must set it"),
+        ("data=null", "data is missing: every recipe must set it"),
+    ],
+)
+def test_a_value_that_cannot_run_is_refused(file, override, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(file, [override])
+    assert "full_key" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["no", "No", "'no'", "off"])
+def test_precision_can_be_switched_off_in_yaml(file, value):
+    """Where a bare `no` is a truth value; our own advice says `mixed_precision=no`."""
+    assert load_recipe(file, ["mixed_precision=auto", f"mixed_precision={value}"]).mixed_precision == "no"
+    file.write_text(file.read_text().replace("mixed_precision: 'no'", f"mixed_precision: {value}"))
+    assert load_recipe(file).mixed_precision == "no"
+
+
+def test_lists_and_sections_take_null_for_their_default(file):
+    assert load_recipe(file, ["data.caption_columns=null"]).data.caption_columns is None
+    with pytest.raises(RecipeError, match=r"data.keyword_columns=None is not a list"):
+        load_recipe(file, ["data.keyword_columns=null"])
+
+
+def test_a_key_of_a_section_is_named_with_its_section(file):
+    with pytest.raises(RecipeError, match=r"save_every is not a key .* Did you mean checkpoints\.save_every\?"):
+        load_recipe(file, ["save_every=5"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: 1", "must be a list, one entry a data file"),
+        (b"", "must be a list"),
+        (b"- name: noto", "entry 1 of .*sources.yaml has no file: add it"),
+        (b"- {file: a.parquet, name: a}\n- {file: b.parquet}", "entry 2 of .*sources.yaml has no name: add it"),
+        (b"- {file: a.parquet, name: ' '}", "has no name"),
+        (b"- {file: a.parquet, name: 5}", "has no name"),
+        (b"- a.parquet", "entry 1 of .* is 'a.parquet': it must have the keys file and name"),
+        (b"- {file: a.parquet, name: a, dataset: a b}", "dataset='a b' is no name that the Hub can have"),
+        (b"- [", "cannot be read: while parsing"),
+        (b"- {file: \xff\xfe}", "cannot be read: .*utf-8"),
+    ],
+)
+def test_what_the_card_cannot_print_is_said_at_once(file, tmp_path, content, message):
+    (tmp_path / "sources.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file, [f"card.sources=[{tmp_path / 'sources.yaml'}]"])
+
+
+def test_recipes_differ_in_named_keys(file):
+    overrides = ["log_every=3", "evaluations.seen.where={a: b}", "data.train=[x]", "model.config.projection_dim=3"]
+    changes = recipe_changes(load_recipe(file), load_recipe(file, overrides))
+    assert list(changes) == [
+        "model.config.projection_dim",
+        "data.train",
+        "log_every",
+        "evaluations.seen.where.split",
+        "evaluations.seen.where.a",
+    ]
+    assert changes["log_every"] == (1, 3) and changes["data.train"] == (["a.parquet"], ["x"])
+    assert recipe_changes(load_recipe(file), load_recipe(file)) == {}
+
+
+def test_only_what_changes_no_weight_may_change_on_the_way(file):
+    config = load_recipe(file)
+    for key in MAY_CHANGE:
+        section = config
+        for name in key.split("."):
+            section = getattr(section, name)
+    free = ["log_every", "eval_every", "checkpoints.keep_last", "evaluations.seen.data", "card.model_name"]
+    fixed = ["steps", "seed", "batch_size", "mixed_precision", "data.train", "data.shuffle_block", "model.config.a"]
+    fixed += ["optimizer.learning_rate", "augmentation.flip", "model.vocabulary_size", "log_everything"]
+    assert all(may_change(key) for key in free) and not any(may_change(key) for key in fixed)
+
+
+def test_a_model_that_cannot_be_built_is_refused(file):
+    config = load_recipe(file, ["model.config.vision_config.image_size=18"])
+    with pytest.raises(RecipeError, match="^model.config: image_size=18 .* set image_size=16"):
+        model_config(config.model)
+    with pytest.raises(RecipeError, match="model.architecture and model.config are both empty"):
+        load_recipe(file, ["model.config={}"])
+
+
+def test_a_recipe_that_is_not_there_or_none(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe 'emojis': name one that comes with the package .*emoji"):
+        load_recipe("emojis")
+    for text, message in (("- a\n- b\n", "not a table"), ("steps: [", "while parsing"), ("", "model is missing")):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_bytes(b"steps: \xff\xfe")
+    with pytest.raises(RecipeError, match="recipe.yaml"):
+        load_recipe(tmp_path / "recipe.yaml")

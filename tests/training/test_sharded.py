@@ -1,0 +1,287 @@
+"""Weights that are sharded over processes (FSDP2) take the steps of one process, by hand and as Accelerate shards."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import (
+    _validate_launch_command,
+    launch_command_parser,
+    prepare_multi_gpu_env,
+)
+from accelerate.utils import DistributedType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hf_clip import HFCLIPModel
+from hf_clip.training import load_recipe, train
+from hf_clip.training.build import build_start
+from hf_clip.training.config import RecipeError
+from hf_clip.training.distributed import (
+    _sharded_precision,
+    give_plain_parameters,
+    load_optimizer_state,
+    make_accelerator,
+    optimizer_state,
+    whole_model,
+)
+from hf_clip.training.ema import WeightAverage
+from hf_clip.training.full_tensors import whole
+from hf_clip.training.objective import ContrastiveObjective
+from hf_clip.training.optimizer import make_optimizer
+from hf_clip.training.step import Updater
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
+from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_updater, weights
+from tests.training.test_ranks import free_port, relative_error
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+# Clipping changes what such a small number of updates comes to only where it is far below the norms.
+STRICT = ["ema_decay=0.5", "optimizer.max_gradient_norm=0.05"]
+MUON = "optimizer.algorithm=muon"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for rank in range(2):
+        (tmp_path / f"{rank}").mkdir()
+    return tmp_path
+
+
+def sharded_updater(config, state: dict | None = None, precision: str = "no", dtype=torch.float64) -> Updater:
+    """As `prepare` and Accelerate make it on GPUs, on a mesh of CPUs."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model, processor = build_start(config.model, NAMES, config.seed)
+    model.to(dtype).set_attn_implementation("eager")
+    if state is not None:
+        model.load_state_dict(state)
+    give_plain_parameters(model)
+    objective = ContrastiveObjective(model, config.data.keyword_weight)
+    options = {"mesh": mesh, "mp_policy": _sharded_precision(precision)}
+    for layer in [*model.vision_model.encoder.layers, *model.text_model.encoder.layers]:
+        fully_shard(layer, **options)
+    fully_shard(objective, **options)
+    average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
+    optimizer = make_optimizer(model, config.optimizer)
+    return Updater(config, make_accelerator(config), objective, optimizer, processor, average)
+
+
+def sharded_updates(folder: Path, overrides: list[str]) -> tuple:
+    """Two updates; after the first all is saved, and gone on with in another model too."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    config = configure(folder / f"{rank}", overrides)
+    updater = sharded_updater(config)
+    outcomes = [updater.update(make_batch(24, rank, world_size, seed=0), 0)]
+    state = whole_model(updater.model).state_dict()
+    rest = {"optimizer": optimizer_state(updater.objective, updater.optimizer), "update": updater.state_dict()}
+    if rank == 0:
+        # As a checkpoint: one rank writes it, all read it.
+        torch.save(rest, folder / "state.pt")
+    dist.barrier()
+    rest = torch.load(folder / "state.pt", weights_only=True)
+    resumed = sharded_updater(config, state)
+    load_optimizer_state(resumed.objective, resumed.optimizer, rest["optimizer"])
+    resumed.load_state_dict(rest["update"])
+    outcomes += [one.update(make_batch(24, rank, world_size, seed=1), 1) for one in (updater, resumed)]
+    with resumed.average.in_place():
+        averaged = whole_model(resumed.model).state_dict()
+    own = [whole_model(one.model).state_dict() for one in (updater, resumed)]
+    return outcomes, own, averaged, resumed.model.visual_projection.weight.to_local().numel()
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.parametrize("micro", ["null", "4"])
+def test_sharded_weights_take_the_same_steps_and_are_saved_whole(folder, micro, algorithm):
+    """Losses, norms, clipped updates, moving average, and all of it once more behind a checkpoint."""
+    overrides = [*STRICT, f"optimizer.algorithm={algorithm}"]
+    alone = make_updater(configure(folder, overrides))
+    outcomes = [alone.update(make_batch(seed=step), step) for step in range(2)]
+    for theirs, own, averaged, shard in run_on_ranks(
+        sharded_updates, 2, folder, [*overrides, f"micro_batch_size={micro}"]
+    ):
+        for outcome, step in zip(theirs, (0, 1, 1), strict=True):
+            assert float(outcome.loss) == pytest.approx(float(outcomes[step].loss), rel=1e-9)
+            assert outcome.gradient_norm > 10 * 0.05
+            assert float(outcome.gradient_norm) == pytest.approx(float(outcomes[step].gradient_norm), rel=1e-9)
+        for state in own:
+            assert state["logit_scale"].shape == ()
+            assert_close(state, weights(alone), 1e-8)
+        with alone.average.in_place():
+            assert_close(averaged, weights(alone), 1e-8)
+        assert shard == alone.model.visual_projection.weight.numel() // 2
+
+
+def spoilt_updates(folder: Path) -> tuple:
+    """One update, and one in which rank 1's shard of one gradient has an infinity."""
+    rank = dist.get_rank()
+    updater = sharded_updater(configure(folder / f"{rank}", [MUON, *STRICT]))
+    assert updater.update(make_batch(24, rank, 2), 0).is_update
+    before = whole_model(updater.model).state_dict(), updater.average.state_dict()["weights"]
+    backward = updater.backward
+
+    def spoilt(batch, step):
+        loss = backward(batch, step)
+        if rank == 1:
+            updater.model.visual_projection.weight.grad.to_local()[0, 0] = float("inf")
+        return loss
+
+    updater.backward = spoilt
+    outcome = updater.update(make_batch(24, rank, 2, seed=1), 1)
+    return outcome, before, (whole_model(updater.model).state_dict(), updater.average.state_dict()["weights"])
+
+
+def test_no_shard_is_updated_where_one_is_bad(folder):
+    for outcome, before, now in run_on_ranks(spoilt_updates, 2, folder):
+        assert not outcome.is_update and not outcome.gradient_norm.isfinite()
+        for ours, theirs in zip(now, before, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
+
+
+def copied_updates(folder: Path, dtype: torch.dtype) -> dict:
+    rank = dist.get_rank()
+    updater = make_updater(configure(folder / f"{rank}", [MUON, "micro_batch_size=4"]), dtype)
+    for step in range(3):
+        updater.update(make_batch(24, rank, 2, seed=step), step)
+    return weights(updater)
+
+
+def test_muon_leaves_the_same_weights_on_all_processes(folder):
+    first, second = run_on_ranks(copied_updates, 2, folder, torch.float32)
+    assert all(torch.equal(each, second[name]) for name, each in first.items())
+    # Muon rounds to bf16 on the way, where the last bit of a sum can tip over: float64 does without that.
+    alone = make_updater(configure(folder, [MUON]))
+    for step in range(3):
+        alone.update(make_batch(seed=step), step)
+    assert_close(run_on_ranks(copied_updates, 2, folder, torch.float64)[0], weights(alone), 1e-8)
+
+
+def half_precision_gradients(folder: Path, micro: str) -> tuple[torch.dtype, dict]:
+    rank = dist.get_rank()
+    config = configure(folder / f"{rank}", [f"micro_batch_size={micro}"])
+    updater = sharded_updater(config, precision="bf16", dtype=torch.float32)
+    loss = updater.backward(make_batch(24, rank, 2), 0)
+    return loss.dtype, {name: whole(each.grad) for name, each in updater.model.named_parameters()}
+
+
+@pytest.mark.parametrize("micro", ["null", "2"])
+def test_gradients_of_layers_in_bf16_are_added_up_in_float32(folder, micro):
+    exact = make_updater(configure(folder), torch.float32)
+    exact.backward(make_batch(), 0)
+    expected = gradients(exact)
+    for dtype, found in run_on_ranks(half_precision_gradients, 2, folder, micro):
+        assert dtype == torch.float32
+        for name in ("visual_projection.weight", "vision_model.encoder.layers.0.mlp.fc1.weight"):
+            # Sums in bf16 would have nothing below its 8 bits.
+            assert (found[name].bfloat16() != found[name]).float().mean() > 0.5, name
+            assert relative_error(found[name], expected[name]) < 0.1, name
+
+
+SHARD_ON_CPUS = """
+import sys
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from hf_clip import cli
+from hf_clip.training import parallel
+
+class ShardingAccelerator(Accelerator):
+    # Accelerate shards on GPUs alone: what its state has there, from the launcher's environment.
+    def __init__(self, **options):
+        super().__init__(**options)
+        plugin = FullyShardedDataParallelPlugin()
+        if self.mixed_precision != "no":
+            plugin.set_mixed_precision(self.mixed_precision)
+        AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+
+    def prepare(self, *args):
+        prepared = super().prepare(*args)
+        names = [name for name, each in prepared[0].named_modules() if type(each).__name__.startswith("FSDP")]
+        print("sharded apart:", *names)
+        return prepared
+
+parallel.Accelerator = ShardingAccelerator
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def pages_config(place: Path, **changes) -> Path:
+    """`fsdp2.yaml` as docs/training.md has it, but for `changes`."""
+    block = next(block for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S) if "fsdp_config" in block)
+    file = place / "fsdp2.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(block) | changes))
+    return file
+
+
+def accelerate_launch(arguments: list, place: Path, config: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_the_pages_config_is_one_that_accelerate_reads(tmp_path):
+    file = pages_config(tmp_path)
+    assert load_config_from_file(str(file)).distributed_type == DistributedType.FSDP
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "-m", "hf_clip.training"])
+    told = _validate_launch_command(arguments)[0]
+    assert (told.use_fsdp, told.fsdp_version, told.num_processes) == (True, 2, 8)
+    environment = prepare_multi_gpu_env(told)
+    assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
+def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp_path):
+    """The page's config on 2 processes, by Muon, killed and resumed."""
+    data = write_parquet(tmp_path / "train.parquet", rows(3))
+    content = recipe(data, batch_size=24, steps=4, ema_decay=0.5, micro_batch_size=6)
+    content["checkpoints"] = {"save_every": 2}
+    content["optimizer"] |= {"algorithm": "muon", "epsilon": 1e-4}
+    file = write_recipe(tmp_path / "recipe.yaml", content)
+    script = tmp_path / "shard.py"
+    script.write_text(SHARD_ON_CPUS)
+    config = pages_config(tmp_path, num_processes=2, main_process_port=free_port())
+    ended = accelerate_launch([script, "--recipe", file, "--output-dir", "run"], tmp_path, config)
+    assert ended.returncode == 0, ended.stderr
+    assert "model.text_model.encoder.layers.0 model.vision_model.layers.0" in ended.stdout
+    assert "broadcast_buffers" not in ended.stderr
+    # As if it had been killed before its last checkpoint.
+    shutil.rmtree(tmp_path / "run/checkpoints/checkpoint-4")
+    (tmp_path / "run/results.json").unlink()
+    resumed = accelerate_launch([script, "--output-dir", "run", "--resume"], tmp_path, config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step 2" in resumed.stdout
+
+    alone = train(load_recipe(file), tmp_path / "alone")
+    together = json.loads((tmp_path / "run/results.json").read_text())
+    assert (alone["processes"], together["processes"]) == (1, 2)
+    ours, theirs = (HFCLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("run", "alone"))
+    # Muon rounds to bf16 on the way.
+    assert_close(ours, theirs, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_what_accelerate_would_not_do_on_a_cpu_is_refused_instead_of_left_out(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr("hf_clip.training.distributed.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("hf_clip.training.distributed.Accelerator", lambda **_: PlainAccelerator())
+    with pytest.raises(RecipeError, match=rf"asks for {name}, .*\(1 on cpu here\): launch with torchrun"):
+        make_accelerator(configure(tmp_path))
+
+
+class PlainAccelerator:
+    """What Accelerate makes of any config on a CPU."""
+
+    is_fsdp2, distributed_type, num_processes = False, DistributedType.NO, 1

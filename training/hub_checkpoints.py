@@ -1,0 +1,94 @@
+"""Copies of checkpoints on the Hub, made in the background: a run goes on whatever becomes of them."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from hf_clip.hub import redact
+
+from .run_folder import CHECKPOINTS, RECIPE
+
+# Seconds before another try; after the last one the push is given up.
+RETRY_SECONDS = (5.0, 30.0, 120.0)
+# A process that was told to stop is often killed half a minute later.
+PATIENCE_SECONDS = 20.0
+
+
+class CheckpointPusher:
+    """Pushes one checkpoint at a time to a model repository, laid out as the run's folder: it can be resumed there.
+
+    A checkpoint that is saved while another is under way waits; of several that wait, the newest goes. Older copies
+    are removed once a newer one is whole. Nothing is raised: a push that failed after its retries is one line.
+
+    Args:
+        repo_id: the repository; it is made, as a private one, where there is none.
+        folder: the run's folder.
+        say: takes a line for the user.
+    """
+
+    def __init__(self, repo_id: str, folder: Path, say: Callable[[str], None]):
+        self.repo_id, self.folder, self.say = repo_id, folder, say
+        self.in_use: Path | None = None
+        self._next: Path | None = None
+        self._changed = threading.Condition()
+        self._is_closing = threading.Event()
+        # A daemon: an upload that hangs must not keep a process from its end.
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def push(self, checkpoint: Path) -> None:
+        """Takes over a checkpoint; `in_use` is the one that must stay on disk for now."""
+        with self._changed:
+            self._next = checkpoint
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the retries, and waits `PATIENCE_SECONDS` for what is under way and what waits."""
+        with self._changed:
+            self._is_closing.set()
+            self._changed.notify()
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self.say(f"The push to {self.repo_id} was still under way at the end of the run, and is left.")
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None or self._is_closing.is_set())
+                if self._next is None:
+                    return
+                self.in_use, self._next = self._next, None
+                self._changed.notify_all()
+            self._push(self.in_use)
+            self.in_use = None
+
+    def _push(self, checkpoint: Path) -> None:
+        for delay in (*RETRY_SECONDS, None):
+            try:
+                self._upload(checkpoint)
+                return
+            # Whatever it is: tokens, networks, quotas.
+            except Exception as error:
+                reason = redact(" ".join(str(error).split())) or type(error).__name__
+            if delay is None or self._is_closing.wait(delay):
+                break
+        self.say(
+            f"{checkpoint.name} could not be pushed to {self.repo_id} ({reason[:300]}). Training does not need it."
+        )
+
+    def _upload(self, checkpoint: Path) -> None:
+        api, place = HfApi(), f"{CHECKPOINTS}/{checkpoint.name}"
+        api.create_repo(self.repo_id, private=True, exist_ok=True)
+        # The manifest is among the files: a copy that was cut short shows.
+        api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=self.folder,
+            allow_patterns=[RECIPE, f"{place}/*"],
+            commit_message=f"Checkpoint of step {checkpoint.name.rpartition('-')[2]}",
+        )
+        there = api.list_repo_files(self.repo_id)
+        copies = {"/".join(file.split("/")[:2]) for file in there if file.startswith(f"{CHECKPOINTS}/")}
+        for older in sorted(copies - {place}):
+            api.delete_folder(older, self.repo_id, commit_message=f"{place} takes its place")
