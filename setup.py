@@ -31,6 +31,7 @@ setup(
     package_dir={"hf_clip.conversion": "conversion", "hf_clip.training": "training", "hf_clip_cli": "cli"},
     package_data={
         "hf_clip": [
+            "py.typed",
             "assets/architectures/*.json",
             "assets/prompts/*.json",
             "assets/prompts/LICENSE*",
@@ -38,6 +39,7 @@ setup(
             "assets/vocabulary/LICENSE*",
             "assets/model_card_template.md",
         ],
+        "hf_clip_cli": ["py.typed"],
         "hf_clip.training": ["recipes/*.yaml"],
     },
     install_requires=[

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel holds all rooms under one name, with their data, and nothing else."""
+"""What a user installs: the wheel holds the package and its command, with their data, and nothing else."""
 
 import configparser
 import importlib.metadata
@@ -52,14 +52,14 @@ def files_under(folder: Path) -> set[str]:
 
 def test_the_wheel_holds_the_package_and_nothing_beside_it(unpacked):
     beside = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
-    assert beside == {"hf_clip"}
+    assert beside == {"hf_clip", "hf_clip_cli"}
 
 
 def test_every_module_and_data_file_is_in_the_wheel(unpacked):
-    rooms = {f"{room}/{name}" for room in ("conversion", "training") for name in files_under(ROOT / room)}
-    in_tree = files_under(ROOT / "hf_clip") | rooms
-    # The script that made the vocabulary is for the tree, where the package that it reads is at hand.
-    assert files_under(unpacked / "hf_clip") == in_tree - {"vocabulary/make_vocabulary.py"}
+    beside = {f"{folder}/{name}" for folder in ("conversion", "training") for name in files_under(ROOT / folder)}
+    in_tree = files_under(ROOT / "hf_clip") | beside
+    assert files_under(unpacked / "hf_clip") == in_tree
+    assert files_under(unpacked / "hf_clip_cli") == files_under(ROOT / "cli")
 
 
 def test_metadata(metadata):

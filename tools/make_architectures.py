@@ -1,4 +1,4 @@
-"""Writes hf_clip/architectures/*.json, one named architecture a file, from the peers' published hyperparameters.
+"""Writes hf_clip/assets/architectures/*.json, one named architecture a file, from the peers' hyperparameters.
 
 python tools/make_architectures.py
 
@@ -43,7 +43,7 @@ from transformers import AutoModel
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
-FOLDER = Path(__file__).resolve().parents[1] / "hf_clip" / "architectures"
+FOLDER = Path(__file__).resolve().parents[1] / "hf_clip" / "assets" / "architectures"
 
 OPENAI_NAMES = {
     "RN50": "RN50",

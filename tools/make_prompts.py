@@ -1,4 +1,4 @@
-"""Make `hf_clip/prompts/*.json`: class names and templates of the paper's data sets, one file a data set.
+"""Make `hf_clip/assets/prompts/*.json`: class names and templates of the paper's data sets, one file a data set.
 
     pip install --no-deps open_clip_torch
     python tools/make_prompts.py prompts.md
@@ -16,7 +16,7 @@ import runpy
 from importlib.metadata import distribution
 from pathlib import Path
 
-TARGET = Path(__file__).parents[1] / "hf_clip/prompts"
+TARGET = Path(__file__).parents[1] / "hf_clip/assets/prompts"
 SOURCE = "https://github.com/openai/CLIP/blob/main/data/prompts.md"
 NOTEBOOK = "https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb"
 SECTION = re.compile(

@@ -5,7 +5,7 @@
 
 The package's `bpe_simple_vocab_16e6.txt.gz` holds a headline and more than 260,000 merges. OpenAI's tokenizer
 takes the first 48,894 of them: 49,408 tokens less 512 byte symbols and 2 special tokens. Those are kept, one
-a line, in order of rank. The data is OpenAI's, under the MIT license beside this file.
+a line, in order of rank. The data is OpenAI's, under the MIT license beside the target.
 """
 
 import gzip
@@ -13,7 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 SOURCE = "clip/bpe_simple_vocab_16e6.txt.gz"
-TARGET = Path(__file__).with_name("openai_merges.txt.gz")
+TARGET = Path(__file__).parents[1] / "hf_clip/assets/vocabulary/openai_merges.txt.gz"
 MERGE_COUNT = 49_408 - 512 - 2
 
 

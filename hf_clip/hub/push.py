@@ -10,7 +10,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_clip.conversion import convert
-from hf_clip_cli.usage import UsageError
 
 from . import CardFacts, PushError, adapt_card, made_with, refuse_secrets, upload, write_model_card
 
@@ -41,18 +40,18 @@ def push(
             their own processors load it, without other code.
 
     Raises:
-        UsageError: for a folder or a name that cannot be meant.
+        PushError: for a folder or a name that cannot be meant.
         ConversionError: if the folder cannot be read, or transformers cannot express the model.
         PushError: if what would be sent holds a token of the Hub, or is a link out of the folder; if the upload fails:
             then the prepared folder stays, and the message has the command that goes on.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give one that holds a model.")
+        raise PushError(f"{folder} is no folder: give one that holds a model.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UsageError(f"{repo_id!r} is no name of a repository (owner/name): {error}") from error
+        raise PushError(f"{repo_id!r} is no name of a repository (owner/name): {error}") from error
     prepared = folder / PREPARED
     if prepared.exists():
         shutil.rmtree(prepared)
@@ -81,7 +80,7 @@ def push(
 def prepare(folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip") -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
     if to not in FORMATS:
-        raise UsageError(f"--as {to} is not known: use {' or '.join(FORMATS)}.")
+        raise PushError(f"--as {to} is not known: use {' or '.join(FORMATS)}.")
     along = [file for pattern in ALONG for file in sorted(folder.glob(pattern)) if file.is_file()]
     for file in along:
         # A folder from elsewhere may link to whatever its author would like to read.

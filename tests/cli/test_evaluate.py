@@ -493,9 +493,7 @@ def test_every_row_of_the_suite_of_the_project_resolves(monkeypatch):
 def test_commands_of_the_page_are_as_it_says(tmp_path, monkeypatch, capsys):
     root = ROOT
     page = (root / "docs/evaluation.md").read_text(encoding="utf-8")
-    commands = [
-        shlex.split(one) for one in re.findall(r"^    (?:.*-m hf_clip_cli\.main|hf-clip) ([^#\n]+)", page, re.M)
-    ]
+    commands = [shlex.split(one) for one in re.findall(r"^    (?:.*-m hf_clip|hf-clip) ([^#\n]+)", page, re.M)]
     assert {command[1] for command in commands if command[0] == "eval"} == set(PROTOCOLS)
     for command in commands:
         cli.make_parser().parse_args(command)

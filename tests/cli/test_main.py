@@ -163,7 +163,7 @@ WITHOUT_EXTRAS = """
 import sys
 for name in ("accelerate", "datasets", "omegaconf", "pyarrow", "matplotlib"):
     sys.modules[name] = None
-from hf_clip import cli
+from hf_clip_cli import main as cli
 codes = [cli.main(["doctor"]), cli.main(["train", "--recipe", "emoji", "--output-dir", "out"])]
 codes.append(cli.main(["classify", "photos/0.jpg", "--labels", "a,b", "--model", "runs/emoji"]))
 print(codes)

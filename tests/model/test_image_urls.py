@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     def missing(self, page):
         self.send(404)
 
-    def make_image(self, page):
+    def image(self, page):
         self.send(200, b"12345678")
 
     def endless(self, page):
@@ -122,7 +122,7 @@ def fetch(server, page, **options):
     return fetch_image(url, **{"resolve": resolve, "timeout": 20.0, **options})
 
 
-def test_a_image_comes_as_it_is_asked_for_by_name(server):
+def test_an_image_comes_as_it_is_asked_for_by_name(server):
     server.asked.clear()
     assert fetch(server, "image?size=ä b#part") == b"12345678"
     assert server.asked == [("/image?size=%C3%A4%20b", f"{HOST}:{server.server_port}")]

@@ -150,7 +150,7 @@ def test_every_file_of_code_is_listed_as_one_that_goes_along():
     listed = re.findall(r"^    from \.(\w+) import (\w+)$", remote_code_hf_clip.__doc__, re.M)
     assert {f"{module}.py" for module, _ in listed} == CODE - {"remote_code_hf_clip.py"}
     for module, name in listed:
-        assert hasattr(__import__(f"hf_clip.{module}", fromlist=[name]), name)
+        assert hasattr(__import__(f"hf_clip.model.{module}", fromlist=[name]), name)
 
 
 def test_the_parts_saved_alone_bring_their_code(tmp_path):

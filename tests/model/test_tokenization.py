@@ -266,7 +266,7 @@ def test_a_trained_vocabulary_spells_what_it_never_saw_and_learns_what_it_did(tm
 def test_the_vocabulary_in_the_tree_is_what_its_script_makes():
     load_openai_module("simple_tokenizer")
     folder = Path(tokenization_hf_clip.__file__).parents[1] / "assets" / "vocabulary"
-    spec = spec_from_file_location("make_vocabulary", folder / "make_vocabulary.py")
+    spec = spec_from_file_location("make_vocabulary", Path(__file__).parents[2] / "tools" / "make_vocabulary.py")
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
     kept = gzip.decompress((folder / "openai_merges.txt.gz").read_bytes()).decode().split("\n")

@@ -145,7 +145,7 @@ PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
 parallel.Accelerator = Accelerator
 update, Run.update = Run.update, update_and_signal
 
-from hf_clip import cli
+from hf_clip_cli import main as cli
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 

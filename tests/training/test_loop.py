@@ -291,7 +291,7 @@ def test_a_command_stopped_by_a_signal_exits_with_3_and_goes_on(folder, data, tm
     """And where there is no terminal, it prints lines of progress."""
     content = recipe(data, steps=120)
     file = write_recipe(tmp_path / "recipe.yaml", content)
-    command = [sys.executable, "-m", "hf_clip.training", "--recipe", str(file), "--output-dir", "run"]
+    command = [sys.executable, "-m", "hf_clip", "train", "--recipe", str(file), "--output-dir", "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     lines = []

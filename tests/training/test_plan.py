@@ -228,7 +228,7 @@ def test_recipes_of_the_page_can_be_read_and_its_commands_parsed(tmp_path):
     for table in recipes:
         file = write_recipe(tmp_path / "page.yaml", {**whole, "batch_size": 64, **table})
         assert load_recipe(file).steps == 20000
-    commands = re.findall(r"^    (?:hf-clip|(?:torchrun|accelerate) .*? -m hf_clip\.training) ([^#\n]+)", PAGE, re.M)
+    commands = re.findall(r"^    (?:hf-clip|(?:torchrun|accelerate) .*? -m hf_clip train) ([^#\n]+)", PAGE, re.M)
     assert len(commands) >= 8
     for command in commands:
         words = shlex.split(command)

@@ -101,7 +101,7 @@ def test_any_number_of_processes_takes_the_steps_of_one(folder, alone, world_siz
 
 SIGNAL_TO_RANK_1 = """
 import os, signal, sys
-from hf_clip import cli
+from hf_clip_cli import main as cli
 from hf_clip.training.loop import Run
 
 update = Run.update
@@ -140,7 +140,7 @@ def test_a_launched_run_stops_as_one_goes_on_and_ends_as_one_process_would(file,
     assert ": saved at step 2. Go on with --resume" in stopped.stderr
     assert newest_checkpoint(tmp_path / "run/checkpoints", pytest.fail).name == "checkpoint-2"
 
-    ended = launch(["-m", "hf_clip.training", "--output-dir", "run", "--resume"], tmp_path)
+    ended = launch(["-m", "hf_clip", "train", "--output-dir", "run", "--resume"], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("Going on from step 2") == 1
     assert ended.stderr.count("The model and its card are in run") == 1

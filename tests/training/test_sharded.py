@@ -192,7 +192,7 @@ import sys
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from hf_clip import cli
+from hf_clip_cli import main as cli
 from hf_clip.training import parallel
 
 class ShardingAccelerator(Accelerator):
@@ -234,7 +234,7 @@ def accelerate_launch(arguments: list, place: Path, config: Path) -> subprocess.
 def test_the_pages_config_is_one_that_accelerate_reads(tmp_path):
     file = pages_config(tmp_path)
     assert load_config_from_file(str(file)).distributed_type == DistributedType.FSDP
-    arguments = launch_command_parser().parse_args(["--config_file", str(file), "-m", "hf_clip.training"])
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "-m", "hf_clip", "train"])
     told = _validate_launch_command(arguments)[0]
     assert (told.use_fsdp, told.fsdp_version, told.num_processes) == (True, 2, 8)
     environment = prepare_multi_gpu_env(told)
