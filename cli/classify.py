@@ -1,10 +1,8 @@
 """The work of `hf-clip classify`: what images show as a table, JSON lines or CSV, and as a contact sheet."""
 
 import csv
-import glob
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_clip import sources
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
-from hf_clip.model.zero_shot_hf_clip import IMAGE_SUFFIXES, ZeroShotClassifier
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.prompts import load_prompts
 
 from .usage import UsageError, printable
@@ -74,28 +73,11 @@ def _read_labels(labels: str) -> list[str]:
 
 
 def find_images(given: Sequence[str]) -> list[str]:
-    """Files as they are; images of folders and globs in sorted order; each once. Raises UsageError without one."""
-    found: list[str] = []
-    for item in given:
-        if not item:
-            raise UsageError("'' names no image: a folder is '.', and a variable of the shell may be empty.")
-        path = Path(item)
-        if path.is_dir():
-            inside = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
-        elif path.is_file():
-            inside = [item]
-        else:
-            inside = sorted(glob.glob(item, recursive=True))
-        if not inside:
-            raise UsageError(f"{item}: there is no such image, and none in such a folder.")
-        found += inside
-    # By the shortest name: links among folders lead to a file by many.
-    names: dict[tuple[str, str], str] = {}
-    for name in sorted(found, key=len):
-        folder, base = os.path.split(name)
-        names.setdefault((os.path.realpath(folder), base), name)
-    kept = set(names.values())
-    return [name for name in dict.fromkeys(found) if name in kept]
+    """The images that files, folders and patterns name. Raises UsageError for one without any."""
+    try:
+        return sources.find_images(given)
+    except sources.SourceError as error:
+        raise UsageError(str(error)) from None
 
 
 def make_classifier(

@@ -136,7 +136,7 @@ def _train(
         with run.stop:
             loop(run, stream, evaluations)
             run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
-            left_out = stream.left_out(stream.gather(progress.position))
+            left_out = stream.skipped(stream.gather(progress.position))
             if left_out:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
                 run.report.say(f"Left out {left_out.total()} pairs that cannot be read: {reasons}.")

@@ -28,6 +28,19 @@ MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 # out. JPEG includes MPO, the several images in one file that phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
+# Names of files that are images to whoever stored them. Which of them can be decoded, their bytes decide: a `.heic`
+# that no opener reads is reported as such instead of being passed over.
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .avifs "
+    ".heic .heif .hif .jp2 .j2k .jpx .jxl .mpo".split()
+)
+# Names that are no images, so that a folder's many tables and texts are not opened to see.
+OTHER_SUFFIXES = frozenset(
+    ".txt .text .caption .cap .cls .json .jsonl .ndjson .csv .tsv .parquet .arrow .tar .zip .gz .zst .xml .html "
+    ".htm .md .rst .py .ipynb .yaml .yml .toml .ini .cfg .log .npy .npz .pt .pth .safetensors .onnx .lock .mp4 .mov "
+    ".avi .mkv .webm .wav .mp3 .flac .pdf .svg .eps .db".split()
+)
+
 EXIF_ORIENTATION = 0x0112
 # Where Pillow looks for an orientation, in any format.
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
@@ -92,6 +105,42 @@ def decode_image(
         raise _explain(error) from error
 
 
+def readable_formats() -> list[str]:
+    """The names of the formats that are decoded: FORMATS, and those whose opener somebody registered with Pillow.
+
+    Such as `pillow_heif.register_heif_opener()`. What else Pillow brings itself stays closed.
+    """
+    # Only after this does Pillow know all that it has.
+    Image.init()
+    # An opener is a class or a function: those of Pillow are of its own modules.
+    return [name for name, (factory, _) in Image.OPEN.items() if name in FORMATS or not _is_of_pillow(factory)]
+
+
+def _is_of_pillow(factory) -> bool:
+    return getattr(factory, "__module__", "").partition(".")[0] == "PIL"
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether a file is an image: by its name, or by its first bytes where the name says nothing."""
+    suffix = Path(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    return suffix not in OTHER_SUFFIXES and is_image(path)
+
+
+def is_image(source: bytes | str | Path) -> bool:
+    """Whether encoded bytes, or a file, begin like an image that can be decoded. No pixels are read."""
+    try:
+        stream = BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        with stream, Image.open(stream, formats=readable_formats()):
+            return True
+    # As in `decode_image`; a bomb is an image, too.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:
+        return False
+
+
 def _explain(error: Exception) -> ImageDecodeError:
     """The ImageDecodeError for an exception from Pillow, numpy or the file system."""
     text = f"{type(error).__name__}: {error}"
@@ -146,8 +195,7 @@ def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image
 
 def _decode_stream(stream, max_pixels: int, least_edge: int | None) -> Image.Image:
     # Image.open raises KeyError for a format that this build of Pillow lacks.
-    Image.init()
-    with Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(stream, formats=readable_formats()) as image:
         return _decode_image(image, max_pixels, least_edge)
 
 

@@ -6,10 +6,12 @@ the other formats through generators of this package (`readers.py` says why).
 """
 
 from .errors import SourceError
+from .image_files import find_images
 from .opening import open_source
 from .sample import ROW_KEY, Sample, Source, clean_captions, iterate_samples, to_sample
 from .shards import Shard, list_shards
 from .spec import DataSpec
+from .values import ValueKindError, as_text, class_index, spellings
 
 __all__ = [
     "DataSpec",
@@ -18,9 +20,14 @@ __all__ = [
     "Shard",
     "Source",
     "SourceError",
+    "ValueKindError",
+    "as_text",
+    "class_index",
     "clean_captions",
+    "find_images",
     "iterate_samples",
     "list_shards",
     "open_source",
+    "spellings",
     "to_sample",
 ]

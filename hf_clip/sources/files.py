@@ -2,26 +2,15 @@
 
 import difflib
 import glob
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import SourceError, how_to_set, some
+from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, is_image_file
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-)
+from .errors import SourceError, how_to_set, some
+from .image_files import walk_files
+
 FORMAT_OF_SUFFIX = {
     ".parquet": "parquet",
     ".csv": "table",
@@ -30,7 +19,6 @@ FORMAT_OF_SUFFIX = {
     ".ndjson": "table",
     ".json": "table",
     ".tar": "tar",
-    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
 }
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SPLIT_OF_WORD = {
@@ -51,7 +39,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 def is_hub_id(data: str) -> bool:
     """Whether `data`, of which no such file exists, reads as an id on the Hub rather than as a path."""
     path = Path(data)
-    if path.exists() or not HUB_ID.fullmatch(data) or path.suffix.lower() in FORMAT_OF_SUFFIX:
+    if path.exists() or not HUB_ID.fullmatch(data) or path.suffix.lower() in (*FORMAT_OF_SUFFIX, *IMAGE_SUFFIXES):
         return False
     return "/" not in data or not path.parent.exists()
 
@@ -78,8 +66,8 @@ def list_files(data: str | Path | Sequence[str | Path]) -> tuple[list[Path], Pat
             raise _missing(str(item), path)
         paths.extend(matches)
     if len(paths) == 1 and paths[0].is_dir():
-        return _walk(paths[0]), paths[0]
-    files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+        return walk_files(paths[0]), paths[0]
+    files = [file for path in paths for file in (walk_files(path) if path.is_dir() else [path])]
     return list(dict.fromkeys(files)), None
 
 
@@ -97,13 +85,9 @@ def _missing(item: str, path: Path) -> SourceError:
     return SourceError(f"no such file or folder: {item!r}; {there} An id on the Hub is 'owner/name'.")
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All files under `folder`, sorted by path; hidden ones and those in hidden folders are left out."""
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+def format_of_file(file: Path) -> str | None:
+    """ "parquet", "table", "tar" or "images"; None for a file that is no data."""
+    return FORMAT_OF_SUFFIX.get(file.suffix.lower()) or ("images" if is_image_file(file) else None)
 
 
 def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
@@ -111,7 +95,7 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
     by_format: dict[str, list[Path]] = {}
     for file in files:
         # A folder's .json files are rarely data (configurations, class indices); one that is must be named.
-        if file.suffix.lower() != ".json" and (found := FORMAT_OF_SUFFIX.get(file.suffix.lower())):
+        if file.suffix.lower() != ".json" and (found := format_of_file(file)):
             by_format.setdefault(found, []).append(file)
     metadata = [file for file in files if file.name in METADATA_NAMES]
     if "images" in by_format and metadata:
@@ -132,7 +116,7 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
 
 
 def only_format(files: list[Path], name: str) -> str:
-    formats = {file: FORMAT_OF_SUFFIX.get(file.suffix.lower()) for file in files}
+    formats = {file: format_of_file(file) for file in files}
     unknown = [str(file) for file, kind in formats.items() if kind is None]
     if unknown or not formats:
         raise SourceError(f"{some(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
@@ -142,7 +126,7 @@ def only_format(files: list[Path], name: str) -> str:
 
 
 def _known_suffixes() -> str:
-    return ", ".join(suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if kind != "images") + " and images"
+    return f"{', '.join(FORMAT_OF_SUFFIX)} and images"
 
 
 def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES
+
 from .columns import Columns
 from .errors import SourceError, how_to_set, one_line
-from .files import IMAGE_SUFFIXES
 from .sample import ROW_KEY, as_text, clean_captions
 
 # Rows converted to Python at a time, and rows looked at to learn which columns a table without a schema has.

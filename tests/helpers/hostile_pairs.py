@@ -1,6 +1,6 @@
 """Pairs as the web and full disks leave them: files that no training run may stumble over.
 
-Each has a name, an image, a caption, and the reason for which it is left out; None where it can be read after all.
+Each has a name, an image, a caption, and the reason for which it is skipped; None where it can be read after all.
 """
 
 import gzip

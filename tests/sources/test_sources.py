@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
-def encode_image(index: int, suffix: str = "PNG") -> bytes:
+def image_bytes(index: int, suffix: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.full((4, 4, 3), 10 * index % 256, np.uint8)).save(stream, suffix)
     return stream.getvalue()
@@ -47,7 +47,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def write_images(folder: Path, count: int = len(CAPTIONS)) -> list[str]:
-    return [write(folder / f"{i}.png", encode_image(i)).name for i in range(count)]
+    return [write(folder / f"{i}.png", image_bytes(i)).name for i in range(count)]
 
 
 def quoted(text: str) -> str:
@@ -56,7 +56,7 @@ def quoted(text: str) -> str:
 
 def parquet(path: Path, texts=CAPTIONS, row_group_size=2, **columns) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"bytes": encode_image(i), "path": f"{i}.png"} for i in range(len(texts))]
+    images = [{"bytes": image_bytes(i), "path": f"{i}.png"} for i in range(len(texts))]
     table = pa.table({"image": pa.array(images, IMAGE_TYPE), "caption": pa.array(texts, pa.string()), **columns})
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
@@ -90,7 +90,7 @@ def error_of(data, **options) -> str:
 
 
 def dataset_of(captions=CAPTIONS, **columns):
-    images = [{"bytes": encode_image(i), "path": None} for i in range(len(captions))]
+    images = [{"bytes": image_bytes(i), "path": None} for i in range(len(captions))]
     made = datasets.Dataset.from_dict({"image": images, "caption": captions, **columns})
     return made.cast_column("image", datasets.Image())
 
@@ -109,7 +109,7 @@ def make_parquet_of_pyarrow(folder):
 
 def make_parquet_of_bytes(folder):
     for kind in (pa.binary(), pa.large_binary()):
-        table = pa.table({"jpg": pa.array(map(encode_image, range(5)), kind), "TEXT": CAPTIONS})
+        table = pa.table({"jpg": pa.array(map(image_bytes, range(5)), kind), "TEXT": CAPTIONS})
         pq.write_table(table, folder / "pairs.parquet")
     return folder / "pairs.parquet"
 
@@ -121,7 +121,7 @@ def make_parquet_of_paths(folder):
 
 def make_parquet_shards(folder):
     for shard, part in (("00001", slice(3, 5)), ("00000", slice(0, 3))):
-        images = [{"bytes": encode_image(i), "path": None} for i in range(5)[part]]
+        images = [{"bytes": image_bytes(i), "path": None} for i in range(5)[part]]
         path = folder / f"data/train-{shard}-of-00002.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"image": images, "caption": CAPTIONS[part]}), path)
@@ -169,7 +169,7 @@ def make_metadata_json_folder(folder):
 
 def make_tars(folder):
     suffixes = ["png", "jpg", "webp", "png", "png"]
-    members = [{f"a/{i}.{suffixes[i]}": encode_image(i), f"a/{i}.txt": CAPTIONS[i]} for i in range(5)]
+    members = [{f"a/{i}.{suffixes[i]}": image_bytes(i), f"a/{i}.txt": CAPTIONS[i]} for i in range(5)]
     tar(folder / "1.tar", members[3] | members[4])
     tar(folder / "0.tar", members[0] | {"a/1.json": json.dumps({"caption": "x"})} | members[1] | members[2])
     return folder
@@ -190,7 +190,7 @@ def test_every_format_gives_the_same_samples(make, tmp_path):
     for _ in range(2):
         read = list(iterate_samples(source))
         assert [sample.captions for sample in read] == [[text] for text in CAPTIONS]
-        assert [contents(sample) for sample in read] == [encode_image(i) for i in range(5)]
+        assert [contents(sample) for sample in read] == [image_bytes(i) for i in range(5)]
         assert [sample.index for sample in read] == list(range(5))
         assert len({sample.key for sample in read}) == 5
     assert source.num_rows in (5, None)
@@ -239,7 +239,7 @@ def test_shards_hold_the_rows_asked_for_alone(make, tmp_path, monkeypatch):
 
 
 def test_tars_that_cannot_be_looked_into_are_read_from_their_beginning(tmp_path, monkeypatch):
-    members = [{f"{i}.png": encode_image(i), f"{i}.txt": CAPTIONS[i]} for i in range(5)]
+    members = [{f"{i}.png": image_bytes(i), f"{i}.txt": CAPTIONS[i]} for i in range(5)]
     plain = tar(tmp_path / "a/0.tar", members[0] | members[1] | members[2])
     packed = write(tmp_path / "b/0.tar", gzip.compress(plain.read_bytes()))
     for file in (plain, packed):
@@ -263,14 +263,14 @@ def test_lists_and_patterns_of_files(tmp_path):
     assert "a[1].parquet row 1" in read[1].key and "b.parquet row 0" in read[2].key
 
 
-def test_a_image_inside_a_file_is_never_taken_from_the_working_folder(tmp_path, monkeypatch):
-    shard = tar(tmp_path / "x.tar", {"0.png": encode_image(7), "0.txt": "seven"})
+def test_an_image_inside_a_file_is_never_taken_from_the_working_folder(tmp_path, monkeypatch):
+    shard = tar(tmp_path / "x.tar", {"0.png": image_bytes(7), "0.txt": "seven"})
     table = parquet(tmp_path / "x.parquet", ["zero"])
     work = tmp_path / "work"
     write(work / "0.png", b"another image")
     monkeypatch.chdir(work)
-    assert contents(samples(shard)[0]) == encode_image(7)
-    assert contents(samples(table, where={"caption": "zero"})[0]) == encode_image(0)
+    assert contents(samples(shard)[0]) == image_bytes(7)
+    assert contents(samples(table, where={"caption": "zero"})[0]) == image_bytes(0)
 
 
 def test_large_shards_are_read_in_parts(tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_large_shards_are_read_in_parts(tmp_path, monkeypatch):
 
 def test_class_folders(tmp_path):
     for name in ("vehicle/train_01.png", "vehicle/2.JPG", "cat/test.png"):
-        write(tmp_path / name, encode_image(1))
+        write(tmp_path / name, image_bytes(1))
     source = open_source(tmp_path)
     assert source.label_names == ("cat", "vehicle") and source.num_rows == 3 and source.caption_columns == ()
     assert [s.label for s in iterate_samples(source)] == ["cat", "vehicle", "vehicle"]
@@ -300,7 +300,7 @@ def test_class_folders(tmp_path):
 
 def test_class_folders_in_split_folders(tmp_path):
     for name in ("train/cat/0.png", "train/dog/1.png", "test/dog/2.png", "test/cat/3.png", "test/cat/4.png"):
-        write(tmp_path / name, encode_image(1))
+        write(tmp_path / name, image_bytes(1))
     assert [s.label for s in samples(tmp_path, split="test")] == ["cat", "cat", "dog"]
     assert "splits test, train" in error_of(tmp_path)
 
@@ -308,7 +308,7 @@ def test_class_folders_in_split_folders(tmp_path):
 @pytest.mark.parametrize("cut", ["in a header", "between members", "header overwritten"])
 def test_a_cut_tar_is_not_taken_for_a_short_one(tmp_path, cut):
     members = {
-        f"{i}.{suffix}": content for i in range(4) for suffix, content in (("png", encode_image(i)), ("txt", "dog"))
+        f"{i}.{suffix}": content for i in range(4) for suffix, content in (("png", image_bytes(i)), ("txt", "dog"))
     }
     file = tar(tmp_path / "pairs.tar", members)
     with tarfile.open(file) as archive:
@@ -400,20 +400,20 @@ def test_columns_that_cannot_be_found(tmp_path):
 
 def test_one_bad_row_does_not_end_the_stream(tmp_path):
     images = [None, {"bytes": None, "path": None}, {"bytes": b"rubbish", "path": "1.png"}]
-    images.append({"bytes": encode_image(3), "path": None})
+    images.append({"bytes": image_bytes(3), "path": None})
     pq.write_table(pa.table({"image": images, "caption": list("abcd")}), tmp_path / "x.parquet")
     read = samples(tmp_path / "x.parquet")
-    assert [s.image["bytes"] for s in read] == [None, None, b"rubbish", encode_image(3)]
+    assert [s.image["bytes"] for s in read] == [None, None, b"rubbish", image_bytes(3)]
     members = {
         "0.png": b"rubbish",
         "0.txt": b"caf\xe9",
         "1.txt": "no image",
-        "2.png": encode_image(2),
+        "2.png": image_bytes(2),
         "2.json": "{",
     }
-    read = samples(tar(tmp_path / "x.tar", members | {"3.png": encode_image(3), "3.txt": "three"}))
+    read = samples(tar(tmp_path / "x.tar", members | {"3.png": image_bytes(3), "3.txt": "three"}))
     assert [s.captions for s in read] == [[], ["no image"], [], ["three"]]
-    assert [s.image["bytes"] for s in read] == [b"rubbish", None, encode_image(2), encode_image(3)]
+    assert [s.image["bytes"] for s in read] == [b"rubbish", None, image_bytes(2), image_bytes(3)]
     write_images(tmp_path, 1)
     rows = [{"image": "0.png", "caption": "a"}, {"image": "gone.png", "caption": "b"}, {"caption": "c"}]
     read = samples(write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows))))
@@ -422,12 +422,12 @@ def test_one_bad_row_does_not_end_the_stream(tmp_path):
 
 def test_tar_members_beside_the_image(tmp_path):
     fields = {"caption": "from json", "title": "t"}
-    members = {"a.b/0.jpg": encode_image(0), "a.b/0.json": json.dumps(fields), "a.b/0.cls": "3\n", ".hidden": "x"}
+    members = {"a.b/0.jpg": image_bytes(0), "a.b/0.json": json.dumps(fields), "a.b/0.cls": "3\n", ".hidden": "x"}
     sample = samples(tar(tmp_path / "x.tar", members))[0]
     assert (sample.captions, sample.label) == (["from json"], "3") and sample.key.endswith("sample a.b/0")
-    pair = tar(tmp_path / "y.tar", {"0.left.png": encode_image(1), "0.right.png": encode_image(2), "0.txt": "t"})
+    pair = tar(tmp_path / "y.tar", {"0.left.png": image_bytes(1), "0.right.png": image_bytes(2), "0.txt": "t"})
     assert "image" in error_of(pair)
-    assert contents(samples(pair, image_column="right.png")[0]) == encode_image(2)
+    assert contents(samples(pair, image_column="right.png")[0]) == image_bytes(2)
 
 
 BAD_FILES = [
@@ -483,7 +483,7 @@ def test_long_captions_are_read_whole(tmp_path, suffix):
 
 def test_a_file_that_ends_too_early_is_named(tmp_path):
     whole = tar(
-        tmp_path / "x.tar", {f"{i}.{s}": encode_image(i) for i in range(9) for s in ("png", "txt")}
+        tmp_path / "x.tar", {f"{i}.{s}": image_bytes(i) for i in range(9) for s in ("png", "txt")}
     ).read_bytes()
     text = error_of(write(tmp_path / "cut.tar", whole[:5000]))
     assert "cut.tar" in text and "cannot be read to its end" in text
@@ -544,8 +544,8 @@ def test_folders_without_data(tmp_path):
     assert "holds only notes.txt" in error_of(tmp_path)
     write_images(tmp_path, 2)
     assert "without captions or classes. Add a metadata.csv" in error_of(tmp_path)
-    write(tmp_path / "cat/x.png", encode_image(0))
-    write(tmp_path / "dog/y.png", encode_image(0))
+    write(tmp_path / "cat/x.png", image_bytes(0))
+    write(tmp_path / "dog/y.png", image_bytes(0))
     assert "different depths (0.png, 1.png)" in error_of(tmp_path)
     assert "without captions or classes" in error_of(tmp_path / "0.png")
     assert "empty list" in error_of([])
@@ -589,13 +589,13 @@ def test_a_hub_id_goes_to_load_dataset_as_a_stream(tmp_path, monkeypatch):
 
 def test_a_hub_stream_without_features(tmp_path, monkeypatch):
     def rows():
-        yield {"image": {"bytes": encode_image(1), "path": None}, "caption": "a"}
+        yield {"image": {"bytes": image_bytes(1), "path": None}, "caption": "a"}
 
     stream = datasets.IterableDataset.from_generator(rows)
     assert stream.features is None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: {"train": stream})
-    assert [(s.captions, contents(s)) for s in samples("owner/name")] == [(["a"], encode_image(1))]
+    assert [(s.captions, contents(s)) for s in samples("owner/name")] == [(["a"], image_bytes(1))]
 
 
 def test_images_at_hub_addresses_are_fetched(tmp_path, monkeypatch):
@@ -606,13 +606,13 @@ def test_images_at_hub_addresses_are_fetched(tmp_path, monkeypatch):
     def open_address(path, mode):
         if "gone" in path:
             raise FileNotFoundError(path)
-        return io.BytesIO(encode_image(1))
+        return io.BytesIO(image_bytes(1))
 
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     stream = datasets.IterableDataset.from_generator(rows, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: {"train": stream})
     monkeypatch.setattr("fsspec.open", open_address)
-    assert [s.image["bytes"] for s in samples("owner/name")] == [encode_image(1), None]
+    assert [s.image["bytes"] for s in samples("owner/name")] == [image_bytes(1), None]
 
 
 def test_an_offline_hub_is_one_line(tmp_path):

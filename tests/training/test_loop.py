@@ -383,7 +383,7 @@ def test_a_run_whose_logged_steps_were_bad_by_chance_has_no_plot_of_them(data, t
     ("changes", "error", "message"),
     [
         ({"data.train": "[no/such.parquet]"}, SourceError, "no/such.parquet"),
-        ({"batch_size": 1000}, DataError, "144 pairs, fewer than batch_size=1000: lower batch_size to 144"),
+        ({"batch_size": 1000}, DataError, "144 pairs, fewer than batch_size=1000. Lower batch_size to 144"),
         ({"model.config.vision_config.image_size": 18}, RecipeError, "image_size=18"),
         ({"evaluations.late": "{data: [no/such.csv]}"}, SourceError, "no/such.csv"),
     ],

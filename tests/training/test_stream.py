@@ -1,4 +1,4 @@
-"""The stream of pairs: an order of the seed alone, for any ranks, workers and resumes; bad pairs counted, left out."""
+"""The stream of pairs: an order of the seed alone, for any ranks, workers and resumes; bad pairs are counted."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from hf_clip.training.stream import (
     TrainingData,
     merge_positions,
     open_training_source,
-    read_ahead,
+    prefetch,
 )
 from hf_clip.training.stream.order import Piece, choose_lanes, deal, passes_in_epoch
 from tests.helpers.counts import soak_count
@@ -342,7 +342,7 @@ def test_the_zoo_is_counted_to_the_last_pair(tmp_path, workers, world_size):
     position = merge_positions(part[-1].position for part in parts)
     expected = Counter(pair.reason for pair in animals if pair.reason)
     assert expected.total() >= 40
-    assert PairStream.left_out(position) == expected
+    assert PairStream.skipped(position) == expected
     seen = Counter()
     for batch in (batch for part in parts for batch in part):
         for image, caption, sample in zip(batch.images_BHWC, batch.captions, batch.sample_ids_B, strict=True):
@@ -395,7 +395,7 @@ def test_fewer_readable_pairs_than_a_batch_raise(block):
     rows = [row(index) for index in range(8)]
     rows[4]["caption"] = []
     stream = make_stream(rows, 8, shuffle_block=block, max_bad_fraction=0.5)
-    with pytest.raises(DataError, match="7 readable pairs, 1 left out as no_caption, fewer than batch_size=8: lower"):
+    with pytest.raises(DataError, match="7 readable pairs, 1 skipped as no_caption, fewer than batch_size=8. Lower"):
         next(stream.batches())
     assert len(next(make_stream(rows, 7, shuffle_block=block, max_bad_fraction=0.5).batches()).captions) == 7
     lanes = make_stream(rows, 8, lanes=4, max_bad_fraction=0.5)
@@ -412,15 +412,17 @@ def test_what_cannot_be_shared_raises_before_it_starts():
     with pytest.raises(DataError, match="data.lanes=4 cannot be .* among 3 processes: start 1 or 2 or 4, .* as 3"):
         make_stream(rows, 12, lanes=4, world_size=3)
     few = as_data(stream_of_shards([5, 5]))
-    with pytest.raises(DataError, match="2 shards for data.lanes=4: write the data in a multiple of 4 shards"):
+    with pytest.raises(
+        DataError, match="2 shards, fewer than data.lanes=4. To fix it, write the data in a multiple of 4 shards"
+    ):
         make_stream(few, 8, lanes=4)
     assert make_stream(few, 16).lanes == 2
     with pytest.warns(UserWarning, match="3 shards for 2 lanes: pairs of lanes with fewer shards come up to 2 times"):
         make_stream(as_data(stream_of_shards([5, 5, 5])), 8, lanes=2)
     position = take(make_stream(rows, 8, lanes=2), 1)[0].position
-    with pytest.raises(DataError, match="one of 2 lanes, and here are 4: set data.lanes=2, or start anew"):
+    with pytest.raises(DataError, match="has 2 lanes, this one has 4. Set data.lanes=2, or start"):
         next(make_stream(rows, 8, lanes=4).batches(position))
-    with pytest.raises(DataError, match="toys has 99 pairs, fewer than batch_size=100000: lower batch_size to 99 or"):
+    with pytest.raises(DataError, match="toys has 99 pairs, fewer than batch_size=100000. Lower batch_size to 99 or"):
         make_stream(rows, 100_000)
     with pytest.raises(DataError, match="Lane 0 of 8 of toys has 12 pairs, fewer than its share of 20 of batch_size"):
         make_stream(rows, 160, lanes=8)
@@ -458,7 +460,7 @@ def test_weights_repeat_and_sample_whole_passes():
         expected = {f"pair {index}": 2 for index in range(6)}
         expected |= {} if epoch % 2 else {f"pair {index}": 1 for index in range(101, 108)}
         assert count == expected
-    assert PairStream.left_out(batches[-1].position) == {"no_caption": 1}
+    assert PairStream.skipped(batches[-1].position) == {"no_caption": 1}
     # Each pass makes draws of its own.
     passes = lanes_of(batches, 1)[0]
     assert len(set(passes)) == len(passes)
@@ -554,7 +556,7 @@ def test_what_stops_one_process_stops_all_at_one_step():
         rows[index]["caption"] = []
     first, second = run_on_ranks(stop_of_rank, 2, rows, 1.0)
     assert first[0] == second[0] == 0
-    assert second[1].startswith("Lane 1 of 2 of toys has 0 readable pairs, 30 left out as no_caption")
+    assert second[1].startswith("Lane 1 of 2 of toys has 0 readable pairs, 30 skipped as no_caption")
     assert first[1] == f"Process 1: {second[1]}"
 
 
@@ -615,7 +617,7 @@ def test_pairs_of_one_concept_are_positives_and_without_concepts_those_of_one_ca
     assert of_concept[0] == of_concept[2] != of_concept[1] == of_concept[3]
 
 
-def test_captions_and_keywords_are_drawn_anew_each_epoch():
+def test_captions_and_keywords_are_drawn_again_in_each_epoch():
     captions, words = ["one", "two", "three"], ["red", "round", "small", "wet"]
     rows = [row(index, caption=captions, keywords=words) for index in range(8)]
     rows[0]["keywords"] = []
@@ -655,18 +657,18 @@ def test_a_word_that_a_mirror_would_make_false_forbids_it():
     assert batch.sample_ids_B[batch.may_crop_B].tolist() == [0]
 
 
-def test_read_ahead_gives_the_items_and_passes_errors_on():
+def test_prefetch_gives_the_items_and_passes_errors_on():
     def numbers():
         yield from range(5)
         raise KeyError("from within")
 
-    items = read_ahead(numbers(), depth=2)
+    items = prefetch(numbers(), depth=2)
     assert list(islice(items, 5)) == list(range(5))
     with pytest.raises(KeyError, match="from within"):
         next(items)
 
 
-def test_read_ahead_reads_no_further_than_asked_and_stops_its_thread():
+def test_prefetch_reads_no_further_than_asked_and_stops_its_thread():
     made, enough = [], threading.Event()
 
     def numbers():
@@ -677,7 +679,7 @@ def test_read_ahead_reads_no_further_than_asked_and_stops_its_thread():
             yield number
 
     before = threading.active_count()
-    items = read_ahead(numbers(), depth=2)
+    items = prefetch(numbers(), depth=2)
     assert next(items) == 0
     # One is used, two wait, one is in the thread's hand.
     assert enough.wait(10)

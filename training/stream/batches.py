@@ -16,12 +16,12 @@ from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources import list_shards
 from hf_clip.training.config import AugmentationConfig, DataConfig
 
-from .coordination import Agreement, LaneState, Position, merge_positions
+from .coordination import Coordinator, LaneState, Position, merge_positions
 from .data import TrainingData
 from .decoding import BadPair, Decoder, Pair
 from .errors import DataError, LaneStopped
 from .order import choose_lanes, deal, require_lanes
-from .prefetch import choose_workers, one_ahead, read_ahead
+from .prefetch import choose_workers, prefetch, prefetch_one
 from .reading import LaneReader
 
 # So many unreadable pairs in a row, and a block of them, end the search for a readable one.
@@ -32,8 +32,8 @@ MIN_BAD_IN_A_ROW = 100
 class Batch:
     """This rank's slice of a global batch.
 
-    `epochs_B` counts how often the source of each pair was passed through before. `position` is where this rank's
-    lanes go on after it.
+    `epochs_B` counts how often the source of each pair was passed through before. `position` is how far
+    this rank's lanes are after it.
     """
 
     images_BHWC: torch.Tensor
@@ -56,13 +56,13 @@ class PairStream:
         image_processor: brings images to the model's size.
         batch_size: pairs over all ranks.
         seed: of the order and of the captions drawn.
-        augmentation: the recipe's section; by its words images are marked as not to be mirrored, or to be cut.
-        rank, world_size: which lanes. All ranks must make their streams together.
+        augmentation: the recipe's section; its words mark images that must not be mirrored, or that may be cut.
+        rank, world_size: which lanes are read here. All ranks must make their streams together.
         is_stopped: asked between pairs: once it is true on any rank, `batches` ends on all.
 
     Raises:
         DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes; a lane
-        has fewer rows than its share, where their number is known.
+        has fewer rows than its share, where that is known.
     """
 
     def __init__(
@@ -82,20 +82,20 @@ class PairStream:
         self.no_flip_words = [word.lower() for word in augmentation.no_flip_words]
         self.crop_words = [word.lower() for word in augmentation.crop_words]
         self.shards = [list_shards(source) for source in data.sources]
-        rows = [[shard.num_rows for shard in of_source] for of_source in self.shards]
-        whole_shards = [len(of_source) for of_source in rows if None in of_source]
-        self.num_rows = None if whole_shards else sum(map(sum, rows))
-        fewest = min(whole_shards, default=None)
+        rows = [[shard.num_rows for shard in shards_of_source] for shards_of_source in self.shards]
+        unknown_lengths = [len(shards_of_source) for shards_of_source in rows if None in shards_of_source]
+        self.num_rows = None if unknown_lengths else sum(map(sum, rows))
+        fewest = min(unknown_lengths, default=None)
         self.lanes = config.lanes or choose_lanes(batch_size, self.num_rows, fewest)
         require_lanes(self.lanes, batch_size, world_size)
-        self._check_whole_shards(fewest)
+        self._check_num_shards(fewest)
         self.own_lanes = range(rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size)
         self.pieces = deal(rows, self.lanes)
         if self.num_rows is not None:
             for lane in range(self.lanes):
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
         self.decoder = Decoder(image_processor, self._fits_in_memory())
-        self.agreement = Agreement(world_size)
+        self.coordinator = Coordinator(world_size)
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
         """Batches from `position` on, the start by default, until stopped. The same position gives the same batches.
@@ -110,37 +110,39 @@ class PairStream:
         """
         states = self._states(position)
         local = self._local_batches(states)
-        with closing(read_ahead(local) if reads_ahead else local) as local:
+        with closing(prefetch(local) if reads_ahead else local) as local:
             while True:
                 batch, found, error = next(local)
-                if not self._go_on_together(found, error):
+                if not self._all_can_go_on(found, error):
                     return
                 yield batch
 
     def gather(self, position: Position) -> Position:
-        """The position of all lanes from this rank's and those of the others, which must call it too. JSON-able."""
-        return merge_positions(self.agreement.gather(position))
+        """The position of all lanes, from that of each rank. All ranks must call it. JSON-able."""
+        return merge_positions(self.coordinator.gather(position))
 
     @staticmethod
     def epoch(position: Position) -> int:
         """The epoch in which the slowest lane of a position is."""
-        return min((place["at"][0] for place in position.get("places", {}).values()), default=0)
+        return min((state["at"][0] for state in position.get("states", {}).values()), default=0)
 
     @staticmethod
-    def left_out(position: Position) -> Counter[str]:
-        """How many pairs were left out by reason, each once, up to a position."""
-        return sum((Counter(place["left_out"]) for place in position.get("places", {}).values()), Counter())
+    def skipped(position: Position) -> Counter[str]:
+        """How many pairs were skipped by reason, each once, up to a position."""
+        return sum((Counter(state["skipped"]) for state in position.get("states", {}).values()), Counter())
 
-    def _check_whole_shards(self, fewest: int | None) -> None:
+    def _check_num_shards(self, fewest: int | None) -> None:
         if fewest is None:
             return
         advice = f"write the data in a multiple of {self.lanes} shards, or set data.lanes to a divisor of their number"
         if fewest < self.lanes:
-            raise DataError(f"{self.data.name} has {fewest} shards for data.lanes={self.lanes}: {advice}.")
+            raise DataError(
+                f"{self.data.name} has {fewest} shards, fewer than data.lanes={self.lanes}. To fix it, {advice}."
+            )
         if fewest % self.lanes and fewest < 10 * self.lanes:
             warn(
                 f"{self.data.name} has {fewest} shards for {self.lanes} lanes: pairs of lanes with fewer shards come "
-                f"up to {-(-fewest // self.lanes) / (fewest // self.lanes):.2g} times as often as others. To mend it, "
+                f"up to {-(-fewest // self.lanes) / (fewest // self.lanes):.2g} times as often as others. To fix it, "
                 f"{advice}.",
                 stacklevel=3,
             )
@@ -153,17 +155,17 @@ class PairStream:
         return rows * 3 * size.height * size.width <= self.config.decoded_cache_gb * 1e9
 
     def _rows_of(self, lane: int) -> int:
-        return sum(piece.last - piece.first for of_source in self.pieces[lane] for piece in of_source)
+        return sum(piece.last - piece.first for shards_of_source in self.pieces[lane] for piece in shards_of_source)
 
     def _states(self, position: Position | None) -> dict[int, LaneState]:
         if not position:
             return {lane: LaneState() for lane in self.own_lanes}
         if position["lanes"] != self.lanes:
             raise DataError(
-                f"The position is one of {position['lanes']} lanes, and here are {self.lanes}: set data.lanes="
-                f"{position['lanes']}, or start anew."
+                f"The run to resume has {position['lanes']} lanes, this one has {self.lanes}. Set data.lanes="
+                f"{position['lanes']}, or start a new run."
             )
-        return {lane: LaneState.from_json(position["places"][str(lane)]) for lane in self.own_lanes}
+        return {lane: LaneState.from_json(position["states"][str(lane)]) for lane in self.own_lanes}
 
     def _local_batches(
         self, states: dict[int, LaneState]
@@ -185,7 +187,7 @@ class PairStream:
                 workers.shutdown(cancel_futures=True)
 
     def _position(self, states: dict[int, LaneState]) -> Position:
-        return {"lanes": self.lanes, "places": {str(lane): state.to_json() for lane, state in states.items()}}
+        return {"lanes": self.lanes, "states": {str(lane): state.to_json() for lane, state in states.items()}}
 
     def _pairs(self, lane: int, state: LaneState, workers: ThreadPoolExecutor | None) -> Iterator[tuple[Pair, int]]:
         """Every readable pair of a lane with its pass, endlessly; `state` is kept."""
@@ -194,77 +196,77 @@ class PairStream:
         kept, is_stopped = self.decoder.kept, self.is_stopped
         reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, kept, is_stopped)
         share = self.batch_size // self.lanes
-        tickets = reader.tickets(state.place, partial(one_ahead, workers))
+        tickets = reader.tickets(state.position, partial(prefetch_one, workers))
 
         def pairs() -> Iterator[tuple[Pair, int]]:
-            bad_in_a_row, epoch = 0, state.place.epoch
+            bad_in_a_row, epoch = 0, state.position.epoch
             for ticket, pair in self.decoder.in_order(tickets, workers, 2 * share):
-                reader.require_going_on()
+                reader.require_not_stopped()
                 if ticket.epoch > epoch == 0:
                     self._require_share(lane, state)
-                epoch, state.place = ticket.epoch, ticket.after
+                epoch, state.position = ticket.epoch, ticket.after
                 is_bad = isinstance(pair, BadPair)
-                if ticket.pass_number == 0:
+                if ticket.pass_index == 0:
                     state.rows_read += 1
-                    state.left_out.update([pair.reason] if is_bad else [])
-                    state.first_left_out = state.first_left_out or (f"{pair.key} ({pair.reason})" if is_bad else None)
+                    state.skipped.update([pair.reason] if is_bad else [])
+                    state.first_skipped = state.first_skipped or (f"{pair.key} ({pair.reason})" if is_bad else None)
                 if not is_bad:
                     bad_in_a_row = 0
-                    yield pair, ticket.pass_number
+                    yield pair, ticket.pass_index
                     continue
                 bad_in_a_row += 1
                 if bad_in_a_row > max(block_rows, MIN_BAD_IN_A_ROW):
                     raise DataError(
                         f"{self.data.name}: {bad_in_a_row} pairs in a row cannot be read, the last is {pair.key} "
-                        f"({pair.reason}). Is the storage still there? Then go on with --resume."
+                        f"({pair.reason}). Check the storage, then resume the run."
                     )
 
         return pairs()
 
     def _require_share(self, lane: int, state: LaneState) -> None:
-        pairs = state.rows_read - state.left_out.total()
+        pairs = state.rows_read - state.skipped.total()
         share = self.batch_size // self.lanes
         if pairs >= share:
             return
-        left_out = "".join(f", {count} left out as {reason}" for reason, count in state.left_out.items())
-        found = f"{pairs} readable pairs{left_out}" if left_out else f"{pairs} pairs"
+        skipped = "".join(f", {count} skipped as {reason}" for reason, count in state.skipped.items())
+        found = f"{pairs} readable pairs{skipped}" if skipped else f"{pairs} pairs"
         if self.lanes == 1:
-            lower = f"lower batch_size{f' to {pairs} or less' if pairs > 1 else ''}"
+            lower = f"Lower batch_size{f' to {pairs} or less' if pairs > 1 else ''}"
             few = f"{self.data.name} has {found}, fewer than batch_size={self.batch_size}"
         else:
             few = (
                 f"Lane {lane} of {self.lanes} of {self.data.name} has {found}, fewer than its share of {share} of "
                 f"batch_size={self.batch_size}"
             )
-            lower = "lower batch_size or data.lanes"
-        raise DataError(f"{few}: {lower}, or give more data.")
+            lower = "Lower batch_size or data.lanes"
+        raise DataError(f"{few}. {lower}, or add data.")
 
-    def _go_on_together(self, position: Position, error: Exception | None) -> bool:
+    def _all_can_go_on(self, position: Position, error: Exception | None) -> bool:
         """Whether no rank was stopped.
 
         Raises on all ranks where one has an error, or where all together found too many unreadable pairs.
         """
-        lanes, is_stopped = position["places"].values(), isinstance(error, LaneStopped)
-        stopped, failed, in_first_epoch, read, bad = self.agreement.sum(
+        lanes, is_stopped = position["states"].values(), isinstance(error, LaneStopped)
+        stopped, failed, in_first_epoch, read, bad = self.coordinator.sum(
             [
                 int(is_stopped),
                 int(error is not None and not is_stopped),
                 sum(lane["at"][0] == 0 for lane in lanes),
                 sum(lane["rows_read"] for lane in lanes),
-                self.left_out(position).total(),
+                self.skipped(position).total(),
             ]
         )
         if failed:
-            self.agreement.stop_together(None if is_stopped else error)
-        # The first few pairs are no verdict, but where there are no more.
+            self.coordinator.raise_on_all(None if is_stopped else error)
+        # A fraction of the first few pairs says little, unless there are no more.
         least = min(self.config.shuffle_block, self.num_rows or self.config.shuffle_block) if in_first_epoch else 0
         if bad > self.config.max_bad_fraction * max(read, least):
-            whole = self.gather(position)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out(whole).most_common())
-            first = next(filter(None, (lane.get("first_left_out") for lane in whole["places"].values())))
+            all_lanes = self.gather(position)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped(all_lanes).most_common())
+            first = next(filter(None, (lane.get("first_skipped") for lane in all_lanes["states"].values())))
             raise DataError(
                 f"{self.data.name}: {bad} of {read} pairs cannot be read ({reasons}; the first is {first}), more than "
-                f"data.max_bad_fraction={self.config.max_bad_fraction}: mend the data, or raise that fraction."
+                f"data.max_bad_fraction={self.config.max_bad_fraction}. Fix the data, or raise that fraction."
             )
         return not stopped
 
@@ -272,23 +274,23 @@ class PairStream:
         pairs = [pair for pair, _ in taken]
         return Batch(
             images_BHWC=torch.from_numpy(np.stack([pair.image for pair in pairs])),
-            captions=[self._draw(pair, number).choice(pair.captions) for pair, number in taken],
-            keywords=[self._keywords(pair, number) for pair, number in taken] if self.config.keyword_weight else None,
+            captions=[self._draw(pair, pass_index).choice(pair.captions) for pair, pass_index in taken],
+            keywords=[self._keywords(*one) for one in taken] if self.config.keyword_weight else None,
             concept_ids_B=torch.tensor([pair.concept for pair in pairs]),
             may_flip_B=torch.tensor([not _has_a_word(pair, self.no_flip_words) for pair in pairs]),
             may_crop_B=torch.tensor([_has_a_word(pair, self.crop_words) for pair in pairs]),
             sample_ids_B=np.array([pair.sample_id for pair in pairs]),
-            epochs_B=np.array([number for _, number in taken]),
+            epochs_B=np.array([pass_index for _, pass_index in taken]),
             position=position,
         )
 
-    def _draw(self, pair: Pair, number: int) -> random.Random:
+    def _draw(self, pair: Pair, pass_index: int) -> random.Random:
         # A text seeds by every bit of its hash, alike in every process.
-        return random.Random(f"{self.seed} {number} {pair.sample_id}")
+        return random.Random(f"{self.seed} {pass_index} {pair.sample_id}")
 
-    def _keywords(self, pair: Pair, number: int) -> str:
+    def _keywords(self, pair: Pair, pass_index: int) -> str:
         """Some of the pair's keywords, in random order; a caption where it has none."""
-        draw = self._draw(pair, number)
+        draw = self._draw(pair, pass_index)
         if not pair.keywords:
             return draw.choice(pair.captions)
         count = draw.randint(1, min(self.config.max_keywords, len(pair.keywords)))

@@ -1,4 +1,4 @@
-"""What the processes of a run must know of each other's data: where all lanes stand, and that one cannot go on."""
+"""What the processes of a run tell each other of their data: how far the lanes are, and that one cannot go on."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,57 +10,57 @@ import torch
 import torch.distributed as dist
 
 from .errors import DataError
-from .order import Place
+from .order import LanePosition
 
-# A JSON-able table: "lanes" (their number), "places" (what `LaneState.to_json` has, by the lane's number as text).
+# JSON-able: "lanes" is how many there are, "states" has what `LaneState.to_json` gives by the index of a lane as text.
 Position = dict[str, Any]
 
 # How long a process waits for the pairs of another one: sources on a network may take their time.
-PATIENCE = timedelta(hours=1)
+TIMEOUT = timedelta(hours=1)
 
 
 @dataclass
 class LaneState:
-    """Where a lane stands, and what its first pass through each source found: rows read, those left out by reason."""
+    """How far a lane is, and what its first pass through each source found: rows read, those skipped by reason."""
 
-    place: Place = field(default_factory=Place)
+    position: LanePosition = field(default_factory=LanePosition)
     rows_read: int = 0
-    left_out: Counter = field(default_factory=Counter)
-    first_left_out: str | None = None
+    skipped: Counter = field(default_factory=Counter)
+    first_skipped: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        at = [self.place.epoch, self.place.block, self.place.piece, self.place.row, self.place.offset]
-        first = {"first_left_out": self.first_left_out} if self.first_left_out else {}
-        return {"at": at, "rows_read": self.rows_read, "left_out": dict(self.left_out), **first}
+        at = [self.position.epoch, self.position.block, self.position.piece, self.position.row, self.position.offset]
+        first = {"first_skipped": self.first_skipped} if self.first_skipped else {}
+        return {"at": at, "rows_read": self.rows_read, "skipped": dict(self.skipped), **first}
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "LaneState":
-        left_out = Counter(state["left_out"])
-        return cls(Place(*state["at"]), state["rows_read"], left_out, state.get("first_left_out"))
+        skipped = Counter(state["skipped"])
+        return cls(LanePosition(*state["at"]), state["rows_read"], skipped, state.get("first_skipped"))
 
 
 def merge_positions(positions: Iterable[Position]) -> Position:
     """One position of all lanes from those of the processes; empty where all are at the start."""
-    whole: Position = {}
+    merged: Position = {}
     for position in filter(None, positions):
-        if whole and whole["lanes"] != position["lanes"]:
-            raise ValueError(f"positions of {whole['lanes']} and of {position['lanes']} lanes are of two runs.")
-        places = {**whole.get("places", {}), **position.get("places", {})}
-        whole = {**position, "places": dict(sorted(places.items(), key=lambda item: int(item[0])))}
-    return whole
+        if merged and merged["lanes"] != position["lanes"]:
+            raise ValueError(f"positions of {merged['lanes']} and of {position['lanes']} lanes are of two runs.")
+        states = {**merged.get("states", {}), **position.get("states", {})}
+        merged = {**position, "states": dict(sorted(states.items(), key=lambda item: int(item[0])))}
+    return merged
 
 
-class Agreement:
-    """Talks with the other processes over a group of its own, on CPUs; alone, it has only itself to ask.
+class Coordinator:
+    """Exchanges small facts with the other processes, over a group of its own on CPUs. A single process needs none.
 
     Every process must make one, and call each method as often as the others do.
     """
 
     def __init__(self, world_size: int):
         self.group = None
-        # Without a launcher, ranks stand for themselves.
+        # Without a launcher, each rank is on its own.
         if world_size > 1 and dist.is_available() and dist.is_initialized():
-            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def sum(self, numbers: list[int]) -> list[int]:
         """The sums over all processes."""
@@ -71,8 +71,8 @@ class Agreement:
             dist.all_reduce(total, group=self.group)
         except RuntimeError as error:
             raise DataError(
-                f"Another process has ended, or cannot be reached ({str(error).splitlines()[0][:200]}): what it wrote "
-                "last says why. Then go on with --resume."
+                f"Another process has ended, or cannot be reached ({str(error).splitlines()[0][:200]}). Its last "
+                "lines say why; resume the run once that is fixed."
             ) from error
         return total.tolist()
 
@@ -84,8 +84,8 @@ class Agreement:
         dist.all_gather_object(items, item, group=self.group)
         return items
 
-    def stop_together(self, error: Exception | None) -> None:
-        """Raises on every process once one of them has failed; to be called by all when `sum` says so."""
+    def raise_on_all(self, error: Exception | None) -> None:
+        """Raises on every process once one of them has failed. All call it, when `sum` says so."""
         messages = self.gather(None if error is None else str(error))
         if error is not None:
             raise error

@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class BadPair:
-    """Where a pair is that cannot be read, and why, in one word."""
+    """A pair that cannot be read: its key names the row, `reason` is one word."""
 
     key: str
     reason: str

@@ -1,8 +1,8 @@
-"""The one error of this room, and what ends a lane that is asked to stop."""
+"""The one error of this package, and what ends a lane that is asked to stop."""
 
 
 class DataError(ValueError):
-    """The data cannot be trained on; the message says what was found and the mend."""
+    """The data cannot be trained on. The message says what was found, and the fix."""
 
 
 class LaneStopped(Exception):

@@ -1,9 +1,9 @@
 """The order of the pairs: which lane reads which rows, and in which order, as a function of (seed, epoch) alone.
 
-A lane is a share of the data that one process reads by itself. Rows are dealt to a fixed number of lanes, whatever the
-number of processes; a process serves lanes in a row. In each of its epochs a lane goes through its pieces in an order
-drawn from (seed, epoch, lane), reads them in blocks, and shuffles each block by a draw of its own. `datasets`' shuffle
-buffer is not used: it loses and repeats samples on resume.
+A lane is a logical shard: a part of the rows that one process reads by itself. Their number is fixed for a run,
+whatever the number of processes, and each process serves some consecutive lanes. In each of its epochs a lane goes
+through its pieces in an order drawn from (seed, epoch, lane), reads them in blocks, and shuffles each block by a
+draw of its own. `datasets`' shuffle buffer is not used: it loses and repeats samples on resume.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pass:
-    """One reading of a piece: the `number`-th of its source, from 0."""
+    """One reading of a piece. `index` counts the passes through its source, from 0."""
 
     piece: Piece
-    number: int
+    index: int
 
 
 @dataclass(frozen=True, order=True)
-class Place:
-    """Where a lane stands: before pair `offset` of a block that begins at row `row` of the epoch's piece `piece`."""
+class LanePosition:
+    """How far a lane is: before pair `offset` of a block that begins at row `row` of the epoch's piece `piece`."""
 
     epoch: int = 0
     block: int = 0
@@ -51,11 +51,11 @@ class Place:
 
 
 def choose_lanes(batch_size: int, num_rows: int | None, num_shards: int | None) -> int:
-    """The number of lanes where the recipe leaves it open: a divisor of `batch_size` that many process counts divide.
+    """The number of lanes by default: a divisor of `batch_size` that many numbers of processes divide.
 
     Args:
         batch_size: pairs of a step.
-        num_rows: of the data, where known. Of less than two batches, one lane makes the most.
+        num_rows: of the data, where known. One lane makes the most of less than two batches.
         num_shards: the fewest that a source has which cannot be split by rows.
     """
     limit = max(min(MAX_DEFAULT_LANES, batch_size // MIN_PAIRS_OF_LANE, num_shards or MAX_DEFAULT_LANES), 1)
@@ -112,7 +112,7 @@ def _pieces(source: int, shards: Sequence[int | None], lane: int, lanes: int) ->
 
 
 def passes_in_epoch(weight: float, epoch: int) -> range:
-    """The numbers of the passes through a source of this weight that belong to an epoch.
+    """The indices of the passes through a source of this weight that belong to an epoch.
 
     A weight of 2 passes through it twice an epoch, of 0.5 in every other epoch, the first one included.
     """
@@ -120,17 +120,18 @@ def passes_in_epoch(weight: float, epoch: int) -> range:
     return range(ceil(exact * epoch), ceil(exact * (epoch + 1)))
 
 
-def order_of_epoch(pieces: Sequence[Sequence[Piece]], weights: Sequence[float], place: Sequence[int]) -> list[Pass]:
-    """What a lane reads in an epoch, in order. `pieces` are its own by source, `place` is (seed, epoch, lane)."""
+def order_of_epoch(pieces: Sequence[Sequence[Piece]], weights: Sequence[float], key: Sequence[int]) -> list[Pass]:
+    """What a lane reads in an epoch, in order. `pieces` are its own by source, `key` is (seed, epoch, lane)."""
     passes = [
-        Pass(piece, number)
-        for of_source, weight in zip(pieces, weights, strict=True)
-        for number in passes_in_epoch(weight, place[1])
-        for piece in of_source
+        Pass(piece, index)
+        for pieces_of_source, weight in zip(pieces, weights, strict=True)
+        for index in passes_in_epoch(weight, key[1])
+        for piece in pieces_of_source
     ]
-    return [passes[index] for index in np.random.default_rng(place).permutation(len(passes))]
+    return [passes[index] for index in np.random.default_rng(key).permutation(len(passes))]
 
 
-def order_of_block(size: int, place: Sequence[int], block: int) -> np.ndarray:
+def order_of_block(size: int, key: Sequence[int], block: int) -> np.ndarray:
+    """The order in which the rows of a block come; `key` as for `order_of_epoch`."""
     # numpy takes [a, b, c] and [a, b, c, 0] for one seed.
-    return np.random.default_rng([*place, block + 1]).permutation(size)
+    return np.random.default_rng([*key, block + 1]).permutation(size)

@@ -1,4 +1,4 @@
-"""Work done ahead of its use, in threads: Pillow and file reads leave the interpreter to others."""
+"""Work done in threads before its result is used: Pillow and file reads release the interpreter."""
 
 import os
 import queue
@@ -10,12 +10,12 @@ MAX_DEFAULT_WORKERS = 16
 
 
 def choose_workers() -> int:
-    """The decoding threads of this process where the recipe leaves it open: its share of the machine's cores."""
+    """The number of decoding threads by default: the machine's cores, divided among its processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_DEFAULT_WORKERS))
 
 
-def one_ahead(workers: Executor | None, items: Iterator) -> Iterator:
+def prefetch_one(workers: Executor | None, items: Iterator) -> Iterator:
     """The same items; `workers` make the first at once, and each next one while the one before is used."""
     if workers is None:
         return items
@@ -31,7 +31,7 @@ def one_ahead(workers: Executor | None, items: Iterator) -> Iterator:
     return rest()
 
 
-def read_ahead(items: Iterator, depth: int = 1) -> Iterator:
+def prefetch(items: Iterator, depth: int = 1) -> Iterator:
     """The same items, made in a thread up to `depth` ahead of their use; what the thread raises is raised here."""
     done, stopped = object(), threading.Event()
     ready: queue.Queue = queue.Queue(depth)

@@ -1,4 +1,4 @@
-"""What a lane reads: blocks of undecoded samples, in order, from any place on."""
+"""What a lane reads: blocks of undecoded samples, in order, from any position on."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import islice
 from hf_clip.sources import Sample, Shard
 
 from .errors import DataError, LaneStopped
-from .order import Pass, Piece, Place, order_of_block, order_of_epoch
+from .order import LanePosition, Pass, Piece, order_of_block, order_of_epoch
 
 # Sample ids of several sources: those of each begin here.
 IDS_PER_SOURCE = 2**56
@@ -20,21 +20,22 @@ class Ticket:
     Attributes:
         sample_id: of its row, over all sources.
         sample: the row; None where the decoded pair is still known.
-        epoch: of the lane. pass_number: how often its source was passed through before.
-        after: where the lane stands once it is used.
+        epoch: of the lane.
+        pass_index: how often its source was passed through before.
+        after: how far the lane is once the pair is used.
     """
 
     sample_id: int
     sample: Sample | None
     epoch: int
-    pass_number: int
-    after: Place
+    pass_index: int
+    after: LanePosition
 
 
 @dataclass(frozen=True)
 class _Block:
-    start: Place
-    end: Place
+    start: LanePosition
+    end: LanePosition
     rows: list[tuple[int, Sample | None, int]]
 
 
@@ -67,39 +68,41 @@ class LaneReader:
         self.is_stopped = is_stopped
         self._opened: tuple[Pass, int, Iterator[Sample]] | None = None
 
-    def tickets(self, start: Place, ahead: Callable[[Iterator], Iterator] = iter) -> Iterator[Ticket]:
-        """Endless pairs from `start` on; `ahead` may read a block while the one before is used."""
-        return self._shuffled(ahead(self._blocks(start)), start.offset)
+    def tickets(self, start: LanePosition, prefetch: Callable[[Iterator], Iterator] = iter) -> Iterator[Ticket]:
+        """Endless pairs from `start` on; `prefetch` may read a block while the one before is used."""
+        return self._shuffled(prefetch(self._blocks(start)), start.offset)
 
     def _shuffled(self, blocks: Iterator[_Block], offset: int) -> Iterator[Ticket]:
         for block in blocks:
             start, size = block.start, len(block.rows)
             order = order_of_block(size, (self.seed, start.epoch, self.lane), start.block)
-            for number in range(offset, size):
-                sample_id, sample, pass_number = block.rows[order[number]]
-                last = number + 1 == size
-                after = block.end if last else Place(start.epoch, start.block, start.piece, start.row, number + 1)
-                yield Ticket(sample_id, sample, start.epoch, pass_number, after)
+            for index in range(offset, size):
+                sample_id, sample, pass_index = block.rows[order[index]]
+                last = index + 1 == size
+                after = (
+                    block.end if last else LanePosition(start.epoch, start.block, start.piece, start.row, index + 1)
+                )
+                yield Ticket(sample_id, sample, start.epoch, pass_index, after)
             offset = 0
 
-    def _blocks(self, place: Place) -> Iterator[_Block]:
-        epoch, block, piece, row = place.epoch, place.block, place.piece, place.row
+    def _blocks(self, at: LanePosition) -> Iterator[_Block]:
+        epoch, block, piece, row = at.epoch, at.block, at.piece, at.row
         while True:
             order = order_of_epoch(self.pieces, self.weights, (self.seed, epoch, self.lane))
             is_empty = (block, piece, row) == (0, 0, 0)
             while piece < len(order):
-                start, rows = Place(epoch, block, piece, row), []
+                start, rows = LanePosition(epoch, block, piece, row), []
                 while piece < len(order) and len(rows) < self.block_rows:
                     taken, is_over = self._take(order[piece], row, self.block_rows - len(rows))
                     rows += taken
                     piece, row = (piece + 1, 0) if is_over else (piece, row + len(taken))
                 if rows:
                     block, is_empty = block + 1, False
-                    end = Place(epoch, block, piece, row) if piece < len(order) else Place(epoch + 1)
+                    end = LanePosition(epoch, block, piece, row) if piece < len(order) else LanePosition(epoch + 1)
                     yield _Block(start, end, rows)
             # All sources have their first pass in the first epoch: a lane without rows there has none at all.
             if is_empty and epoch == 0:
-                raise DataError(f"Lane {self.lane} has no rows: set data.lanes lower, or give more data.")
+                raise DataError(f"Lane {self.lane} has no rows. Lower data.lanes, or add data.")
             epoch, block, piece, row = epoch + 1, 0, 0, 0
 
     def _take(self, of: Pass, row: int, count: int) -> tuple[list[tuple[int, Sample | None, int]], bool]:
@@ -110,16 +113,18 @@ class LaneReader:
             count = min(count, piece.last - piece.first - row)
             first = base + shard.first_index + piece.first + row
             if all(sample_id in self.decoded for sample_id in range(first, first + count)):
-                taken = [(sample_id, None, of.number) for sample_id in range(first, first + count)]
+                taken = [(sample_id, None, of.index) for sample_id in range(first, first + count)]
                 return taken, piece.first + row + count >= piece.last
-        taken = [(base + sample.index, sample, of.number) for sample in islice(self._samples(of, row), count)]
+        taken = [(base + sample.index, sample, of.index) for sample in islice(self._samples(of, row), count)]
         if piece.last is not None and len(taken) < count:
-            raise DataError(f"{shard.name} has fewer rows than when it was opened: start again, or give it back.")
+            raise DataError(
+                f"{shard.name} has fewer rows than when it was opened. Restore the file, or start the run again."
+            )
         self._opened = (of, row + len(taken), self._opened[2])
         return taken, len(taken) < count if piece.last is None else piece.first + row + count >= piece.last
 
     def _samples(self, of: Pass, row: int) -> Iterator[Sample]:
-        """The samples of a piece from its row `row` on: those that follow the last ones read, or read anew."""
+        """The samples of a piece from its row `row` on: those that follow the last ones read, or are read again."""
         if self._opened is None or self._opened[:2] != (of, row):
             shard = self.shards[of.piece.source][of.piece.shard]
             self._opened = (of, row, self._until_stopped(shard.read(of.piece.first + row)))
@@ -127,9 +132,9 @@ class LaneReader:
 
     def _until_stopped(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         for sample in samples:
-            self.require_going_on()
+            self.require_not_stopped()
             yield sample
 
-    def require_going_on(self) -> None:
+    def require_not_stopped(self) -> None:
         if self.is_stopped():
             raise LaneStopped
