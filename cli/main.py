@@ -461,17 +461,23 @@ def _add_push(verbs) -> None:
 
 
 def push(options: argparse.Namespace) -> int:
+    from hf_clip.hub import PushArgumentError
     from hf_clip.hub.push import push as run_push
+    from hf_clip.messages import in_callers_words
 
-    url = run_push(
-        options.folder,
-        options.repo_id,
-        private=options.private,
-        revision=options.revision,
-        to=options.to,
-        message=options.message,
-        say=partial(print, file=sys.stderr),
-    )
+    try:
+        url = run_push(
+            options.folder,
+            options.repo_id,
+            private=options.private,
+            revision=options.revision,
+            to=options.to,
+            message=options.message,
+            say=partial(print, file=sys.stderr),
+        )
+    except PushArgumentError as error:
+        names = {"folder": "FOLDER", "repo_id": "REPO_ID", "to": "--as", "revision": "--revision"}
+        raise UsageError(in_callers_words(str(error), names, between=" ")) from error
     print(url)
     return DONE
 

@@ -1,14 +1,15 @@
 """Models on the Hub: cards whose numbers were measured and whose snippets were run, and uploads that go on."""
 
-from .cards import CardFacts, adapt_card, check_model_card, write_model_card
-from .licenses import card_license
-from .origin import made_with
-from .results import eval_results
-from .updates import put_results
-from .upload import PushError, redact, refuse_secrets, upload
+from .card_updates import put_results
+from .data_license import card_license
+from .model_card import CardFacts, adapt_card, check_model_card, write_model_card
+from .package_version import made_with
+from .result_tables import eval_results
+from .upload import PushArgumentError, PushError, redact, refuse_secrets, upload
 
 __all__ = [
     "CardFacts",
+    "PushArgumentError",
     "PushError",
     "adapt_card",
     "card_license",

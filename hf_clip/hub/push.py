@@ -11,7 +11,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_clip.conversion import convert
 
-from . import CardFacts, PushError, adapt_card, made_with, refuse_secrets, upload, write_model_card
+from .model_card import CardFacts, adapt_card, write_model_card
+from .package_version import made_with
+from .upload import PushArgumentError, PushError, refuse_secrets, upload
 
 FORMATS = ("hf_clip", "transformers")
 # What goes along with the model, its processor and its card, where it is there.
@@ -40,18 +42,18 @@ def push(
             their own processors load it, without other code.
 
     Raises:
-        PushError: for a folder or a name that cannot be meant.
+        PushArgumentError: for a folder, a name or a format that cannot be used, before any work.
         ConversionError: if the folder cannot be read, or transformers cannot express the model.
         PushError: if what would be sent holds a token of the Hub, or is a link out of the folder; if the upload fails:
             then the prepared folder stays, and the message has the command that goes on.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise PushError(f"{folder} is no folder: give one that holds a model.")
+        raise PushArgumentError(f"`folder={folder}` is not a folder: give one that holds a model.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PushError(f"{repo_id!r} is no name of a repository (owner/name): {error}") from error
+        raise PushArgumentError(f"`repo_id={repo_id}` is not a repository's name (owner/name): {error}") from error
     prepared = folder / PREPARED
     if prepared.exists():
         shutil.rmtree(prepared)
@@ -80,7 +82,7 @@ def push(
 def prepare(folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip") -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
     if to not in FORMATS:
-        raise PushError(f"--as {to} is not known: use {' or '.join(FORMATS)}.")
+        raise PushArgumentError(f"`to={to}` is not known: use {' or '.join(FORMATS)}.")
     along = [file for pattern in ALONG for file in sorted(folder.glob(pattern)) if file.is_file()]
     for file in along:
         # A folder from elsewhere may link to whatever its author would like to read.

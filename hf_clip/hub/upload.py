@@ -24,6 +24,10 @@ class PushError(ValueError):
     """A push that did not come to its end; the message has no secret in it."""
 
 
+class PushArgumentError(PushError):
+    """An argument that cannot be used, found before any work."""
+
+
 def upload(
     folder: Path,
     repo_id: str,
@@ -66,7 +70,7 @@ def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, mes
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
-        raise PushError(f"{repo_id} is there and public: make it private on the Hub, or push without --private.")
+        raise PushError(f"{repo_id} is there and public: make it private on the Hub, or push with `private=False`.")
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)

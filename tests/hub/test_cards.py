@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.hub import CardFacts, adapt_card, card_license, check_model_card, made_with, put_results, write_model_card
-from hf_clip.hub.architecture import image_tower, text_tower
+from hf_clip.hub.architecture_table import image_tower, text_tower
 from tests.helpers.counts import soak_count
 from tests.helpers.toys import tiny_clip
 

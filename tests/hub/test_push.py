@@ -249,9 +249,9 @@ def test_secrets_are_taken_out_of_errors(monkeypatch, text, shown):
 
 def test_what_cannot_be_meant_is_said_before_work_begins(hub, trained, tmp_path, capsys):
     assert cli.main(["push", str(tmp_path / "nowhere"), NAME]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is not a folder" in capsys.readouterr().err
     assert cli.main(["push", str(trained), "a/b/c"]) == 2
-    assert "'a/b/c' is no name of a repository" in capsys.readouterr().err
+    assert "REPO_ID a/b/c is not a repository's name" in capsys.readouterr().err
     assert not hub.requests
 
 

@@ -13,11 +13,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 
-from .architecture import describe
-from .licenses import LICENSES, card_license
+from .architecture_table import describe
+from .data_license import LICENSES, card_license
 from .markdown import escape, one_line, slug, table
-from .origin import made_with
-from .results import MEASURED, NOT_EVALUATED, eval_results, is_measured, result_tables
+from .package_version import made_with
+from .result_tables import MEASURED, NOT_EVALUATED, eval_results, is_measured, result_tables
 from .snippets import HEADING, Example, draw_example, usage
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
