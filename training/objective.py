@@ -81,7 +81,7 @@ class ContrastiveObjective(nn.Module):
             return (1 - mixed_share) * own + mixed_share * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)
         measure = softmax if len(factors) == 1 else sigmoid_loss
-        losses = [measure(image_BD, text_BD, *factors, ids_B=concept_ids) for text_BD in texts_BD]
+        losses = [measure(image_BD, text_BD, *factors, concept_ids=concept_ids) for text_BD in texts_BD]
         if len(losses) == 1:
             return losses[0]
         return (losses[0] + self.keyword_weight * losses[1]) / (1 + self.keyword_weight)

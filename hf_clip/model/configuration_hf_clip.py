@@ -5,7 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -94,7 +94,22 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-class _HFCLIPConfigMixin(SavedWithCode):
+if TYPE_CHECKING:
+    _Config = TypeVar("_Config")
+
+    class _Resolved(Generic[_Config]):
+        """What a type checker is told of a config within a config: given as a dictionary too, read as a config."""
+
+        def __get__(self, owner: object, kind: type | None = None) -> _Config: ...
+
+        def __set__(self, owner: object, value: _Config | dict[str, Any] | None) -> None: ...
+
+    _Base = PreTrainedConfig
+else:
+    _Base = object
+
+
+class _HFCLIPConfigMixin(SavedWithCode, _Base):
     """Lets a config take the `config.json` that transformers' counterpart saved, and raise ValueError when made.
 
     What is saved names the classes of models and pipelines too; transformers would write down the config's alone.
@@ -201,7 +216,7 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     model_type = "hf_clip_text_model"
     base_config_key = "text_config"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
     auto_models = {"AutoModel": "modeling_text_hf_clip.HFCLIPTextModel"}
 
     tower: str = "clip"
@@ -220,7 +235,10 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     projection_size: int | None = None
     projection_type: str = "linear"
     projection_bias: bool = False
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        backbone_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+    else:
+        backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
@@ -275,7 +293,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     model_type = "hf_clip_vision_model"
     base_config_key = "vision_config"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     tower: str = "vit"
     hidden_size: int = 768
@@ -299,7 +317,10 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     stage_depths: list[int] | None = None
     norm_group_size: int = 16
     pool_grid: int = 1
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        backbone_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+    else:
+        backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     backbone: str | None = None
     backbone_kwargs: dict[str, Any] | None = None
     projection_type: str = "linear"
@@ -417,7 +438,10 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hf_clip"
-    sub_configs_defaults = {"text_config": HFCLIPTextConfig, "vision_config": HFCLIPVisionConfig}
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "text_config": HFCLIPTextConfig,
+        "vision_config": HFCLIPVisionConfig,
+    }
     auto_models = {
         "AutoModel": "modeling_hf_clip.HFCLIPModel",
         "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPModel",
@@ -431,8 +455,12 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         }
     }
 
-    text_config: dict | HFCLIPTextConfig | None = None
-    vision_config: dict | HFCLIPVisionConfig | None = None
+    if TYPE_CHECKING:
+        text_config: _Resolved[HFCLIPTextConfig] = _Resolved()
+        vision_config: _Resolved[HFCLIPVisionConfig] = _Resolved()
+    else:
+        text_config: dict | HFCLIPTextConfig | None = None
+        vision_config: dict | HFCLIPVisionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: int | float = math.log(1 / 0.07)
     logit_bias_init_value: int | float | None = None

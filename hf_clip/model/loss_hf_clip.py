@@ -3,20 +3,20 @@
 Shape suffixes: B pairs on this rank, N pairs on all ranks, D dimensions of the shared space, R rows and C columns of
 one tile of scores.
 
-Both losses look at every image with every text: N x N scores, 4 GB at the paper's batch, of which nobody ever holds
-more than a tile. Forward keeps sums for each row and each column. Backward scores the tile again, turns it into the
-loss's slope at each score, and multiplies that with the embeddings. That is one product of matrices on the way there
-and three on the way back, for both directions together, and memory that grows with N alone.
+Both losses score every image with every text: N x N scores, 4 GB at the paper's batch, of which only one tile exists
+at a time. The forward pass keeps sums for each row and each column. The backward pass scores the tile again, turns it
+into the loss's slope at each score, and multiplies that with the embeddings. That is one product of matrices in the
+forward pass and three in the backward pass, for both directions together, and memory that grows with N alone.
 
-A rank scores its B rows of images against all N columns of texts. What a column sums to is added up over the ranks.
+A rank scores its B rows of images against all N columns of texts. The sums of a column are added up over the ranks.
 Gradients follow the convention of data parallelism, which averages them over ranks: each rank's are R times what its
-rows contribute on R ranks. A text's gradient is owed by every rank that scored it: the gather's backward sums those
-parts and brings them home.
+rows contribute on R ranks. Every rank that scored a text contributes to its gradient: the gather's backward pass sums
+those parts on the rank that has the text.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -71,12 +71,13 @@ def _pull_back(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of images, texts and scale, from the tiles of the loss's slope at each score, times `factor`."""
     needs_image, needs_text, needs_scale = needs_gradient[:3]
-    image_gradient_BD = torch.zeros_like(image_BD) if needs_image or needs_scale else None
-    text_gradient_ND = torch.zeros_like(text_ND) if needs_text else None
+    needs_rows = needs_image or needs_scale
+    image_gradient_BD = torch.zeros_like(image_BD if needs_rows else image_BD[:0])
+    text_gradient_ND = torch.zeros_like(text_ND if needs_text else text_ND[:0])
     for rows, columns, slope_RC in slopes:
-        if image_gradient_BD is not None:
+        if needs_rows:
             image_gradient_BD[rows] += matrix_product(slope_RC, text_ND[columns])
-        if text_gradient_ND is not None:
+        if needs_text:
             text_gradient_ND[columns] += matrix_product(slope_RC.T, image_BD[rows])
     scale_gradient = (image_gradient_BD * image_BD).sum() * factor if needs_scale else None
     return (
@@ -89,7 +90,7 @@ def _pull_back(
 def _refuse_second_derivatives() -> None:
     # once_differentiable would let gradients pass as constants unless the loss's own gradient needs one.
     if torch.is_grad_enabled():
-        raise RuntimeError("The tiled losses have first derivatives only: leave out create_graph=True.")
+        raise RuntimeError("The tiled losses have first derivatives only: drop create_graph=True.")
 
 
 class _PowerSums(NamedTuple):
@@ -115,13 +116,13 @@ class _PowerSums(NamedTuple):
         dist.all_reduce(self.total)
 
     def probabilities(self, where: slice, score_RC: torch.Tensor, dim: int) -> torch.Tensor:
-        """Each score's share of its row's (dim 1) or its column's (dim 0) sum."""
-        shares_RC = (score_RC - self.maximum[where].unsqueeze(dim)).exp2_()
-        return shares_RC.mul_(self.total[where].reciprocal().unsqueeze(dim))
+        """Each score's fraction of its row's (dim 1) or its column's (dim 0) sum."""
+        fraction_RC = (score_RC - self.maximum[where].unsqueeze(dim)).exp2_()
+        return fraction_RC.mul_(self.total[where].reciprocal().unsqueeze(dim))
 
 
 class _Softmax(torch.autograd.Function):
-    """The symmetric cross entropy of B rows of a global batch's N x N scores. `own` is their place among the N."""
+    """The symmetric cross entropy of B rows of a global batch's N x N scores. `own` is their slice of the N."""
 
     @staticmethod
     def forward(ctx, image_BD, text_ND, scale, group_N, count_N, own: slice) -> torch.Tensor:
@@ -166,7 +167,7 @@ class _Softmax(torch.autograd.Function):
 
 
 class _Sigmoid(torch.autograd.Function):
-    """The mean over B rows of a global batch's N x N scores of each row's sum of losses of yes or no."""
+    """The mean over B rows of a global batch's N x N scores of each row's summed binary cross entropies."""
 
     @staticmethod
     def forward(ctx, image_BD, text_ND, scale, bias, group_N, own: slice) -> torch.Tensor:
@@ -224,33 +225,35 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _require_alike_on_all_ranks(size: int, has_ids: bool, device: torch.device) -> None:
-    """Ranks that differ would wait for each other for ever: they find out together, and all raise."""
+    """Raises on all ranks where one differs from the others: they would wait for each other for ever."""
     extremes = torch.tensor([size, -size, has_ids, -has_ids], device=device)
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
     largest, minus_smallest, any_has_ids, minus_all_have_ids = extremes.tolist()
     if largest != -minus_smallest:
         raise ValueError(
-            f"The ranks hold between {-minus_smallest} and {largest} pairs: give each rank equally many "
-            "(drop the last, partial batch), or the mean over ranks is not the mean over pairs."
+            f"The ranks hold between {-minus_smallest} and {largest} pairs: pass as many on each rank (drop the last, "
+            "partial batch), or the mean over ranks is not the mean over pairs."
         )
     if any_has_ids != -minus_all_have_ids:
-        raise ValueError("Some ranks have ids and others none: give ids on every rank, or on none.")
+        raise ValueError("Some ranks have `concept_ids` and others have none: pass them on every rank, or on none.")
 
 
 def _global_batch(
     image_BD: torch.Tensor, text_BD: torch.Tensor, ids_B: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, slice]:
-    """This rank's images, all ranks' texts and ids, and the place of this rank's pairs among them."""
+    """This rank's images, all ranks' texts and ids, and the slice of them that is this rank's."""
     is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if is_distributed:
         _require_alike_on_all_ranks(len(image_BD), ids_B is not None, image_BD.device)
     if image_BD.shape != text_BD.shape or image_BD.ndim != 2 or len(image_BD) == 0:
         raise ValueError(
-            f"Images {tuple(image_BD.shape)} and texts {tuple(text_BD.shape)} must be two batches of the same shape "
-            "(pairs, dimensions), with at least one pair."
+            f"`image_embeds` has shape {tuple(image_BD.shape)} and `text_embeds` {tuple(text_BD.shape)}: pass two "
+            "batches of the same shape (pairs, dimensions), with at least one pair."
         )
     if ids_B is not None and ids_B.shape != (len(image_BD),):
-        raise ValueError(f"ids has shape {tuple(ids_B.shape)}: one id a pair is needed, ({len(image_BD)},).")
+        raise ValueError(
+            f"`concept_ids` has shape {tuple(ids_B.shape)}: pass one id for each pair, ({len(image_BD)},)."
+        )
     dtype = torch.promote_types(torch.promote_types(image_BD.dtype, text_BD.dtype), torch.float32)
     image_BD, text_BD = image_BD.to(dtype), text_BD.to(dtype)
     if not is_distributed:
@@ -261,12 +264,12 @@ def _global_batch(
 
 
 def _groups(ids_N: torch.Tensor | None, embeddings_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A number for each pair, equal where the ids are, and how many pairs have it. Both in the embeddings' dtype."""
+    """The group of each pair, equal where the ids are, and how many pairs it has. Both in the embeddings' dtype."""
     if ids_N is None:
-        numbers_N = torch.arange(len(embeddings_ND), device=embeddings_ND.device)
-        return numbers_N.to(embeddings_ND), embeddings_ND.new_ones(len(embeddings_ND))
-    _, numbers_N, count_G = torch.unique(ids_N, return_inverse=True, return_counts=True)
-    return numbers_N.to(embeddings_ND), count_G[numbers_N].to(embeddings_ND)
+        group_N = torch.arange(len(embeddings_ND), device=embeddings_ND.device)
+        return group_N.to(embeddings_ND), embeddings_ND.new_ones(len(embeddings_ND))
+    _, group_N, count_G = torch.unique(ids_N, return_inverse=True, return_counts=True)
+    return group_N.to(embeddings_ND), count_G[group_N].to(embeddings_ND)
 
 
 def _positives_lead(image_BD, text_ND, scale, group_N, count_N, own: slice) -> torch.Tensor:
@@ -286,19 +289,26 @@ def _positives_lead(image_BD, text_ND, scale, group_N, count_N, own: slice) -> t
     return lead + (mean - lead.detach())
 
 
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def _untraced(function: _Function) -> _Function:
+    """The function, left alone by `torch.compile`: it would unroll the loop over tiles into thousands of products."""
+    return cast(_Function, torch.compiler.disable(function))
+
+
 def _scalar(name: str, number: torch.Tensor, embeddings_BD: torch.Tensor) -> torch.Tensor:
     if number.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(number.shape)}: one number is needed, of shape () or (1,).")
+        raise ValueError(f"`{name}` has shape {tuple(number.shape)}: pass one number, of shape () or (1,).")
     return number.to(embeddings_BD).reshape(())
 
 
-# Traced, the loop over tiles would be unrolled into one graph of thousands of products.
-@torch.compiler.disable
+@_untraced
 def contrastive_loss(
-    image_BD: torch.Tensor,
-    text_BD: torch.Tensor,
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
-    ids_B: torch.Tensor | None = None,
+    concept_ids: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Symmetric InfoNCE over the global batch (Radford et al. 2021, section 2.3 and figure 3), in tiles.
@@ -307,38 +317,39 @@ def contrastive_loss(
     and four numbers a pair.
 
     Args:
-        image_BD: unit embeddings of this rank's images, (B, D).
-        text_BD: unit embeddings of their texts, (B, D), in the same order.
-        logit_scale: the factor on the cosines (the exponential of the learned parameter), of shape () or (1,).
-        ids_B: integers, (B,). Pairs with equal ids show the same thing: each is a positive of the other, not a
-            negative, and a row's target is spread evenly over its positives (Khosla et al. 2020, "outside the
+        image_embeds: unit embeddings of this rank's images, (B, D).
+        text_embeds: unit embeddings of their texts, (B, D), in the same order.
+        logit_scale: what the cosines are multiplied by (the exponential of the learned parameter), of shape () or
+            (1,).
+        concept_ids: integers, (B,). Pairs with equal ids show the same concept: each is a positive of the other, not
+            a negative, and a row's target is spread evenly over its positives (Khosla et al. 2020, "outside the
             logarithm"). None: each pair is its own only positive.
-        label_smoothing: in [0, 1), the share of each row's target that is spread over the whole batch (Szegedy et
+        label_smoothing: in [0, 1), the fraction of each row's target that is spread over the whole batch (Szegedy et
             al. 2016, section 7), as in `torch.nn.functional.cross_entropy`.
 
     Returns:
-        A scalar, equal on all ranks: the loss of the global batch. Its gradients are those of this rank's share;
+        A scalar, equal on all ranks: the loss of the global batch. Its gradients are those of this rank's pairs;
         averaged over ranks, as DDP does, they are the global batch's. Half-precision inputs are scored, summed and
         differentiated in float32. With several ranks its backward pass is a collective, as the forward one is.
 
     Raises:
         ValueError: shapes that do not agree, an empty batch, ranks with unequal batches or without the others' ids.
     """
-    image_BD, text_ND, ids_N, own = _global_batch(image_BD, text_BD, ids_B)
+    image_BD, text_ND, ids_N, own = _global_batch(image_embeds, text_embeds, concept_ids)
     scale = _scalar("logit_scale", logit_scale, image_BD)
     batch = (image_BD, text_ND, scale, *_groups(ids_N, text_ND), own)
     loss = _Softmax.apply(*batch)
-    # A target's share moves from the positives to all: so does that share of the scores that the loss subtracts.
+    # A fraction of the target moves from the positives to all, and with it that fraction of the subtracted scores.
     return loss + label_smoothing * _positives_lead(*batch) if label_smoothing else loss
 
 
-@torch.compiler.disable
+@_untraced
 def sigmoid_loss(
-    image_BD: torch.Tensor,
-    text_BD: torch.Tensor,
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor,
-    ids_B: torch.Tensor | None = None,
+    concept_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """SigLIP's loss over the global batch (Zhai et al. 2023, section 3.2 and algorithm 1), in tiles.
 
@@ -346,13 +357,13 @@ def sigmoid_loss(
     likelihoods are summed over an image's texts, and averaged over images.
 
     Args:
-        image_BD, text_BD, logit_scale: as `contrastive_loss` has them.
+        image_embeds, text_embeds, logit_scale: as in `contrastive_loss`.
         logit_bias: what is added to the scaled cosines, of shape () or (1,).
-        ids_B: integers, (B,). Pairs with equal ids belong together. None: each pair with itself alone.
+        concept_ids: integers, (B,). Pairs with equal ids belong together. None: each pair is its own only positive.
 
     Returns, raises: as `contrastive_loss`.
     """
-    image_BD, text_ND, ids_N, own = _global_batch(image_BD, text_BD, ids_B)
+    image_BD, text_ND, ids_N, own = _global_batch(image_embeds, text_embeds, concept_ids)
     scale = _scalar("logit_scale", logit_scale, image_BD)
     bias = _scalar("logit_bias", logit_bias, image_BD)
     return _Sigmoid.apply(image_BD, text_ND, scale, bias, _groups(ids_N, text_ND)[0], own)

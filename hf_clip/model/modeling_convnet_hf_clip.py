@@ -56,7 +56,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     # There is no attention to choose; saying so lets a dual encoder choose for its text tower.
     _supports_sdpa = True

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .loss_hf_clip import contrastive_loss, sigmoid_loss
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
-from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, starting_at, unit_embeddings
+from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, unit_embeddings, with_init_std
 from .modeling_resnet_hf_clip import HFCLIPResNetModel
 from .modeling_text_hf_clip import HFCLIPTextModel
 from .modeling_timm_hf_clip import HFCLIPTimmModel
@@ -104,8 +104,8 @@ class HFCLIPProjectionMLP(nn.Module):
 
     def __init__(self, width: int, between: int, dimensions: int, biases: tuple[bool, bool]):
         super().__init__()
-        self.fc1 = starting_at(width**-0.5, nn.Linear(width, between, bias=biases[0]))
-        self.fc2 = starting_at(between**-0.5, nn.Linear(between, dimensions, bias=biases[1]))
+        self.fc1 = with_init_std(width**-0.5, nn.Linear(width, between, bias=biases[0]))
+        self.fc2 = with_init_std(between**-0.5, nn.Linear(between, dimensions, bias=biases[1]))
 
     def forward(self, embeddings_BW: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(embeddings_BW)))
@@ -120,7 +120,7 @@ def _projection(tower: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
         return HFCLIPProjectionMLP(width, (width + dimensions) // 2, dimensions, (bias, bias))
     if tower.projection_type == "mlp":
         return HFCLIPProjectionMLP(width, 2 * dimensions, dimensions, (True, bias))
-    return starting_at(width**-0.5, nn.Linear(width, dimensions, bias=bias))
+    return with_init_std(width**-0.5, nn.Linear(width, dimensions, bias=bias))
 
 
 class HFCLIPModel(HFCLIPPreTrainedModel):
@@ -240,7 +240,7 @@ class HFCLIPTextModelWithProjection(HFCLIPPreTrainedModel):
 
     config: HFCLIPTextConfig
     base_model_prefix = "text_model"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_"]
 
     def __init__(self, config: HFCLIPTextConfig):
@@ -278,7 +278,7 @@ class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_"]
 
     def __init__(self, config: HFCLIPVisionConfig):
@@ -310,7 +310,7 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
     """
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^text_projection\.",
@@ -323,7 +323,7 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
         self.num_labels = config.num_labels
         self.vision_model = _image_tower(config.vision_config)
         width = config.vision_config.hidden_size
-        self.classifier = starting_at(width**-0.5, nn.Linear(width, config.num_labels))
+        self.classifier = with_init_std(width**-0.5, nn.Linear(width, config.num_labels))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -4,6 +4,7 @@ Shape suffixes: B images or texts, T tokens, W width of a tower, D dimensions of
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def require_on_device(condition: torch.Tensor, message: str) -> None:
@@ -31,13 +34,13 @@ def require_on_device(condition: torch.Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def starting_at(std: float, layer: nn.Module) -> nn.Module:
-    """The layer, with the width of its initial weights noted on it.
+def with_init_std(std: float, layer: _Layer) -> _Layer:
+    """The layer, with the standard deviation of its initial weights noted on it.
 
     Noted on the layer, not drawn by its parent: transformers passes modules of models outside its tree to
     `_init_weights` only where they hold parameters of their own.
     """
-    layer.initial_std = std
+    vars(layer)["initial_std"] = std
     return layer
 
 
@@ -100,12 +103,12 @@ class HFCLIPAttention(nn.Module):
         # The text tower passes its own with each call.
         self.is_causal = False
         width = config.hidden_size
-        self.q_proj = starting_at(width**-0.5, nn.Linear(width, width))
-        self.k_proj = starting_at(width**-0.5, nn.Linear(width, width))
-        self.v_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        self.q_proj = with_init_std(width**-0.5, nn.Linear(width, width))
+        self.k_proj = with_init_std(width**-0.5, nn.Linear(width, width))
+        self.v_proj = with_init_std(width**-0.5, nn.Linear(width, width))
         # Two layers add to the residual stream in each of the blocks: together they add about what it began with.
         std = (2 * width * config.num_hidden_layers) ** -0.5
-        self.out_proj = starting_at(std, nn.Linear(width, width))
+        self.out_proj = with_init_std(std, nn.Linear(width, width))
 
     def forward(
         self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -144,8 +147,8 @@ class HFCLIPMLP(nn.Module):
         self.config = config
         self.activation_fn = HFCLIPQuickGELU() if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
         width, depth = config.hidden_size, config.num_hidden_layers
-        self.fc1 = starting_at((2 * width) ** -0.5, nn.Linear(width, config.intermediate_size))
-        self.fc2 = starting_at((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
+        self.fc1 = with_init_std((2 * width) ** -0.5, nn.Linear(width, config.intermediate_size))
+        self.fc2 = with_init_std((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
 
     def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(tokens_BTW)))
@@ -206,7 +209,7 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
 
     config: HFCLIPConfig
     base_model_prefix = "hf_clip"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -20,14 +20,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, float_pixels, starting_at
+from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, float_pixels, with_init_std
 
 
 def _convolution(width_in: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     padding = kernel_size // 2
     convolution = nn.Conv2d(width_in, width, kernel_size, stride=stride, padding=padding, bias=False)
     # What torch draws by itself, which is what the paper's code left it to.
-    return starting_at((3 * width_in * kernel_size**2) ** -0.5, convolution)
+    return with_init_std((3 * width_in * kernel_size**2) ** -0.5, convolution)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class HFCLIPResNetLayer(GradientCheckpointingLayer):
         self.norm2 = nn.BatchNorm2d(width, eps=eps)
         self.conv3 = _convolution(width, width_out, 1)
         # A layer begins as its shortcut.
-        self.norm3 = starting_at(0.0, nn.BatchNorm2d(width_out, eps=eps))
+        self.norm3 = with_init_std(0.0, nn.BatchNorm2d(width_out, eps=eps))
         self.shortcut_conv = self.shortcut_norm = None
         if stride > 1 or width_in != width_out:
             self.shortcut_conv = _convolution(width_in, width_out, 1)
@@ -112,11 +112,11 @@ class HFCLIPResNetPooling(nn.Module):
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.side = config.image_size // 32
-        self.position_embedding = starting_at(width**-0.5, nn.Embedding(self.side**2 + 1, width))
+        self.position_embedding = with_init_std(width**-0.5, nn.Embedding(self.side**2 + 1, width))
         self.position_ids = nn.Buffer(torch.arange(self.side**2 + 1)[None], persistent=False)
-        self.q_proj = starting_at(width**-0.5, nn.Linear(width, width))
-        self.k_proj = starting_at(width**-0.5, nn.Linear(width, width))
-        self.v_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        self.q_proj = with_init_std(width**-0.5, nn.Linear(width, width))
+        self.k_proj = with_init_std(width**-0.5, nn.Linear(width, width))
+        self.v_proj = with_init_std(width**-0.5, nn.Linear(width, width))
 
     def initialize_own(self, factor: float):
         init.copy_(self.position_ids, torch.arange(self.side**2 + 1)[None])
@@ -161,7 +161,7 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _no_split_modules = ["HFCLIPResNetStem", "HFCLIPResNetLayer", "HFCLIPResNetPooling"]
     _can_record_outputs = {"hidden_states": HFCLIPResNetLayer}
 

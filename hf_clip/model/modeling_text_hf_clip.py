@@ -3,6 +3,9 @@
 Shape suffixes: B texts, T tokens, W width of the tower.
 """
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -12,7 +15,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPTextConfig
-from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, require_on_device, starting_at
+from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, require_on_device, with_init_std
+
+# `past_key_values` is called `cache` from transformers 5.24 on, which warns of the old name; 5.40 will not know it.
+_NO_CACHE: dict[str, Any] = {
+    "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values": None
+}
 
 
 class HFCLIPTextEmbeddings(nn.Module):
@@ -21,8 +29,8 @@ class HFCLIPTextEmbeddings(nn.Module):
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__()
         width = config.hidden_size
-        self.token_embedding = starting_at(0.02, nn.Embedding(config.vocab_size, width))
-        self.position_embedding = starting_at(0.01, nn.Embedding(config.max_position_embeddings, width))
+        self.token_embedding = with_init_std(0.02, nn.Embedding(config.vocab_size, width))
+        self.position_embedding = with_init_std(0.01, nn.Embedding(config.max_position_embeddings, width))
         self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings)[None], persistent=False)
 
     def initialize_own(self, factor: float):
@@ -55,7 +63,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
 
     config: HFCLIPTextConfig
     base_model_prefix = "text_model"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
 
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__(config)
@@ -63,7 +71,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         self.encoder = HFCLIPEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         width, size = config.hidden_size, config.projection_size
-        self.head = nn.Identity() if size is None else starting_at(width**-0.5, nn.Linear(width, size))
+        self.head = nn.Identity() if size is None else with_init_std(width**-0.5, nn.Linear(width, size))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -123,7 +131,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         tokens_BTW = self.embeddings(input_ids, position_ids)
         # Where the config says is_causal=False, this is a mask of the padding alone.
         attention_mask = create_causal_mask(
-            config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, past_key_values=None
+            config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, **_NO_CACHE
         )
         kwargs.pop("is_causal", None)
         tokens_BTW = self.final_layer_norm(

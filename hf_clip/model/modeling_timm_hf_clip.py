@@ -73,7 +73,7 @@ class HFCLIPTimmModel(PreTrainedModel):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     # timm chooses its attention; saying so lets a dual encoder choose for its text tower.
     _supports_sdpa = True

@@ -100,7 +100,7 @@ class HFCLIPTransformersTextModel(_TransformersTower):
 
     config: HFCLIPTextConfig
     base_model_prefix = "text_model"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
 
     def _mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Which tokens are text, (B, T) of 0 and 1."""
@@ -186,7 +186,7 @@ class HFCLIPTransformersVisionModel(_TransformersTower):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__(config)

@@ -12,7 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, float_pixels, starting_at
+from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, float_pixels, with_init_std
 
 
 class HFCLIPVisionEmbeddings(nn.Module):
@@ -24,9 +24,9 @@ class HFCLIPVisionEmbeddings(nn.Module):
         width, patch = config.hidden_size, config.patch_size
         self.class_embedding = nn.Parameter(torch.empty(width)) if config.has_class_token else None
         patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=config.patch_bias)
-        self.patch_embedding = starting_at(config.initializer_range, patch_embedding)
+        self.patch_embedding = with_init_std(config.initializer_range, patch_embedding)
         self.num_positions = (config.image_size // patch) ** 2 + config.has_class_token
-        self.position_embedding = starting_at(width**-0.5, nn.Embedding(self.num_positions, width))
+        self.position_embedding = with_init_std(width**-0.5, nn.Embedding(self.num_positions, width))
         self.position_ids = nn.Buffer(torch.arange(self.num_positions)[None], persistent=False)
 
     def initialize_own(self, factor: float):
@@ -94,7 +94,7 @@ class HFCLIPPoolingProbe(nn.Module):
         self.num_heads = config.num_attention_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = starting_at(width**-0.5, nn.Linear(width, width))
+        self.out_proj = with_init_std(width**-0.5, nn.Linear(width, width))
 
     def initialize_own(self, factor: float):
         init.normal_(self.in_proj_weight, std=self.in_proj_weight.shape[1] ** -0.5 * factor)
@@ -140,7 +140,7 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__(config)

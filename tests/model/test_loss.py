@@ -279,8 +279,8 @@ def test_a_compiled_step_gives_the_same_loss_and_gradients(name):
         ((4, 3), (4, 2), None, r"\(4, 3\).*\(4, 2\)"),
         ((3,), (3,), None, "two batches"),
         ((0, 3), (0, 3), None, "at least one pair"),
-        ((4, 3), (4, 3), (3,), r"ids has shape \(3,\).*\(4,\)"),
-        ((4, 3), (4, 3), (4, 1), "one id a pair"),
+        ((4, 3), (4, 3), (3,), r"`concept_ids` has shape \(3,\).*\(4,\)"),
+        ((4, 3), (4, 3), (4, 1), "one id for each pair"),
     ],
 )
 def test_shapes_that_do_not_agree_raise(name, image_shape, text_shape, ids_shape, message):
@@ -291,7 +291,7 @@ def test_shapes_that_do_not_agree_raise(name, image_shape, text_shape, ids_shape
 
 
 def test_a_scale_of_several_numbers_raises():
-    with pytest.raises(ValueError, match=r"logit_scale has shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"`logit_scale` has shape \(2,\)"):
         contrastive_loss(*pairs(), torch.ones(2))
 
 
