@@ -129,7 +129,7 @@ ON_A_CPU = """
 import os, signal, sys
 import accelerate
 from accelerate.state import DistributedType, PartialState
-from hf_clip.training import parallel
+from hf_clip.training import distributed
 from hf_clip.training.loop import Run
 
 class Accelerator(accelerate.Accelerator):
@@ -142,7 +142,7 @@ def update_and_signal(run, batch):
     return update(run, batch)
 
 PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
-parallel.Accelerator = Accelerator
+distributed.Accelerator = Accelerator
 update, Run.update = Run.update, update_and_signal
 
 from hf_clip_cli import main as cli

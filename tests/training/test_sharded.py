@@ -193,7 +193,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from hf_clip_cli import main as cli
-from hf_clip.training import parallel
+from hf_clip.training import distributed
 
 class ShardingAccelerator(Accelerator):
     # Accelerate shards on GPUs alone: what its state has there, from the launcher's environment.
@@ -210,7 +210,7 @@ class ShardingAccelerator(Accelerator):
         print("sharded apart:", *names)
         return prepared
 
-parallel.Accelerator = ShardingAccelerator
+distributed.Accelerator = ShardingAccelerator
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
