@@ -37,6 +37,8 @@ _HOME = {
     "HFCLIPTokenizer": "model.tokenization_hf_clip",
     "HFCLIPProcessor": "model.processing_hf_clip",
     "HFCLIPZeroShotPipeline": "model.pipeline_hf_clip",
+    "embed_images": "model.embedding_hf_clip",
+    "embed_texts": "model.embedding_hf_clip",
     "ZeroShotClassifier": "model.zero_shot_hf_clip",
     "join_towers": "joining_towers",
     "contrastive_loss": "model.loss_hf_clip",

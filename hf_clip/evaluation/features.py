@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from hf_clip.evaluation.cache import IMAGES_PER_FILE, FeatureCache, model_key
 from hf_clip.evaluation.corruptions import Corruption
+from hf_clip.model.embedding_hf_clip import batched, evaluation_mode, unit_image_embeds, unit_text_embeds
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
-from hf_clip.model.zero_shot_hf_clip import batched, evaluation_mode, unit_image_embeds, unit_text_embeds
 
 if TYPE_CHECKING:
     from accelerate import PartialState

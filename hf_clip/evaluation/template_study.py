@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional as F
 
-from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, check_finite
+from hf_clip.model.embedding_hf_clip import check_finite
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class TemplateJudge:
         self.image_embeds_ND = check_finite(image_embeds_ND, "images")
         by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
         # Unit embeddings each, so that every template weighs the same.
-        self.embeddings_TCD = torch.stack([classifier.class_embeddings_CD for classifier in by_template])
+        self.embeddings_TCD = torch.stack([classifier.class_embeddings for classifier in by_template])
         self.templates, self.classes_N = tuple(templates), classes_N
 
     def measure(self) -> WordingResult:

@@ -16,7 +16,8 @@ from hf_clip.evaluation.calibration import Calibration, calibrate_embeddings
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.labeled import LabeledFeatures, embed_labeled, has_numbers, left_out, names_of_labels
 from hf_clip.evaluation.template_study import TemplateJudge, WordingResult
-from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, check_finite
+from hf_clip.model.embedding_hf_clip import check_finite
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.sources import Source
 
 IMAGES_AT_ONCE = 1024
@@ -358,7 +359,7 @@ class _Guesses:
     ):
         embeddings_ND = check_finite(found.embeddings_ND, "images")
         batches = embeddings_ND.split(IMAGES_AT_ONCE)
-        ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings_CD), 5) for embeddings_BD in batches]
+        ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings), 5) for embeddings_BD in batches]
         self.confidences_N = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
         self.numbers_NK = torch.cat([numbers_BK.cpu() for _, numbers_BK in ranked]).numpy()
         self.class_count = len(classifier.labels)

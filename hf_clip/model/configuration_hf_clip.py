@@ -433,8 +433,9 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     `logit_scale_init_value` is the logarithm of the factor on the cosines; the paper starts at ln(1 / 0.07).
     A `config.json` of transformers' `CLIPModel` is read as if it were this package's own, and one of `SiglipModel`
     (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers' `projection_dim` follow the
-    dual encoder's. Raises ValueError where a tower without projection is of another width, and for a `config.json` of
-    other models.
+    dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the model is evaluated and
+    classifies with unless told otherwise; None means "a photo of a {}." Raises ValueError where a tower without
+    projection is of another width, for a template without its `{}`, and for a `config.json` of other models.
     """
 
     model_type = "hf_clip"
@@ -465,6 +466,7 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     logit_scale_init_value: int | float = math.log(1 / 0.07)
     logit_bias_init_value: int | float | None = None
     initializer_factor: int | float = 1.0
+    zero_shot_templates: list[str] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -479,6 +481,13 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
                     f"{key} has no projection and gives embeddings of {tower.pooled_size} dimensions, where "
                     f"projection_dim={self.projection_dim}: set projection_dim={tower.pooled_size}, or "
                     "projection_type='linear'."
+                )
+        if self.zero_shot_templates == []:
+            raise ValueError("zero_shot_templates=[] is empty: give at least one template, or None for the default.")
+        for template in self.zero_shot_templates or ():
+            if "{}" not in template:
+                raise ValueError(
+                    f"zero_shot_templates holds {template!r}, which has no '{{}}': put '{{}}' where the label belongs."
                 )
         is_sigmoid = self.model_type == "hf_clip_siglip"
         if is_sigmoid != (self.logit_bias_init_value is not None):

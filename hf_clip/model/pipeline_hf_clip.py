@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
 
+from .embedding_hf_clip import check_finite, evaluation_mode, unit_image_embeds
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .image_urls_hf_clip import fetch_image
-from .zero_shot_hf_clip import ZeroShotClassifier, check_finite, evaluation_mode, uncompiled, unit_image_embeds
+from .zero_shot_hf_clip import ZeroShotClassifier, uncompiled
 
 TASK = "hf-clip-zero-shot"
 # Sets of labels whose embeddings are kept.
@@ -129,14 +130,14 @@ class HFCLIPZeroShotPipeline(Pipeline):
         classifier = self._classifier(multi_label=multi_label, **labels)
         with evaluation_mode(self.model):
             embeddings_BD = check_finite(unit_image_embeds(self.model, model_inputs["pixel_values"]), "images")
-        scores_BK, numbers_BK = classifier.rank(embeddings_BD, top_k, multi_label=multi_label)
-        return {"scores": scores_BK, "numbers": numbers_BK, "classifier": [classifier] * len(embeddings_BD)}
+        scores_BK, indices_BK = classifier.rank(embeddings_BD, top_k, multi_label=multi_label)
+        return {"scores": scores_BK, "indices": indices_BK, "classifier": [classifier] * len(embeddings_BD)}
 
     def postprocess(self, model_outputs, threshold: float = 0.0) -> list[dict]:
         # One image, whether it came alone, as a batch of one, or out of a batch.
         classifier = model_outputs["classifier"]
         classifier = classifier[0] if isinstance(classifier, list) else classifier
-        [rows] = classifier.rows(model_outputs["scores"], model_outputs["numbers"], threshold)
+        [rows] = classifier.rows(model_outputs["scores"], model_outputs["indices"], threshold)
         return [{"score": row["score"], "label": row["label"]} for row in rows]
 
     def _classifier(

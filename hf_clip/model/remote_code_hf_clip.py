@@ -6,6 +6,7 @@ lines as text, so that they need not run. They bring all files, whatever is save
 its code alone can be saved again, for its processor and its pipeline too.
 
     from .configuration_hf_clip import HFCLIPConfig
+    from .embedding_hf_clip import embed_images
     from .image_processing_hf_clip import HFCLIPImageProcessor
     from .image_decoding_hf_clip import decode_image
     from .loss_hf_clip import contrastive_loss
@@ -20,6 +21,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .pipeline_hf_clip import HFCLIPZeroShotPipeline
     from .processing_hf_clip import HFCLIPProcessor
     from .tokenization_hf_clip import HFCLIPTokenizer
+    from .typing_hf_clip import DualEncoder
     from .image_urls_hf_clip import fetch_image
     from .zero_shot_hf_clip import ZeroShotClassifier
 """

@@ -9,83 +9,30 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 import hashlib
 import json
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers.utils import logging
 
-from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .embedding_hf_clip import batched, check_finite, encode_texts, evaluation_mode, image_batches
+from .image_decoding_hf_clip import ImageDecodeError
+from .typing_hf_clip import DualEncoder, Processor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+# The paper's first choice (section 3.1.4), for models that were not saved with templates of their own.
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 # Classes scored at once: with 32 images, 1 MB of logits.
 TILE = 8192
 FILE_FORMAT = "hf_clip zero-shot classifier"
 
 
-@contextmanager
-def evaluation_mode(model: torch.nn.Module):
-    """Run the body without dropout and gradients, and leave every module in the mode it was found in."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        # One by one: model.train() would also switch on modules that the caller had frozen in evaluation
-        # mode.
-        for module in trained:
-            module.training = True
-
-
-def batched(items: Iterable, batch_size: int) -> Iterator[list]:
-    """Lists of `batch_size` items in order, the last one shorter. Raises ValueError if it is below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is below 1: set it to 1 or more.")
-    iterator = iter(items)
-    while batch := list(islice(iterator, batch_size)):
-        yield batch
-
-
-def unit_text_embeds(model, processor, texts: Sequence[str]) -> torch.Tensor:
-    """(len(texts), D) float32 unit embeddings on the model's device, from one forward pass."""
-    return _encode_texts(model, processor, texts)[0]
-
-
-def _encode_texts(model, processor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings of texts, and their token ids."""
-    encoding = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
-    mask = encoding.get("attention_mask")
-    embeddings_BD = model.encode_text(
-        encoding["input_ids"].to(model.device),
-        None if mask is None else mask.to(model.device),
-        normalize=False,
-    )
-    # In half precision a unit embedding is only unit to three digits: normalize after widening.
-    return F.normalize(embeddings_BD.float(), dim=-1), encoding["input_ids"]
-
-
-def unit_image_embeds(model, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(B, D) float32 unit embeddings on the model's device, from one forward pass over (B, 3, H, W)."""
-    return F.normalize(model.encode_image(pixel_values.to(model.device), normalize=False).float(), dim=-1)
-
-
-def check_finite(embeddings: torch.Tensor, of: str) -> torch.Tensor:
-    """The embeddings. Raises ValueError if one holds NaN or infinity: every score would be NaN."""
-    if not torch.isfinite(embeddings).all():
-        raise ValueError(
-            f"embeddings of {of} hold NaN or infinity: the model has diverged or overflows in "
-            f"{str(embeddings.dtype)[6:]} or its own dtype. Take an earlier checkpoint, or load it in float32."
-        )
-    return embeddings
+def templates_of(model) -> tuple[str, ...]:
+    """The templates that a model is to be evaluated with: those of its config, else `DEFAULT_TEMPLATES`."""
+    return tuple(getattr(getattr(model, "config", None), "zero_shot_templates", None) or DEFAULT_TEMPLATES)
 
 
 def uncompiled(model: torch.nn.Module) -> torch.nn.Module:
@@ -123,8 +70,8 @@ class ZeroShotClassifier:
         processor: its processor.
         labels: C labels, or lists of several names for one class, which is shown by the first. Two classes may share a
             name, as in published lists of ImageNet's; then they share a score.
-        templates: texts in which `{}` stands for the label. By default a label is its own text. For models
-            trained on sentences of the web the paper found "a photo of a {}." to be a good first choice.
+        templates: texts in which `{}` stands for the label; ["{}"] makes each label its own text. By default those
+            that the model was saved with (`config.zero_shot_templates`), else `DEFAULT_TEMPLATES`.
         rejection: names for a further class of images that show none of the labels, such as "something else".
         temperature: above 1 makes scores less sure, below 1 more.
         batch_size: texts encoded at once.
@@ -134,8 +81,8 @@ class ZeroShotClassifier:
         classes: tuple of C tuples of all names.
         templates: tuple of strings.
         rejection: tuple of names, or None.
-        class_embeddings_CD: (C, D) float32 unit embeddings on the model's device.
-        rejection_embedding_1D: likewise (1, D), or None.
+        class_embeddings: (C, D) float32 unit embeddings on the model's device.
+        rejection_embedding: (1, D) likewise, or None.
 
     Raises:
         TypeError: if `labels` or `templates` is one string instead of several.
@@ -149,17 +96,17 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        model,
-        processor,
+        model: DualEncoder,
+        processor: Processor,
         labels: Iterable[str | Sequence[str]],
-        templates: Iterable[str] = ("{}",),
+        templates: Iterable[str] | None = None,
         *,
         rejection: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         batch_size: int = 256,
     ):
         classes = _checked_classes(labels)
-        templates = tuple(_checked_texts("templates", templates))
+        templates = tuple(_checked_texts("templates", templates_of(model) if templates is None else templates))
         for template in templates:
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no '{{}}': put '{{}}' where the label belongs.")
@@ -175,8 +122,8 @@ class ZeroShotClassifier:
         self.classes, self.templates, self.rejection = classes, templates, rejection
         self.labels = [names[0] for names in classes]
         self.temperature = temperature
-        self.class_embeddings_CD = embeddings[: len(classes)]
-        self.rejection_embedding_1D = None if rejection is None else embeddings[len(classes) :]
+        self.class_embeddings = embeddings[: len(classes)]
+        self.rejection_embedding = None if rejection is None else embeddings[len(classes) :]
 
     @property
     def has_sigmoid(self) -> bool:
@@ -185,9 +132,9 @@ class ZeroShotClassifier:
 
     def save(self, file: str | Path) -> Path:
         """Writes embeddings and words to a safetensors file, with the hash of the text tower that they belong to."""
-        file, embeddings = Path(file), self.class_embeddings_CD
-        if self.rejection_embedding_1D is not None:
-            embeddings = torch.cat([embeddings, self.rejection_embedding_1D])
+        file, embeddings = Path(file), self.class_embeddings
+        if self.rejection_embedding is not None:
+            embeddings = torch.cat([embeddings, self.rejection_embedding])
         words = {
             "classes": self.classes,
             "templates": self.templates,
@@ -233,71 +180,72 @@ class ZeroShotClassifier:
         loaded._hold(model, processor, classes, templates, rejection, temperature, embeddings.to(model.device))
         return loaded
 
-    def logits(self, image_embeds_BD: torch.Tensor) -> torch.Tensor:
+    def logits(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(B, C) float32 logits of (B, D) unit embeddings: cosines times the model's scale, plus its bias."""
-        return self._logits(image_embeds_BD, self.class_embeddings_CD)
+        return self._logits(image_embeds, self.class_embeddings)
 
     def _logits(self, image_embeds_BD: torch.Tensor, class_embeddings_TD: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             scale = self.model.logit_scale.float().exp().reshape(())
             logits_BT = scale * image_embeds_BD.to(class_embeddings_TD) @ class_embeddings_TD.T
-            return logits_BT + self.model.logit_bias.float().reshape(()) if self.has_sigmoid else logits_BT
+            bias = getattr(self.model, "logit_bias", None)
+            return logits_BT if bias is None else logits_BT + bias.float().reshape(())
 
     def embed(self, images, batch_size: int = 32, **options) -> torch.Tensor:
         """(N, D) float32 unit embeddings of images on the model's device. Arguments, errors: those of `predict`."""
-        batches = self._batches(images, batch_size, **options)
-        embeddings = [embeddings_BD for _, embeddings_BD in batches]
+        batches = image_batches(self.model, self.processor, images, batch_size, **options)
+        embeddings = [embeddings_BD for _, embeddings_BD in batches if embeddings_BD is not None]
         if not embeddings:
-            raise ValueError("there are no images to encode: pass at least one.")
+            raise ValueError("`images` is empty: pass at least one.")
         return torch.cat(embeddings)
 
     def rank(
-        self, image_embeds_BD: torch.Tensor, top_k: int | None = None, *, multi_label: bool = False
+        self, image_embeds: torch.Tensor, top_k: int | None = None, *, multi_label: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and numbers of the best classes of (B, D) unit embeddings, both (B, K), best first.
+        """Scores and indices of the best classes of (B, D) unit embeddings, both (B, K), best first.
 
-        Of equal scores the class that stands first comes first. Number C is the rejection class. Arguments and errors
+        Of equal scores the class that stands first comes first. Index C is the rejection class. Arguments and errors
         are those of `predict`.
         """
         is_softmax = not (multi_label or self.has_sigmoid)
         total = len(self.labels) + (self.rejection is not None and not multi_label)
         kept = total if top_k is None else min(top_k, total)
         tile = TILE if kept < TILE else total
-        tiles = list(zip(range(0, len(self.labels), tile), self.class_embeddings_CD.split(tile), strict=True))
+        tiles = list(zip(range(0, len(self.labels), tile), self.class_embeddings.split(tile), strict=True))
         if total > len(self.labels):
-            tiles.append((len(self.labels), self.rejection_embedding_1D))
-        best_BK, numbers_BK, normalizer_B1 = None, None, None
+            tiles.append((len(self.labels), self.rejection_embedding))
+        best_BK = indices_BK = normalizer_B1 = None
         with torch.inference_mode():
             for start, class_embeddings_TD in tiles:
-                logits_BT = self._logits(image_embeds_BD, class_embeddings_TD) / self.temperature
-                numbers_BT = torch.arange(start, start + logits_BT.shape[1], device=logits_BT.device)
-                numbers_BT = numbers_BT.expand_as(logits_BT)
+                logits_BT = self._logits(image_embeds, class_embeddings_TD) / self.temperature
+                indices_BT = torch.arange(start, start + logits_BT.shape[1], device=logits_BT.device)
+                indices_BT = indices_BT.expand_as(logits_BT)
                 if is_softmax:
                     of_tile_B1 = logits_BT.logsumexp(-1, keepdim=True)
                     normalizer_B1 = of_tile_B1 if start == 0 else torch.logaddexp(normalizer_B1, of_tile_B1)
                 if best_BK is not None:
                     logits_BT = torch.cat([best_BK, logits_BT], dim=-1)
-                    numbers_BT = torch.cat([numbers_BK, numbers_BT], dim=-1)
+                    indices_BT = torch.cat([indices_BK, indices_BT], dim=-1)
                 # topk does not say which of two equal logits comes first; a stable sort does.
                 best_BK, places_BK = logits_BT.sort(dim=-1, descending=True, stable=True)
                 best_BK, places_BK = best_BK[:, :kept], places_BK[:, :kept]
-                numbers_BK = numbers_BT.gather(-1, places_BK)
+                indices_BK = indices_BT.gather(-1, places_BK)
             if is_softmax:
-                return (best_BK - normalizer_B1).exp(), numbers_BK
+                return (best_BK - normalizer_B1).exp(), indices_BK
             if not self.has_sigmoid:
-                best_BK = best_BK - self._logits(image_embeds_BD, self.rejection_embedding_1D) / self.temperature
-            return best_BK.sigmoid(), numbers_BK
+                best_BK = best_BK - self._logits(image_embeds, self.rejection_embedding) / self.temperature
+            return best_BK.sigmoid(), indices_BK
 
-    def rows(self, scores_BK: torch.Tensor, numbers_BK: torch.Tensor, threshold: float = 0.0) -> list[list[dict]]:
+    def rows(self, scores: torch.Tensor, indices: torch.Tensor, threshold: float = 0.0) -> list[list[dict]]:
         """What `rank` found, as `predict` gives it."""
         names = [*self.labels, *(self.rejection or ())[:1]]
         return [
             [
-                {"label": names[number], "score": score}
-                for number, score in zip(numbers, scores, strict=True)
+                {"label": names[index], "score": score}
+                for index, score in zip(indices_K, scores_K, strict=True)
                 if score >= threshold
             ]
-            for numbers, scores in zip(numbers_BK.tolist(), scores_BK.tolist(), strict=True)
+            for indices_K, scores_K in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 
     def predict(self, images, batch_size: int = 32, top_k: int | None = None, **options) -> list[list[dict]]:
@@ -347,97 +295,24 @@ class ZeroShotClassifier:
                 "multi_label=True: this model was trained with a softmax, which judges a label only against others. "
                 "Give the classifier something to weigh each label against, such as rejection='something else'."
             )
-        batches = self._batches(
-            images, batch_size, image_column=image_column, return_errors=return_errors, show_progress=show_progress
+        batches = image_batches(
+            self.model,
+            self.processor,
+            images,
+            batch_size,
+            image_column=image_column,
+            return_errors=return_errors,
+            show_progress=show_progress,
         )
 
         def answers():
             for batch, embeddings_BD in batches:
-                found = iter(self.rows(*self.rank(embeddings_BD, top_k, multi_label=multi_label), threshold))
+                ranked = () if embeddings_BD is None else self.rank(embeddings_BD, top_k, multi_label=multi_label)
+                found = iter(self.rows(*ranked, threshold) if ranked else ())
                 for item in batch:
                     yield item if isinstance(item, ImageDecodeError) else next(found)
 
         return answers()
-
-    def _batches(
-        self, images, batch_size, *, image_column=None, return_errors=False, show_progress=None
-    ) -> Iterator[tuple[list, torch.Tensor]]:
-        """Images, errors among them, and the embeddings of those without."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is below 1: set it to 1 or more.")
-        images = open_images(images, image_column)
-        if show_progress is None:
-            show_progress = sys.stderr is not None and sys.stderr.isatty()
-        total = len(images) if isinstance(images, Sized) else None
-        shown = logging.tqdm(images, total=total, unit="image", leave=False, disable=not show_progress)
-
-        def decoded():
-            for position, image in enumerate(shown):
-                try:
-                    yield decode_image(image)
-                except ImageDecodeError as error:
-                    if not return_errors:
-                        raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
-                    yield error
-
-        def encoded():
-            for batch in batched(decoded(), batch_size):
-                readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
-                embeddings_BD = self.class_embeddings_CD[:0]
-                if readable:
-                    # Not around the loop: between two batches the caller's own code runs.
-                    with evaluation_mode(self.model):
-                        pixel_values = self.processor(images=readable, return_tensors="pt")["pixel_values"]
-                        embeddings_BD = check_finite(unit_image_embeds(self.model, pixel_values), "images")
-                yield batch, embeddings_BD
-
-        return encoded()
-
-
-def open_images(images, image_column: str | None = None) -> Iterable:
-    """An iterable of images for `decode_image`, from what `ZeroShotClassifier.predict` takes."""
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        found = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise ValueError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-        return found
-    # A single path would be taken apart into its letters, an array into its rows or its channels.
-    is_one = isinstance(images, str | bytes | Path | Mapping) or getattr(images, "ndim", 4) in (2, 3)
-    if is_one or not isinstance(images, Iterable):
-        raise TypeError(f"images is one {type(images).__name__}: pass a list of images, [image] for one.")
-    features = getattr(images, "features", None) or {}
-    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    column = image_column or (columns[0] if columns else None)
-    if columns:
-        # Undecoded: a stream of datasets ends at its first broken image.
-        undecoded = type(features[columns[0]])(decode=False)
-        for name in columns:
-            images = images.cast_column(name, undecoded)
-    return _ImageRun(images, column) if isinstance(images, Sized) else _images_of_rows(images, column)
-
-
-class _ImageRun:
-    """The images of a collection that knows its length."""
-
-    def __init__(self, rows, column: str | None):
-        self.rows, self.column = rows, column
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator:
-        return _images_of_rows(self.rows, self.column)
-
-
-def _images_of_rows(rows: Iterable, column: str | None) -> Iterator:
-    for row in rows:
-        # What `decode_image` takes as an image is a mapping of bytes and path.
-        if isinstance(row, Mapping) and (column is not None or not row.keys() <= {"bytes", "path"}):
-            wanted = column or "image"
-            if wanted not in row:
-                raise ValueError(f"rows have no column {wanted!r}: set image_column to one of {', '.join(row)}.")
-            row = row[wanted]
-        yield row
 
 
 def _encode_classes(model, processor, classes, templates, batch_size: int) -> torch.Tensor:
@@ -453,7 +328,7 @@ def _encode_classes(model, processor, classes, templates, batch_size: int) -> to
     with evaluation_mode(model):
         for batch in _of_like_length(prompts, batch_size):
             numbers, texts = zip(*batch, strict=True)
-            embeddings_BD, ids = _encode_texts(model, processor, texts)
+            embeddings_BD, ids = encode_texts(model, processor, texts)
             if sums_CD is None:
                 sums_CD = embeddings_BD.new_zeros(len(classes), embeddings_BD.shape[1])
             sums_CD.index_add_(0, torch.tensor(numbers, device=sums_CD.device), embeddings_BD)

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import hf_clip.model.zero_shot_hf_clip as zero_shot
+from hf_clip import HFCLIPConfig
+from hf_clip.model.embedding_hf_clip import evaluation_mode
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
-from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, evaluation_mode
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, templates_of
 from tests.helpers.squares import encode
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
 
@@ -21,6 +23,8 @@ TEXTS = {
     "my dog": [0.0, -5.0],
 }
 TEMPLATES = ("a {}", "my {}")
+# Each label is its own text.
+PLAIN = ("{}",)
 
 
 def lookup(scale=10.0):
@@ -32,7 +36,7 @@ def test_class_embeddings_are_normalized_means_of_normalized_embeddings():
     model = lookup()
     classifier = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES)
     half = 2**-0.5
-    np.testing.assert_allclose(classifier.class_embeddings_CD, [[half, half], [-half, -half]], atol=1e-6)
+    np.testing.assert_allclose(classifier.class_embeddings, [[half, half], [-half, -half]], atol=1e-6)
 
 
 def test_scores_by_hand():
@@ -51,7 +55,7 @@ def test_texts_are_encoded_once_and_everything_in_bounded_batches():
     model.calls.clear()
     split = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES, batch_size=3)
     assert [call[:2] for call in model.calls] == [("text", 3), ("text", 1)]
-    torch.testing.assert_close(split.class_embeddings_CD, whole.class_embeddings_CD)
+    torch.testing.assert_close(split.class_embeddings, whole.class_embeddings)
     model.calls.clear()
     images = (gray(value) for value in (0, 1, 2, 0, 1))
     assert len(split.predict(images, batch_size=2)) == 5
@@ -66,7 +70,7 @@ def test_scores_equal_the_models_own_logits():
     with torch.no_grad():
         output = model(**processor(text=labels, images=images, return_tensors="pt"))
     expected = output.logits_per_image.softmax(-1)
-    for row, scores in zip(ZeroShotClassifier(model, processor, labels).predict(images), expected, strict=True):
+    for row, scores in zip(ZeroShotClassifier(model, processor, labels, PLAIN).predict(images), expected, strict=True):
         assert {entry["label"]: entry["score"] for entry in row} == pytest.approx(
             dict(zip(labels, scores.tolist(), strict=True)), abs=1e-6
         )
@@ -80,6 +84,32 @@ def test_top_k_gives_the_best_labels_without_rescaling_their_scores():
     assert short == whole[:1]
     assert classifier.predict([gray(2)], top_k=99) == [whole]
     assert classifier.predict([]) == []
+
+
+def test_templates_are_by_default_those_saved_with_the_model(tmp_path):
+    model, processor = tiny_clip(["a red square", "a photo of a red square."])
+    published = ZeroShotClassifier(model, processor, ["red", "blue"])
+    assert published.templates == templates_of(model) == ("a photo of a {}.",)
+    expected = ZeroShotClassifier(model, processor, ["red", "blue"], ["a photo of a {}."])
+    assert torch.equal(published.class_embeddings, expected.class_embeddings)
+    model.config.zero_shot_templates = ["a {} square", "the {} one"]
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path)
+    own = ZeroShotClassifier(model, processor, ["red", "blue"])
+    assert own.templates == ("a {} square", "the {} one")
+    expected = ZeroShotClassifier(model, processor, ["red", "blue"], ["a {} square", "the {} one"])
+    assert torch.equal(own.class_embeddings, expected.class_embeddings)
+    assert ZeroShotClassifier(model, processor, ["red"], PLAIN).templates == ("{}",)
+
+
+@pytest.mark.parametrize(
+    ("templates", "said"),
+    [(["a photo"], "'a photo', which has no '{}'"), ([], "is empty"), ("a {}", "list"), ([3], "str")],
+)
+def test_a_config_refuses_templates_that_a_classifier_would(templates, said):
+    with pytest.raises(Exception, match=said) as caught:
+        HFCLIPConfig(zero_shot_templates=templates)
+    assert "zero_shot_templates" in str(caught.value)
 
 
 def test_braces_of_labels_and_templates_stay():
@@ -107,8 +137,8 @@ def test_half_precision_keeps_unit_embeddings_in_single_precision():
     labels = ["a red square", "something blue"]
     model, processor = tiny_clip(labels)
     classifier = ZeroShotClassifier(model.to(torch.bfloat16), processor, labels, ["{}", "a {}"])
-    assert classifier.class_embeddings_CD.dtype == torch.float32
-    torch.testing.assert_close(classifier.class_embeddings_CD.norm(dim=-1), torch.ones(2), atol=1e-6, rtol=0)
+    assert classifier.class_embeddings.dtype == torch.float32
+    torch.testing.assert_close(classifier.class_embeddings.norm(dim=-1), torch.ones(2), atol=1e-6, rtol=0)
     [scores] = classifier.predict([Image.new("RGB", (32, 32), "red")])
     assert sum(row["score"] for row in scores) == pytest.approx(1, abs=1e-6)
 
@@ -157,9 +187,9 @@ def test_what_cannot_be_predicted(arguments, error, said):
 
 def test_a_class_of_several_names_is_the_mean_over_all_of_them():
     model = LookupEncoder([[1.0, 0.0]], {"cat": [2.0, 0.0], "kitten": [0.0, 9.0], "dog": [-1.0, 0.0]})
-    classifier = ZeroShotClassifier(model, model.processor, [("cat", "kitten"), "dog"])
+    classifier = ZeroShotClassifier(model, model.processor, [("cat", "kitten"), "dog"], PLAIN)
     half = 2**-0.5
-    np.testing.assert_allclose(classifier.class_embeddings_CD, [[half, half], [-1, 0]], atol=1e-6)
+    np.testing.assert_allclose(classifier.class_embeddings, [[half, half], [-1, 0]], atol=1e-6)
     assert classifier.labels == ["cat", "dog"]
     assert [row["label"] for row in classifier.predict([gray(0)])[0]] == ["cat", "dog"]
 
@@ -167,7 +197,7 @@ def test_a_class_of_several_names_is_the_mean_over_all_of_them():
 def test_a_class_for_what_is_none_of_them():
     texts = {"cat": [1.0, 0.0], "dog": [-1.0, 0.0], "none": [0.0, 1.0], "nothing": [0.0, 1.0]}
     model = LookupEncoder([[1.0, 1.0], [0.0, 1.0]], texts, scale=2.0)
-    classifier = ZeroShotClassifier(model, model.processor, ["cat", "dog"], rejection=["none", "nothing"])
+    classifier = ZeroShotClassifier(model, model.processor, ["cat", "dog"], PLAIN, rejection=["none", "nothing"])
     [first, second] = classifier.predict([gray(0), gray(1)])
     assert [row["label"] for row in second] == ["none", "cat", "dog"]
     assert second[0]["score"] == pytest.approx(np.exp(2) / (np.exp(2) + 2), abs=1e-6)
@@ -187,7 +217,7 @@ def test_the_scores_of_a_sigmoid_model_are_its_own():
     with torch.no_grad():
         expected = model(**processor(text=labels, images=images, return_tensors="pt")).logits_per_image.sigmoid()
     assert (expected.sum(-1) - 1).abs().min() > 0.01
-    classifier = ZeroShotClassifier(model, processor, labels)
+    classifier = ZeroShotClassifier(model, processor, labels, PLAIN)
     for options in ({}, {"multi_label": True}):
         for row, scores in zip(classifier.predict(images, **options), expected, strict=True):
             found = {entry["label"]: entry["score"] for entry in row}
@@ -224,7 +254,7 @@ def test_classes_in_tiles_score_as_all_at_once(monkeypatch):
     texts = {f"class {number}": embedding.tolist() for number, embedding in enumerate(embeddings)}
     model = LookupEncoder(torch.randn(5, 6, generator=generator), texts, scale=3.0)
     labels, images = [text for text in texts if text != "class 7"], [gray(value) for value in range(5)]
-    classifier = ZeroShotClassifier(model, model.processor, labels, rejection="class 7")
+    classifier = ZeroShotClassifier(model, model.processor, labels, PLAIN, rejection="class 7")
     whole = classifier.predict(images)
     monkeypatch.setattr(zero_shot, "TILE", 8)
     widths, logits = [], ZeroShotClassifier._logits
@@ -244,7 +274,7 @@ def test_equal_scores_keep_the_order_of_the_labels(monkeypatch):
     monkeypatch.setattr(zero_shot, "TILE", 4)
     names = [f"class {number}" for number in range(10)]
     model = LookupEncoder([[1.0, 0.0]], dict.fromkeys(names, [0.6, 0.8]))
-    classifier = ZeroShotClassifier(model, model.processor, names)
+    classifier = ZeroShotClassifier(model, model.processor, names, PLAIN)
     for top_k in (None, 3):
         assert [row["label"] for row in classifier.predict([gray(0)], top_k=top_k)[0]] == names[:top_k]
 
@@ -295,8 +325,8 @@ def test_files_that_hold_no_classifier(tmp_path):
 def test_a_model_that_gives_nan_is_no_classifier():
     model = LookupEncoder([[1.0, 0.0], [float("nan"), 0.0]], {"cat": [1.0, 0.0], "dog": [float("inf"), 0.0]})
     with pytest.raises(ValueError, match="embeddings of labels hold NaN or infinity"):
-        ZeroShotClassifier(model, model.processor, ["cat", "dog"])
-    classifier = ZeroShotClassifier(model, model.processor, ["cat"])
+        ZeroShotClassifier(model, model.processor, ["cat", "dog"], PLAIN)
+    classifier = ZeroShotClassifier(model, model.processor, ["cat"], PLAIN)
     assert classifier.predict([gray(0)]) == [[{"label": "cat", "score": 1.0}]]
     with pytest.raises(ValueError, match="embeddings of images hold NaN or infinity"):
         classifier.predict([gray(0), gray(1)])
@@ -329,7 +359,7 @@ def test_folders_streams_and_data_sets_of_images(tmp_path):
     for data in (rows, rows.to_iterable_dataset()):
         assert classifier.predict(data, batch_size=1) == expected
     assert classifier.predict(({"photo": one} for one in contents), image_column="photo") == expected
-    with pytest.raises(ValueError, match="no column 'image': set image_column to one of photo, label"):
+    with pytest.raises(ValueError, match="no column 'image': set `image_column` to one of photo, label"):
         classifier.predict([{"photo": contents[0], "label": 0}])
     with pytest.raises(ValueError, match="holds no images"):
         (tmp_path / "empty").mkdir()

@@ -1,0 +1,345 @@
+"""Embeddings of images and texts, whatever they come as, and what all that encodes in batches is made of."""
+
+# Shapes: B images or texts of a batch, N images or texts, D width of the shared space, H and W pixels.
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+from torch.nn import functional as F
+from transformers.utils import logging
+
+from .image_decoding_hf_clip import ImageDecodeError, decode_image, is_image_file
+from .typing_hf_clip import DualEncoder, Processor
+
+_Item = TypeVar("_Item")
+
+
+@overload
+def embed_images(
+    model: DualEncoder,
+    processor: Processor,
+    images: Any,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    image_column: str | None = None,
+    return_errors: Literal[False] = False,
+    show_progress: bool | None = None,
+) -> torch.Tensor: ...
+
+
+@overload
+def embed_images(
+    model: DualEncoder,
+    processor: Processor,
+    images: Any,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    image_column: str | None = None,
+    return_errors: Literal[True],
+    show_progress: bool | None = None,
+) -> tuple[torch.Tensor, dict[int, ImageDecodeError]]: ...
+
+
+def embed_images(
+    model: DualEncoder,
+    processor: Processor,
+    images: Any,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    image_column: str | None = None,
+    return_errors: bool = False,
+    show_progress: bool | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, dict[int, ImageDecodeError]]:
+    """Unit embeddings of images: the product with those of texts is the cosine similarity.
+
+        image_embeds = embed_images(model, processor, "photos/")
+        text_embeds = embed_texts(model, processor, ["a dog on a beach"])
+        similarity = image_embeds @ text_embeds.T
+
+    Args:
+        model: a dual encoder, as `hf_clip.load` gives it. It is left in the mode (training or evaluation) that it was
+            found in, and encodes in evaluation mode.
+        processor: its processor.
+        images: images of any kind that `decode_image` takes, in a list or any other iterable; a (N, ...) array or
+            tensor; a folder's path, for the images below it in sorted order; a data set or stream of `datasets`.
+        batch_size: images encoded at once.
+        device: where to encode. The model is moved there, and stays there; by default it is used where it is.
+        image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
+        return_errors: skip images that cannot be decoded, and return their errors too.
+        show_progress: whether to draw a bar on standard error; by default where that is a terminal.
+
+    Returns:
+        (N, D) float32 unit embeddings on the CPU, without a graph. With `return_errors`, a pair: the embeddings of the
+        images that could be decoded, in order, and a dict of position and ImageDecodeError for the others.
+
+    Raises:
+        TypeError: if `images` is one image instead of several.
+        ImageDecodeError: (a ValueError) with the position of an image that cannot be decoded.
+        ValueError: if there is no image, `batch_size` is below 1, rows have no such column, or the model gives NaN or
+            infinity.
+    """
+    if device is not None:
+        model.to(device)
+    errors: dict[int, ImageDecodeError] = {}
+    embeddings, position = [], 0
+    for batch, embeddings_BD in image_batches(
+        model,
+        processor,
+        images,
+        batch_size,
+        image_column=image_column,
+        return_errors=return_errors,
+        show_progress=show_progress,
+    ):
+        errors |= {position + at: item for at, item in enumerate(batch) if isinstance(item, ImageDecodeError)}
+        position += len(batch)
+        if embeddings_BD is not None:
+            embeddings.append(embeddings_BD.cpu())
+    if not embeddings:
+        first = f" The first of {len(errors)} errors: {errors[0]}" if errors else ""
+        raise ValueError(f"`images` holds no image that can be encoded: pass at least one.{first}")
+    # Outside inference mode, so that the result is a tensor like any other: a probe may be trained on it.
+    image_embeds_ND = torch.cat(embeddings)
+    return (image_embeds_ND, errors) if return_errors else image_embeds_ND
+
+
+def embed_texts(
+    model: DualEncoder,
+    processor: Processor,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    show_progress: bool | None = None,
+) -> torch.Tensor:
+    """Unit embeddings of texts, each as it is: no template is put around it.
+
+    Args:
+        model: a dual encoder, as for `embed_images`.
+        processor: its processor. Texts longer than the model's context are cut, as in training.
+        texts: strings in a list or any other iterable.
+        batch_size: texts encoded at once. Texts of like length share a batch, as padding is work.
+        device: where to encode. The model is moved there, and stays there; by default it is used where it is.
+        show_progress: whether to draw a bar on standard error; by default where that is a terminal.
+
+    Returns:
+        (N, D) float32 unit embeddings on the CPU, without a graph, in the order of the texts.
+
+    Raises:
+        TypeError: if `texts` is one string, or holds something else than strings.
+        ValueError: if there is no text, `batch_size` is below 1, or the model gives NaN or infinity.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"`texts` is one string, {texts!r:.60}: pass a list of strings.")
+    listed = list(texts)
+    if not listed:
+        raise ValueError("`texts` is empty: pass at least one.")
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"`texts` holds {text!r:.60} at position {position}, which is {type(text).__name__}: pass strings."
+            )
+    if device is not None:
+        model.to(device)
+    order = sorted(range(len(listed)), key=lambda position: len(listed[position]))
+    embeddings = []
+    shown = progress_bar(order, len(order), "text", show_progress)
+    for batch in batched(shown, batch_size):
+        with evaluation_mode(model):
+            embeddings_BD = unit_text_embeds(model, processor, [listed[position] for position in batch])
+        embeddings.append(check_finite(embeddings_BD, "texts").cpu())
+    sorted_ND = torch.cat(embeddings)
+    text_embeds_ND = torch.empty_like(sorted_ND)
+    text_embeds_ND[torch.tensor(order)] = sorted_ND
+    return text_embeds_ND
+
+
+# Modules that some thread encodes with: by id, the module, how many do, and whether it was in training mode before.
+_held: dict[int, tuple[torch.nn.Module, int, bool]] = {}
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def evaluation_mode(model: DualEncoder | torch.nn.Module):
+    """Run the body without dropout and gradients, and leave every module in the mode it was found in.
+
+    Threads may share a model: it stays in evaluation mode until the last of them has left.
+    """
+    modules = list(model.modules())
+    with _held_lock:
+        for module in modules:
+            _, count, was_training = _held.get(id(module), (module, 0, module.training))
+            _held[id(module)] = (module, count + 1, was_training)
+        if any(module.training for module in modules):
+            model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        with _held_lock:
+            for module in modules:
+                _, count, was_training = _held.pop(id(module))
+                if count > 1:
+                    _held[id(module)] = (module, count - 1, was_training)
+                elif was_training:
+                    # One by one: model.train() would also switch on modules that the caller had frozen in
+                    # evaluation mode.
+                    module.training = True
+
+
+def batched(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
+    """Lists of `batch_size` items in order, the last one shorter. Raises ValueError if it is below 1."""
+    check_batch_size(batch_size)
+    iterator = iter(items)
+    while batch := list(islice(iterator, batch_size)):
+        yield batch
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ValueError if it is below 1."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size={batch_size}` is below 1: set it to 1 or more.")
+
+
+def unit_text_embeds(model: DualEncoder, processor: Processor, texts: Sequence[str]) -> torch.Tensor:
+    """(len(texts), D) float32 unit embeddings on the model's device, from one forward pass."""
+    return encode_texts(model, processor, texts)[0]
+
+
+def encode_texts(model: DualEncoder, processor: Processor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit embeddings of texts, as `unit_text_embeds` gives them, and their token ids."""
+    encoding = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
+    mask = encoding.get("attention_mask")
+    embeddings_BD = model.encode_text(
+        encoding["input_ids"].to(model.device),
+        None if mask is None else mask.to(model.device),
+        normalize=False,
+    )
+    # In half precision a unit embedding is only unit to three digits: normalize after widening.
+    return F.normalize(embeddings_BD.float(), dim=-1), encoding["input_ids"]
+
+
+def unit_image_embeds(model: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B, D) float32 unit embeddings on the model's device, from one forward pass over (B, 3, H, W)."""
+    return F.normalize(model.encode_image(pixel_values.to(model.device), normalize=False).float(), dim=-1)
+
+
+def check_finite(embeddings: torch.Tensor, of: str) -> torch.Tensor:
+    """The embeddings. Raises ValueError if one holds NaN or infinity: every score would be NaN."""
+    if not torch.isfinite(embeddings).all():
+        raise ValueError(
+            f"embeddings of {of} hold NaN or infinity: the model has diverged or overflows in "
+            f"{str(embeddings.dtype)[6:]} or its own dtype. Take an earlier checkpoint, or load it in float32."
+        )
+    return embeddings
+
+
+def progress_bar(items: Iterable[_Item], total: int | None, unit: str, show_progress: bool | None) -> Iterable[_Item]:
+    """The items, with a bar on standard error; where `show_progress` is None, only if that is a terminal."""
+    if show_progress is None:
+        show_progress = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    return logging.tqdm(items, total=total, unit=unit, leave=False, disable=not show_progress)
+
+
+def image_batches(
+    model: DualEncoder,
+    processor: Processor,
+    images: Any,
+    batch_size: int,
+    *,
+    image_column: str | None = None,
+    return_errors: bool = False,
+    show_progress: bool | None = None,
+) -> Iterator[tuple[list, torch.Tensor | None]]:
+    """Batches of decoded images, and the embeddings (B, D) of those in it, on the model's device.
+
+    Arguments and errors are those of `embed_images`. With `return_errors`, an image that cannot be decoded is an
+    ImageDecodeError in its batch and has no embedding; a batch of nothing else has None. Arguments are checked at
+    once; nothing is read ahead of the batch that is asked for.
+    """
+    check_batch_size(batch_size)
+    opened = open_images(images, image_column)
+    total = len(opened) if isinstance(opened, Sized) else None
+    shown = progress_bar(opened, total, "image", show_progress)
+
+    def decoded():
+        for position, image in enumerate(shown):
+            try:
+                yield decode_image(image)
+            except ImageDecodeError as error:
+                if not return_errors:
+                    raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
+                yield error
+
+    def encoded():
+        for batch in batched(decoded(), batch_size):
+            readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
+            embeddings_BD = None
+            if readable:
+                # Not around the loop: between two batches the caller's own code runs.
+                with evaluation_mode(model):
+                    pixel_values = processor(images=readable, return_tensors="pt")["pixel_values"]
+                    embeddings_BD = check_finite(unit_image_embeds(model, pixel_values), "images")
+            yield batch, embeddings_BD
+
+    return encoded()
+
+
+def open_images(images: Any, image_column: str | None = None) -> Iterable:
+    """An iterable of images for `decode_image`, from what `embed_images` takes.
+
+    Raises:
+        TypeError: if `images` is one image instead of several.
+        ValueError: if it is a folder without images.
+    """
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        found = sorted(path for path in Path(images).rglob("*") if path.is_file() and is_image_file(path))
+        if not found:
+            raise ValueError(f"{images} holds no images.")
+        return found
+    # A single path would be taken apart into its letters, an array into its rows or its channels.
+    is_one = isinstance(images, str | bytes | Path | Mapping) or getattr(images, "ndim", 4) in (2, 3)
+    if is_one or not isinstance(images, Iterable):
+        raise TypeError(f"`images` is one {type(images).__name__}: pass a list of images, [image] for one.")
+    features = getattr(images, "features", None) or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    column = image_column or (columns[0] if columns else None)
+    if columns:
+        # Undecoded: a stream of datasets ends at its first broken image.
+        undecoded = type(features[columns[0]])(decode=False)
+        for name in columns:
+            images = images.cast_column(name, undecoded)
+    return _ImageRun(images, column) if isinstance(images, Sized) else _images_of_rows(images, column)
+
+
+class _ImageRun:
+    """The images of a collection that knows its length."""
+
+    def __init__(self, rows, column: str | None):
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator:
+        return _images_of_rows(self.rows, self.column)
+
+
+def _images_of_rows(rows: Iterable, column: str | None) -> Iterator:
+    for row in rows:
+        # What `decode_image` takes as an image is a mapping of bytes and path.
+        if isinstance(row, Mapping) and (column is not None or not row.keys() <= {"bytes", "path"}):
+            wanted = column or "image"
+            if wanted not in row:
+                raise ValueError(f"rows have no column {wanted!r}: set `image_column` to one of {', '.join(row)}.")
+            row = row[wanted]
+        yield row
