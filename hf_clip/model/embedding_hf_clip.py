@@ -87,6 +87,7 @@ def embed_images(
         ValueError: if there is no image, `batch_size` is below 1, rows have no such column, or the model gives NaN or
             infinity.
     """
+    model = dual_encoder(model)
     if device is not None:
         model.to(device)
     errors: dict[int, ImageDecodeError] = {}
@@ -148,6 +149,7 @@ def embed_texts(
             raise TypeError(
                 f"`texts` holds {text!r:.60} at position {position}, which is {type(text).__name__}: pass strings."
             )
+    model = dual_encoder(model)
     if device is not None:
         model.to(device)
     order = sorted(range(len(listed)), key=lambda position: len(listed[position]))
@@ -161,6 +163,21 @@ def embed_texts(
     text_embeds_ND = torch.empty_like(sorted_ND)
     text_embeds_ND[torch.tensor(order)] = sorted_ND
     return text_embeds_ND
+
+
+def dual_encoder(model: Any) -> DualEncoder:
+    """The model, or the one within a wrapper that does not pass `encode_image` and `encode_text` on.
+
+    DistributedDataParallel is such a wrapper. Raises TypeError for a model that holds no dual encoder.
+    """
+    held = model.modules() if isinstance(model, torch.nn.Module) else ()
+    for module in (model, *held):
+        if hasattr(module, "encode_image") and hasattr(module, "encode_text"):
+            return module
+    raise TypeError(
+        f"`model` is {type(model).__name__}, which has no encode_image and encode_text: load a dual encoder with "
+        "hf_clip.load, or as HFCLIPModel."
+    )
 
 
 # Modules that some thread encodes with: by id, the module, how many do, and whether it was in training mode before.

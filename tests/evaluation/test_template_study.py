@@ -101,7 +101,7 @@ def test_the_temperature_of_a_logistic_model_is_found_by_hand():
 def test_calibrating_brings_scores_to_what_is_right():
     # At scale 8 and cosine 1 against -1 the model is sure; three of four are right.
     model = LookupEncoder([[1.0, 0.0]], {"cat": [1.0, 0.0], "dog": [-1.0, 0.0]}, scale=8.0)
-    classifier = ZeroShotClassifier(model, model.processor, LABELS)
+    classifier = ZeroShotClassifier(model, model.processor, LABELS, ["{}"])
     found = calibrate(classifier, [gray(0)] * 4, ["cat", "cat", 0, "dog"])
     assert found.temperature == classifier.temperature == pytest.approx(16 / np.log(3), rel=1e-3)
     assert found.error_before == pytest.approx(0.25, abs=1e-4)

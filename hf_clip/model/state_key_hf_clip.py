@@ -1,0 +1,337 @@
+"""What a tower's embeddings depend on, as a key: embeddings that are kept belong to one state of model and processor.
+
+    key = state_key(model, processor, "text")                   # reads every weight: for files
+    probe = probe_embeds(model, processor, "text")              # kept beside the key
+    check_probe(probe, model, processor, "text", "labels.st")   # when the file is read again
+
+`live_state` is the same question between two calls of one program, answered without reading a weight.
+
+The tower is found as a module, through PEFT, DistributedDataParallel, torch.compile and any wrapper that passes
+`encode_text` and `encode_image` on, and never by the names of weights. What is not known to belong to the other tower
+counts: a key may change for no reason, but not stay for none.
+"""
+
+# Shapes: P probes, D width of the shared space.
+
+import hashlib
+import json
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, unit_image_embeds
+from .typing_hf_clip import DualEncoder, Processor
+
+Tower = Literal["text", "image"]
+
+# Children of a dual encoder that its other tower's embeddings do not depend on.
+_OTHERS: dict[str, tuple[str, ...]] = {
+    "text": ("vision_model", "visual_projection", "logit_scale", "logit_bias"),
+    "image": ("text_model", "text_projection", "logit_scale", "logit_bias"),
+}
+# Between the names of a module and of what is within, with no meaning of their own.
+_WRAPPINGS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Fields of configs, processors and tokenizers that embeddings do not depend on, and of modules.
+_IGNORED_FIELDS = {
+    "architectures", "attention_dropout", "auto_map", "custom_pipelines", "deprecation_warnings", "dropout", "dtype",
+    "id2label", "image_processor_type", "init_inputs", "init_kwargs", "initializer_factor", "initializer_range",
+    "label2id", "logit_bias_init_value", "logit_scale_init_value", "name_or_path", "output_attentions",
+    "output_hidden_states", "patch_dropout", "problem_type", "processor_class", "return_dict", "tokenizer_class",
+    "torch_dtype", "transformers_version", "verbose", "zero_shot_templates",
+}  # fmt: skip
+_IGNORED_ATTRIBUTES = {
+    *vars(torch.nn.Module()),
+    "_gradient_checkpointing_func",
+    "_is_hf_initialized",
+    "gradient_checkpointing",
+}
+
+# In them: case, doubled spaces, an entity, accents, punctuation, a number; and more than any context holds.
+PROBE_TEXTS = ("Two  Cats &amp; 3 naïve dogs, on “grass”!", "a photo of a cat and a dog " * 40)
+# By how much embeddings of one state may differ: other kernels, devices, numbers of threads.
+_TOLERANCE = {torch.float64: 4e-3, torch.float32: 4e-3}
+_TOLERANCE_OF_OTHERS = 4e-2
+
+
+def state_key(model: DualEncoder, processor: Processor | None, *towers: Tower) -> str:
+    """A hash of all that embeddings depend on: one key for one state.
+
+    It reads every weight once (a quarter of a second for ViT-B/32's text tower): it is for files, not for calls.
+
+    Args:
+        model: a dual encoder, wrapped or not.
+        processor: its processor; None leaves it out, for embeddings of inputs that are kept elsewhere.
+        towers: "text", "image" or both.
+
+    Raises:
+        ValueError: if no weight is found, or weights are not in memory (offloaded, on the meta device).
+    """
+    parts = {tower: state_parts(model, processor, tower) for tower in towers}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def state_parts(model: DualEncoder, processor: Processor | None, tower: Tower) -> dict[str, str]:
+    """The hashes that `state_key` is made of, by what they are of: so that an error can say what differs."""
+    encoder = _encoder(model, tower)
+    layers = [(name, type(module).__qualname__, _attributes(module)) for name, module in _modules(encoder, tower)]
+    return {
+        "weights": _hash_of_weights(encoder, tower),
+        "layers or adapters": _hash(layers),
+        "configuration": _hash(_config_fields(encoder, tower)),
+        "processor": _hash(None if processor is None else _processor_fields(processor, tower)),
+    }
+
+
+def probe_embeds(model: DualEncoder, processor: Processor, tower: Tower) -> torch.Tensor:
+    """(P, D) float32 unit embeddings on the CPU of fixed texts, or of a fixed image."""
+    model = dual_encoder(model)
+    with evaluation_mode(model):
+        if tower == "text":
+            embeddings_PD = encode_texts(model, processor, PROBE_TEXTS)[0]
+        else:
+            pixel_values = processor(images=[_probe_image()], return_tensors="pt")["pixel_values"]
+            embeddings_PD = unit_image_embeds(model, pixel_values)
+    return embeddings_PD.cpu().clone()
+
+
+def check_probe(kept_PD: torch.Tensor, model: DualEncoder, processor: Processor, tower: Tower, file: Any) -> None:
+    """Raises ValueError if the probe's embeddings are not those that were kept in a file: no key sees everything."""
+    found_PD = probe_embeds(model, processor, tower)
+    distance = float("inf")
+    if found_PD.shape == kept_PD.shape:
+        distance = (found_PD - kept_PD.to(found_PD)).norm(dim=-1).max().item()
+    # Not `>`: NaN is no agreement.
+    if not distance <= _TOLERANCE.get(dual_encoder(model).dtype, _TOLERANCE_OF_OTHERS):
+        raise ValueError(
+            f"{file} belongs to another state of the model: its embedding of a probe {tower} is {distance:.2g} away "
+            "from the one that was kept, though weights and settings look the same (a hook, or other code). "
+            "Make the file again."
+        )
+
+
+class LiveState:
+    """A state of a tower within one program: told apart by identity, position and version of every tensor.
+
+    Made in a millisecond or so. A write that torch does not count (`parameter.data.add_(...)`) goes unnoticed.
+    """
+
+    def __init__(self, model: DualEncoder, processor: Processor | None, tower: Tower):
+        encoder = _encoder(model, tower)
+        things: list[Any] = [encoder, *_parts_of_processor(processor)]
+        kept: list[Any] = [processor]
+        values: list[Any] = [torch.is_autocast_enabled(_device_type(model))]
+        for _, module in _modules(encoder, tower):
+            held = vars(module)
+            for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
+                if tensor is not None:
+                    things.append(tensor)
+                    values.append(_version(tensor))
+            kept += [*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values()]
+            kept += [value for value in held.values() if isinstance(value, torch.ScriptObject)]
+            values.append((type(module), _attributes(module)))
+        config = _config_of(encoder, tower)
+        values += [_plain(_own_fields(part)) for part in (config, processor, *_parts_of_processor(processor))]
+        self._values = values
+        # By weak references, which do not keep a model in memory, and are never those of another that took its id.
+        self._things = [_reference(thing) for thing in things]
+        self._kept = kept
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LiveState) or len(self._things) != len(other._things):
+            return False
+        pairs = zip(self._things, other._things, strict=True)
+        if not all(one() is two() is not None for one, two in pairs) or self._values != other._values:
+            return False
+        return [id(thing) for thing in self._kept] == [id(thing) for thing in other._kept]
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def _encoder(model: DualEncoder, tower: Tower) -> torch.nn.Module:
+    """The module that really encodes: the one whose method is called, behind whatever passes it on."""
+    method = getattr(dual_encoder(model), f"encode_{tower}")
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, torch.nn.Module):
+        return owner
+    # A method that was put in its place: everything counts.
+    return model  # pyright: ignore[reportReturnType]
+
+
+def _modules(encoder: torch.nn.Module, tower: Tower, name: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """The encoder without its other tower, by names that wrappers leave as they were."""
+    if type(encoder).__name__ != "OptimizedModule":
+        yield name, encoder
+    for child, module in vars(encoder)["_modules"].items():
+        if module is not None and (name or child not in _OTHERS[tower]):
+            inner = name if child in _WRAPPINGS else f"{name}.{child}"
+            yield from _modules(module, tower, inner)
+
+
+def _hash_of_weights(encoder: torch.nn.Module, tower: Tower) -> str:
+    digest, found = hashlib.sha256(), 0
+    for name, module in _modules(encoder, tower):
+        # A layer's own state, without its children's: packed weights and scales of quantized layers are no parameters.
+        state: dict[str, Any] = {}
+        module._save_to_state_dict(state, "", False)
+        for key, value in sorted({**vars(module)["_buffers"], **state}.items()):
+            if value is not None and (name or key not in _OTHERS[tower]):
+                digest.update(f"{name}.{key}=".encode())
+                found += _update(digest, value, f"{name}.{key}".strip("."))
+    if not found:
+        raise ValueError(f"{type(encoder).__name__} has no weights that its embeddings of {tower}s could depend on.")
+    return digest.hexdigest()
+
+
+def _update(digest, value: Any, name: str) -> int:
+    """Adds a value of a state dict to the hash; returns how many tensors it held."""
+    if not isinstance(value, torch.Tensor):
+        if isinstance(value, list | tuple):
+            return sum(_update(digest, item, name) for item in value)
+        if isinstance(value, Mapping):
+            return sum(_update(digest, item, f"{name}.{key}") for key, item in sorted(value.items()))
+        digest.update(f"{value!r};".encode())
+        return 0
+    digest.update(f"{value.dtype} {tuple(value.shape)};".encode())
+    if value.is_meta:
+        raise ValueError(
+            f"the weight {name} is not in memory (device 'meta', as offloading leaves it): load the model on one "
+            "device."
+        )
+    value = value.detach()
+    if value.is_quantized:
+        scales = (
+            (value.q_scale(), value.q_zero_point())
+            if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+            else (value.q_per_channel_scales().tolist(), value.q_per_channel_zero_points().tolist())
+        )
+        digest.update(f"{scales};".encode())
+        value = value.int_repr()
+    elif hasattr(value, "__tensor_flatten__"):
+        # Subclasses that hold other tensors, such as torchao's.
+        inner, context = value.__tensor_flatten__()
+        digest.update(f"{type(value).__name__} {context};".encode())
+        return sum(_update(digest, getattr(value, key), f"{name}.{key}") for key in inner)
+    elif value.layout != torch.strided:
+        value = value.to_dense()
+    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return 1
+
+
+def _attributes(module: torch.nn.Module) -> tuple:
+    """Numbers and words that a module holds: an adapter's scale, whether it is on, a norm's epsilon.
+
+    Not those of a model of transformers, which are its config's, and counters.
+    """
+    if isinstance(module, PreTrainedModel) or hasattr(type(module), "encode_text"):
+        return ()
+    found = ((name, value) for name, value in vars(module).items() if name not in _IGNORED_ATTRIBUTES)
+    return tuple((name, _plain(value)) for name, value in found if _is_plain(value))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, str | int | float | torch.dtype)
+
+
+def _plain(value: Any) -> Any:
+    """The value as one that can be compared and written down, whatever its order."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), _plain(item)) for key, item in value.items()))
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(map(str, value)))
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if value is None or isinstance(value, str | bool):
+        return repr(value)
+    # 1 and 1.0 are one setting, and a file gives back either.
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _config_of(encoder: torch.nn.Module, tower: Tower) -> Any:
+    """The tower's config; the encoder's where it has none for each tower, None where it has none at all."""
+    config = getattr(encoder, "config", None)
+    part = getattr(config, "text_config" if tower == "text" else "vision_config", None)
+    return config if part is None else part
+
+
+def _config_fields(encoder: torch.nn.Module, tower: Tower) -> dict[str, Any]:
+    config = _config_of(encoder, tower)
+    return _without_ignored(config.to_dict()) if hasattr(config, "to_dict") else {}
+
+
+def _without_ignored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_ignored(value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+        if name not in _IGNORED_FIELDS and not str(name).startswith("_")
+    }
+
+
+def _processor_fields(processor: Processor, tower: Tower) -> dict[str, Any]:
+    if tower == "image":
+        image_processor = getattr(processor, "image_processor", processor)
+        return {"class": type(image_processor).__name__, **_own_fields(image_processor)}
+    tokenizer = getattr(processor, "tokenizer", processor)
+    fields = {"classes": [type(processor).__name__, type(tokenizer).__name__]}
+    fields |= {"processor": _own_fields(processor), "tokenizer": _own_fields(tokenizer)}
+    fields["ids"] = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # Of the last call, which each call sets as it needs it.
+        fields["backend"] = {key: content[key] for key in content if key not in ("padding", "truncation")}
+    elif hasattr(tokenizer, "get_vocab"):
+        fields["vocabulary"] = tokenizer.get_vocab()
+    return fields
+
+
+def _own_fields(part: Any) -> dict[str, Any]:
+    """What a processor, image processor or tokenizer was told, from its attributes."""
+    fields = _without_ignored(getattr(part, "__dict__", {}))
+    return {name: value for name, value in fields.items() if _is_plain(value)}
+
+
+def _parts_of_processor(processor: Processor | None) -> list[Any]:
+    parts = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
+    return [part for part in parts if part is not None]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(repr(_plain(content)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _version(tensor: torch.Tensor) -> tuple:
+    """What changes when a tensor is written or moved."""
+    try:
+        pointer = tensor.data_ptr()
+    except RuntimeError:
+        # A subclass without storage of its own, whose inner tensors are written with it.
+        pointer = 0
+    # Tensors of inference mode have no version, and can't be written outside it.
+    return 0 if tensor.is_inference() else tensor._version, pointer, tensor.device, tensor.dtype
+
+
+def _reference(thing: Any):
+    try:
+        return weakref.ref(thing)
+    except TypeError:
+        return lambda: thing
+
+
+def _device_type(model: DualEncoder) -> str:
+    return dual_encoder(model).device.type
+
+
+def _probe_image() -> np.ndarray:
+    """An image (61, 83, 3) of gradients and edges, so that size, crop, resampling and colors all show."""
+    rows, columns = np.mgrid[0:61, 0:83]
+    red, green = rows * 4 % 256, columns * 3 % 256
+    blue = np.where((rows // 8 + columns // 8) % 2, 255, 20)
+    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
