@@ -59,7 +59,7 @@ def run_evaluation(options: Namespace, load: Callable[[str, Any], tuple]) -> Non
 
 
 def _zero_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    more |= {"is_multi_label": options.multi_label, "temperature": options.temperature, "studies": _studies(options)}
+    more |= {"multi_label": options.multi_label, "temperature": options.temperature, **_extras(options)}
     return evaluate_zero_shot(model, processor, sources["data"], by=_by(options, sources), **more)
 
 
@@ -77,7 +77,7 @@ def _linear_probe(options: Namespace, model, processor, sources: dict[str, Sourc
 
 
 def _few_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    more |= {"shots": options.shots, "seeds": options.seeds, "validation": sources.get("validation")}
+    more |= {"shots": options.shots, "num_seeds": options.seeds, "validation": sources.get("validation")}
     return evaluate_few_shot(model, processor, sources["train"], sources["data"], **more)
 
 
@@ -99,14 +99,13 @@ PROTOCOLS = {
 }
 
 
-def _studies(options: Namespace) -> list[str]:
+def _extras(options: Namespace) -> dict[str, bool]:
     """What else is to be found on the images, as `evaluate_zero_shot` names it."""
-    wanted = {
-        "wording": options.wording,
-        "selection": options.select_templates is not None,
-        "calibration": options.fit_temperature,
+    return {
+        "per_template": options.per_template,
+        "select_templates": options.select_templates is not None,
+        "fit_temperature": options.fit_temperature,
     }
-    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def _check_places(options: Namespace) -> None:
@@ -169,17 +168,18 @@ def _read_words(options: Namespace) -> dict[str, Any]:
         names, templates = names or prompts.classes or None, prompts.templates
     if options.protocol == "zero-shot":
         _check_studies(options, templates)
-    return {"label_names": names, "templates": templates}
+    return {"labels": names, "templates": templates}
 
 
 def _check_studies(options: Namespace, templates: Sequence[str]) -> None:
-    if options.multi_label and _studies(options):
+    if options.multi_label and any(_extras(options).values()):
         raise UsageError(
-            "--wording, --select-templates and --fit-temperature judge one label an image: leave out --multi-label."
+            "--per-template, --select-templates and --fit-temperature need one label an image: leave out "
+            "--multi-label."
         )
-    if len(templates) < 2 and (options.wording or options.select_templates):
+    if len(templates) < 2 and (options.per_template or options.select_templates):
         raise UsageError(
-            "--wording and --select-templates compare templates: give two or more with --template, or --prompts."
+            "--per-template and --select-templates compare templates: give two or more with --template, or --prompts."
         )
 
 
@@ -302,7 +302,7 @@ def _tell(options: Namespace, result) -> None:
         _write_prompts(result, options.select_templates)
         print(f"prompts: {options.select_templates}")
     if options.plots is not None:
-        from hf_clip.evaluation.plots.charts import draw_charts
+        from hf_clip.evaluation.plots.result_charts import draw_charts
 
         for plot in draw_charts(result, options.plots):
             print(f"plot: {plot}")
@@ -318,7 +318,7 @@ def _write_prompts(result: ZeroShotResult, file: Path) -> None:
     content = {
         "name": file.stem,
         "source": f"chosen by forward selection: {result.title}",
-        "templates": [template for template, _ in result.selection],
+        "templates": [template for template, _ in result.selected_templates],
         "classes": classes,
     }
     file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")

@@ -261,7 +261,7 @@ def _add_zero_shot(parser: argparse.ArgumentParser) -> None:
     _add_classes(parser)
     _add_by(parser)
     parser.add_argument("--multi-label", action="store_true", help="labels are lists: mean average precision")
-    parser.add_argument("--wording", action="store_true", help="measure each template alone too")
+    parser.add_argument("--per-template", action="store_true", help="measure each template alone too")
     selection = "choose those that help, for --prompts on other data"
     parser.add_argument("--select-templates", type=Path, metavar="YAML", help=selection)
     temperature = "divides logits, before calibration is measured"

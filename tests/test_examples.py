@@ -85,8 +85,8 @@ def test_every_measured_result_is_found_and_told(show):
     results = {
         "steps": 3,
         "evaluations": {
-            "seen": {"protocol": "retrieval", "image_to_text": retrieval},
-            "clothes": {"protocol": "zero-shot", "top_1": 0.25, "images": 9, "classes": 4, "chance": 0.1},
+            "seen": {"task": "retrieval", "image_to_text": retrieval},
+            "clothes": {"task": "zero-shot", "top_1": 0.25, "images": 9, "classes": 4, "chance": 0.1},
         },
     }
     told = [show.summary(name, result) for name, result in show.measured(json.loads(json.dumps(results)))]

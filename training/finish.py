@@ -213,7 +213,7 @@ def draw_plots(
         plot_similarity(
             [images[result.rows[index]] for index in shown],
             [result.names[index] for index in names],
-            result.image_embeds_ND[shown] @ result.text_embeds_MD[names].T,
+            result.image_embeds[shown] @ result.text_embeds[names].T,
             folder / heat_map[0],
         )
         made += [heat_map, sheet]

@@ -63,7 +63,7 @@ def table(rows: list[dict], guesses: list[list[dict]]) -> str:
 
 def measured(node: object, name: str = "") -> Iterator[tuple[str, dict]]:
     """Every evaluation of a results file with its name, however deep it stands."""
-    if isinstance(node, dict) and "protocol" in node:
+    if isinstance(node, dict) and "task" in node:
         yield name, node
     elif isinstance(node, dict):
         for key, value in node.items():
@@ -74,7 +74,7 @@ def measured(node: object, name: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def summary(name: str, result: dict) -> str:
-    if result["protocol"] == "retrieval":
+    if result["task"] == "retrieval":
         found = result["image_to_text"]
         return (
             f"{name}: image to text R@1 {found['recall_at_1']:.3f}, R@5 {found['recall_at_5']:.3f} "

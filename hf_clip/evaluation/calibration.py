@@ -44,19 +44,19 @@ class Calibration:
         return f"temperature {self.temperature:.4g}: {errors} ({self.images} images)"
 
 
-def fit_temperature(logits_NC: torch.Tensor, classes_N: torch.Tensor, *, has_sigmoid: bool = False) -> float:
+def fit_temperature(logits: torch.Tensor, class_indices: torch.Tensor, *, has_sigmoid: bool = False) -> float:
     """The temperature, from LOWEST to HIGHEST, at which the classes are likeliest: softmax, or a sigmoid each.
 
     The loss is convex in 1 / temperature, so that shrinking an interval around its least value finds it, to 1e-4 of
     its size. Raises ValueError if there are no images, or a class is none of the logits'.
     """
-    if not len(logits_NC) or not ((classes_N >= 0) & (classes_N < logits_NC.shape[1])).all():
-        raise ValueError(f"classes must be numbers from 0 to {logits_NC.shape[1] - 1}, of one image or more.")
+    if not len(logits) or not ((class_indices >= 0) & (class_indices < logits.shape[1])).all():
+        raise ValueError(f"`class_indices` must be from 0 to {logits.shape[1] - 1}, of one image or more.")
 
     def loss(log_temperature: float) -> float:
         total = 0.0
-        for logits, classes in zip(logits_NC.split(1024), classes_N.split(1024), strict=True):
-            scaled = logits.double() / math.exp(log_temperature)
+        for logits_BC, classes in zip(logits.split(1024), class_indices.split(1024), strict=True):
+            scaled = logits_BC.double() / math.exp(log_temperature)
             if has_sigmoid:
                 target = F.one_hot(classes, scaled.shape[1]).double()
                 total += F.binary_cross_entropy_with_logits(scaled, target, reduction="sum").item()
@@ -85,36 +85,36 @@ def calibrate(classifier, images: Iterable, classes: Sequence[int | str], *, bat
     Args:
         classifier: its rejection class, if any, takes no part.
         images: images, as `ZeroShotClassifier.predict` takes them.
-        classes: of each image, the class's number or label.
+        classes: of each image, the class's index or label.
 
     Raises:
         ValueError: if a label is unknown, or there is not one class an image; what `predict` raises.
     """
-    number_of = {label: number for number, label in enumerate(classifier.labels)}
-    if unknown := sorted({each for each in classes if isinstance(each, str) and each not in number_of}):
-        raise ValueError(f"{unknown[0]!r} is none of the classifier's labels: give those, or their numbers.")
-    numbers_N = torch.tensor([number_of[each] if isinstance(each, str) else each for each in classes])
+    index_of = {label: index for index, label in enumerate(classifier.labels)}
+    if unknown := sorted({each for each in classes if isinstance(each, str) and each not in index_of}):
+        raise ValueError(f"{unknown[0]!r} is none of the classifier's labels: give those, or their indices.")
+    indices_N = torch.tensor([index_of[each] if isinstance(each, str) else each for each in classes])
     embeddings_ND = classifier.embed(images, batch_size)
-    if len(embeddings_ND) != len(numbers_N):
-        raise ValueError(f"{len(embeddings_ND)} images and {len(numbers_N)} classes: give one for each.")
-    found = calibrate_embeddings(classifier, embeddings_ND, numbers_N)
+    if len(embeddings_ND) != len(indices_N):
+        raise ValueError(f"{len(embeddings_ND)} images and {len(indices_N)} classes: give one for each.")
+    found = calibrate_embeddings(classifier, embeddings_ND, indices_N)
     classifier.temperature = found.temperature
     return found
 
 
-def calibrate_embeddings(classifier, image_embeds_ND: torch.Tensor, classes_N: torch.Tensor) -> Calibration:
-    """What `calibrate` finds, by embeddings of images and numbers of classes; the classifier stays as it is.
+def calibrate_embeddings(classifier, image_embeds: torch.Tensor, class_indices: torch.Tensor) -> Calibration:
+    """What `calibrate` finds, by (N, D) embeddings of images and (N,) class indices; the classifier stays as it is.
 
     Raises:
         ValueError: as `fit_temperature`.
     """
-    batches = image_embeds_ND.split(1024)
+    batches = image_embeds.split(1024)
     logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches])
-    temperature = fit_temperature(logits_NC, classes_N, has_sigmoid=classifier.has_sigmoid)
+    temperature = fit_temperature(logits_NC, class_indices, has_sigmoid=classifier.has_sigmoid)
 
     def error(at: float) -> float:
         scores_NC = (logits_NC / at).sigmoid() if classifier.has_sigmoid else (logits_NC / at).softmax(-1)
         confidence_N, guesses_N = scores_NC.max(-1)
-        return expected_calibration_error(confidence_N, guesses_N == classes_N)
+        return expected_calibration_error(confidence_N, guesses_N == class_indices)
 
-    return Calibration(temperature, error(temperature), error(classifier.temperature), len(classes_N))
+    return Calibration(temperature, error(temperature), error(classifier.temperature), len(class_indices))

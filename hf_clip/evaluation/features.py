@@ -29,14 +29,14 @@ class ImageFeatures:
     """Embeddings of the images that could be read.
 
     Attributes:
-        embeddings_ND: (N, D) float32 embeddings on the CPU; unit embeddings, unless features before the projection
+        embeddings: (N, D) float32 embeddings on the CPU; unit embeddings, unless features before the projection
         were asked
             for.
         kept: N positions in the stream that was given: `embeddings_ND[i]` belongs to image `kept[i]`.
         skipped: how many images could not be decoded, by `ImageDecodeError.reason`.
     """
 
-    embeddings_ND: torch.Tensor
+    embeddings: torch.Tensor
     kept: list[int]
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -87,7 +87,7 @@ def _in_lines(items: Iterable, description: str, of_total: str) -> Iterator:
         yield item
 
 
-def embed_texts(
+def encode_texts(
     model, processor, texts: Sequence[str], *, batch_size: int = 256, processes: "PartialState | None" = None
 ) -> torch.Tensor:
     """(M, D) float32 unit embeddings on the CPU of M texts, `batch_size` at a time.
@@ -107,7 +107,7 @@ def embed_texts(
     return torch.cat([embeddings_BD for _, embeddings_BD in _gathered(own, processes)])
 
 
-def embed_images(
+def encode_images(
     model,
     processor,
     images: Iterable,
@@ -146,7 +146,7 @@ def embed_images(
         raise ValueError(
             f"no image could be read ({reasons or 'the data set is empty'}): check the image column and the files."
         )
-    features.embeddings_ND = torch.cat([part.embeddings_ND for _, part in parts if part.kept])
+    features.embeddings = torch.cat([part.embeddings for _, part in parts if part.kept])
     return features
 
 
@@ -171,7 +171,7 @@ def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable],
             else:
                 embeddings.append(unit_image_embeds(model, pixel_values).cpu())
         if embeddings:
-            features.embeddings_ND = torch.cat(embeddings)
+            features.embeddings = torch.cat(embeddings)
         return features
 
     return encode
@@ -192,7 +192,7 @@ def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encod
             features = ImageFeatures(*found)
         else:
             features = encode(chunk)
-            encoding.cache.write(path, features.embeddings_ND, features.kept, features.skipped)
+            encoding.cache.write(path, features.embeddings, features.kept, features.skipped)
         yield number, features
 
 

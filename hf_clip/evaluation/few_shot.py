@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labeled import embed_labeled, left_out, names_of_labels
+from hf_clip.evaluation.labeled_images import describe_skipped, embed_labeled, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.sources import Source
@@ -28,10 +28,10 @@ class FewShotResult:
 
     Attributes:
         title: what was evaluated.
-        shots: for each number of images a class: `shots`, `mean` and `standard_deviation` (over the draws, with
-            n - 1; None of one draw) of the top-1 accuracy, `scores` of each draw, and the `penalty` used.
+        shots: for each number of images a class: `shots`, `mean` and `standard_deviation` (over the trials, with
+            n - 1; None of one trial) of the top-1 accuracy, `scores` of each trial, and the `penalty` used.
         classes, images, train_images: counts; of the training images the shots are drawn.
-        seeds: how many draws there were.
+        num_seeds: how many trials there were.
         skipped, train_skipped: test and training images left out, by reason.
         seconds: time that the evaluation took.
         zero_shot_top_1: on the same test images by the classes' names alone; None where those are not known.
@@ -43,7 +43,7 @@ class FewShotResult:
     classes: int
     images: int
     train_images: int
-    seeds: int
+    num_seeds: int
     skipped: Counter[str]
     seconds: float
     zero_shot_top_1: float | None = None
@@ -53,7 +53,7 @@ class FewShotResult:
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
         return {
-            "protocol": "few-shot",
+            "task": "few-shot",
             **vars(self),
             "chance": 1 / self.classes,
             "templates": list(self.templates),
@@ -63,7 +63,7 @@ class FewShotResult:
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
-        lines = [f"{self.title}: {self.images} images, {self.classes} classes, {self.seeds} draws"]
+        lines = [f"{self.title}: {self.images} images, {self.classes} classes, {self.num_seeds} trials"]
         lines.append(f"{'shots':>7}{'top-1':>8}{'deviation':>11}{'penalty':>10}")
         if self.zero_shot_top_1 is None:
             lines.append("      0       -   zero-shot needs the classes' names")
@@ -72,8 +72,8 @@ class FewShotResult:
         for row in self.shots:
             deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
             lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
-        lines += left_out(self.skipped)
-        lines += left_out(self.train_skipped, " of training")
+        lines += describe_skipped(self.skipped)
+        lines += describe_skipped(self.train_skipped, " of training")
         return "\n".join(lines)
 
 
@@ -84,10 +84,10 @@ def evaluate_few_shot(
     test: Source,
     *,
     validation: Source | None = None,
-    validation_share: float = 0.2,
+    validation_fraction: float = 0.2,
     shots: Sequence[int] = SHOTS,
-    seeds: int = 5,
-    label_names: Sequence[str | Sequence[str]] | None = None,
+    num_seeds: int = 5,
+    labels: Sequence[str | Sequence[str]] | None = None,
     templates: Sequence[str] = ("{}",),
     title: str | None = None,
     batch_size: int = 64,
@@ -95,26 +95,28 @@ def evaluate_few_shot(
 ) -> FewShotResult:
     """Accuracy on `test` of logistic regressions fitted on a few images of each class of `train`.
 
-    For each number of shots the penalty is searched on the validation split with the first draw's images, and kept
-    for the other draws. The first images of a draw are those of its smaller numbers of shots.
+    For each number of shots the penalty is searched on the validation split with the first trial's images, and kept
+    for the other trials. A trial's fewer shots are the first of its more.
 
     Args:
-        validation: None sets aside `validation_share` of each class of `train`; no shot is drawn from those.
+        validation: None sets aside `validation_fraction` of each class of `train`; no shot is drawn from those.
         shots: images of each class.
-        seeds: how many draws; draw number i is seeded with i.
-        label_names, templates: for zero-shot classification, as `evaluate_zero_shot` takes them. Where names are
+        num_seeds: how many trials; trial i draws its images by seed i.
+        labels, templates: for zero-shot classification, as `evaluate_zero_shot` takes them. Where names are
             neither given nor in the data, it is left out.
         title, batch_size, encoding: as in `evaluate_linear_probe`.
 
     Raises:
-        ImportError, SourceError, ValueError: as `evaluate_linear_probe`; ValueError too if `shots` or `seeds` is below
-            1, or a class has fewer images than the most shots.
+        ImportError, SourceError, ValueError: as `evaluate_linear_probe`; ValueError too if `shots` or `num_seeds` is
+            below 1, or a class has fewer images than the most shots.
     """
     started = time.perf_counter()
-    if not shots or min(shots) < 1 or seeds < 1:
-        raise ValueError(f"shots={list(shots)} and seeds={seeds}: there must be one of each, and none below 1.")
+    if not shots or min(shots) < 1 or num_seeds < 1:
+        raise ValueError(
+            f"`shots={list(shots)}` and `num_seeds={num_seeds}`: there must be one of each, and none below 1."
+        )
     encoding = replace(encoding or Encoding(batch_size), before_projection=True)
-    training = TrainingSet.embed(model, processor, train, validation, validation_share, 0, encoding)
+    training = TrainingSet.embed(model, processor, train, validation, validation_fraction, 0, encoding)
     found = embed_labeled(model, processor, test, encoding)
     test_ND, truth_N = as_arrays(found)
     training.check_classes(truth_N)
@@ -124,31 +126,31 @@ def evaluate_few_shot(
             f"class {str(names[counts.argmin()])!r} has {counts.min()} images to draw from, fewer than {max(shots)} "
             "shots: ask for fewer, or add images."
         )
-    draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(seeds)]
+    draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(num_seeds)]
     return FewShotResult(
         title=title or f"few-shot classification of {test.name}",
         shots=[_probe(training, (test_ND, truth_N), count, draws) for count in progress(shots, "shots")],
         classes=len(names),
         images=len(truth_N),
         train_images=len(training.kept[1]),
-        seeds=seeds,
+        num_seeds=num_seeds,
         skipped=found.skipped,
         train_skipped=training.skipped,
         seconds=time.perf_counter() - started,
-        **_by_name(model, processor, test, names, label_names, templates, encoding),
+        **_by_name(model, processor, test, names, labels, templates, encoding),
     )
 
 
-def _by_name(model, processor, test: Source, names, label_names, templates, encoding: Encoding) -> dict:
+def _by_name(model, processor, test: Source, names, labels, templates, encoding: Encoding) -> dict:
     """What zero-shot classification makes of the test images; nothing where classes are numbers without names."""
-    known = label_names or names_of_labels(test)
+    known = labels or names_of_labels(test)
     if not known and any(name.lstrip("-").isdigit() for name in names):
         return {}
     found = evaluate_zero_shot(
         model,
         processor,
         test,
-        label_names=known or [str(name) for name in names],
+        labels=known or [str(name) for name in names],
         templates=templates,
         encoding=replace(encoding, before_projection=False),
     )
@@ -156,7 +158,7 @@ def _by_name(model, processor, test: Source, names, label_names, templates, enco
 
 
 def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarray]) -> dict:
-    """Accuracy on `test` (features, labels) after the first `shots` images of each class in each draw."""
+    """Accuracy on `test` (features, labels) after the first `shots` images of each class in each trial."""
     search = PenaltySearch()
     features_ND, labels_N = training.kept
     chosen = [draw[:, :shots].ravel() for draw in draws]
@@ -172,7 +174,7 @@ def _probe(training: TrainingSet, test: tuple, shots: int, draws: list[np.ndarra
     }
 
 
-def draw_shots(labels_N: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """(classes, shots) places of images, a row for each class in sorted order, none twice."""
+def draw_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """(classes, shots) positions of images, a row for each class in sorted order, none twice."""
     random = np.random.default_rng(seed)
-    return np.stack([random.permutation(np.flatnonzero(labels_N == name))[:shots] for name in np.unique(labels_N)])
+    return np.stack([random.permutation(np.flatnonzero(labels == name))[:shots] for name in np.unique(labels)])

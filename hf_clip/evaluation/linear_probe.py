@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labeled import LabeledFeatures, embed_labeled, left_out
+from hf_clip.evaluation.labeled_images import LabeledFeatures, describe_skipped, embed_labeled
 from hf_clip.sources import Source
 
 MAX_ITERATIONS = 1000
@@ -66,7 +66,7 @@ class LinearProbeResult:
         """Numbers and counts, ready for JSON."""
         numbers = {**vars(self), "sweep": [[penalty, score] for penalty, score in sorted(self.sweep.items())]}
         numbers["by"], numbers["skipped"] = numbers.pop("groups"), dict(self.skipped)
-        return {"protocol": "linear-probe", **numbers, "seconds": round(self.seconds, 3)}
+        return {"task": "linear-probe", **numbers, "seconds": round(self.seconds, 3)}
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
@@ -87,8 +87,8 @@ class LinearProbeResult:
             ]
         if self.unconverged:
             lines.append(f"{self.unconverged} fits stopped after {MAX_ITERATIONS} iterations, as in the paper.")
-        lines += left_out(self.skipped)
-        lines += left_out(self.train_skipped, " of training")
+        lines += describe_skipped(self.skipped)
+        lines += describe_skipped(self.train_skipped, " of training")
         return "\n".join(lines)
 
 
@@ -99,7 +99,7 @@ def evaluate_linear_probe(
     test: Source,
     *,
     validation: Source | None = None,
-    validation_share: float = 0.2,
+    validation_fraction: float = 0.2,
     seed: int = 0,
     title: str | None = None,
     batch_size: int = 64,
@@ -109,8 +109,8 @@ def evaluate_linear_probe(
     """Accuracy on `test` of a logistic regression on the features of `train`.
 
     Args:
-        validation: where the penalty is chosen; None sets aside `validation_share` of each class of `train`, drawn by
-            `seed`. What is reported was fitted on both together.
+        validation: where the penalty is chosen; None sets aside `validation_fraction` of each class of `train`,
+            drawn by `seed`. What is reported was fitted on both together.
         title: what the result is called.
         batch_size: images encoded at once.
         by: columns of `test`, for each of whose values accuracy is measured too.
@@ -124,13 +124,13 @@ def evaluate_linear_probe(
     """
     started = time.perf_counter()
     encoding = replace(encoding or Encoding(batch_size), before_projection=True)
-    training = TrainingSet.embed(model, processor, train, validation, validation_share, seed, encoding)
+    training = TrainingSet.embed(model, processor, train, validation, validation_fraction, seed, encoding)
     found = embed_labeled(model, processor, test, encoding, by=by)
     test_ND, truth_N = as_arrays(found)
     training.check_classes(truth_N)
     search = PenaltySearch()
     penalty, sweep = search.run(training.kept, training.held_out)
-    probe = search.fit(training.features_ND, training.labels_N, penalty)
+    probe = search.fit(training.features, training.labels, penalty)
     ranked_NK = np.argsort(-probe.predict_proba(test_ND), axis=1, kind="stable")[:, :5]
     is_hit_NK = probe.classes_[ranked_NK] == truth_N[:, None]
     return LinearProbeResult(
@@ -142,8 +142,8 @@ def evaluate_linear_probe(
         sweep=sweep,
         unconverged=search.unconverged,
         classes=len(probe.classes_),
-        train_images=len(training.labels_N),
-        validation_images=int(training.is_held_out_N.sum()),
+        train_images=len(training.labels),
+        validation_images=int(training.is_held_out.sum()),
         per_class=_per_class(truth_N, is_hit_NK[:, 0]),
         groups={column: _by_value(values, truth_N, is_hit_NK[:, 0]) for column, values in found.groups.items()},
         skipped=found.skipped,
@@ -158,24 +158,24 @@ class TrainingSet:
 
     Attributes:
         name: of the data, for messages.
-        features_ND, labels_N, is_held_out_N: of each image.
+        features, labels, is_held_out: (N, D), (N,) and (N,), of each image.
         skipped: how many were left out, by reason.
     """
 
     name: str
-    features_ND: np.ndarray
-    labels_N: np.ndarray
-    is_held_out_N: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+    is_held_out: np.ndarray
     skipped: Counter[str]
 
     @classmethod
-    def embed(cls, model, processor, train: Source, validation: Source | None, share: float, seed: int, encoding):
-        """Of `train`, with `validation` set aside; where that is None, `share` of each class of `train`."""
+    def embed(cls, model, processor, train: Source, validation: Source | None, fraction: float, seed: int, encoding):
+        """Of `train`, with `validation` set aside; where that is None, `fraction` of each class of `train`."""
         check_scikit_learn()
         found = embed_labeled(model, processor, train, encoding)
         features_ND, labels_N = as_arrays(found)
         if validation is None:
-            return cls(train.name, features_ND, labels_N, hold_out(labels_N, share, seed), found.skipped)
+            return cls(train.name, features_ND, labels_N, hold_out(labels_N, fraction, seed), found.skipped)
         held_out = embed_labeled(model, processor, validation, encoding)
         held_ND, held_labels_N = as_arrays(held_out)
         is_held_out_N = np.repeat([False, True], [len(labels_N), len(held_labels_N)])
@@ -190,20 +190,20 @@ class TrainingSet:
     @property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of the images that are not set aside."""
-        return self.features_ND[~self.is_held_out_N], self.labels_N[~self.is_held_out_N]
+        return self.features[~self.is_held_out], self.labels[~self.is_held_out]
 
     @property
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of those that are."""
-        return self.features_ND[self.is_held_out_N], self.labels_N[self.is_held_out_N]
+        return self.features[self.is_held_out], self.labels[self.is_held_out]
 
-    def check_classes(self, truth_N: np.ndarray) -> None:
+    def check_classes(self, truth: np.ndarray) -> None:
         """Raise ValueError unless there is something to tell apart, and nothing that was never seen."""
         known = set(self.kept[1])
         if len(known) < 2:
-            one = str(self.labels_N[0])
+            one = str(self.labels[0])
             raise ValueError(f"{self.name} has one class to train on, {one!r}: give two or more.")
-        if unseen := sorted(set(truth_N) - known):
+        if unseen := sorted(set(truth) - known):
             shown = ", ".join(map(repr, map(str, unseen[:3])))
             raise ValueError(
                 f"{len(unseen)} classes of the test data are not in {self.name}: {shown}. Train on all of them."
@@ -220,7 +220,7 @@ class PenaltySearch:
     def __init__(self):
         self.unconverged = 0
 
-    def fit(self, features_ND: np.ndarray, labels_N: np.ndarray, penalty: float):
+    def fit(self, features: np.ndarray, labels: np.ndarray, penalty: float):
         """scikit-learn's LogisticRegression by L-BFGS, at most 1,000 iterations, C = 1 / penalty."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -228,7 +228,7 @@ class PenaltySearch:
         probe = LogisticRegression(C=1 / penalty, solver="lbfgs", max_iter=MAX_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            probe.fit(features_ND, labels_N)
+            probe.fit(features, labels)
         self.unconverged += bool(probe.n_iter_.max() >= MAX_ITERATIONS)
         return probe
 
@@ -264,27 +264,27 @@ def search_penalty(score: Callable[[float], float]) -> tuple[float, dict[float, 
     return PENALTIES[best()], {PENALTIES[place]: found for place, found in scores.items()}
 
 
-def hold_out(labels_N: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) whether each image is set aside: `share` of each class, rounded, and never all of one.
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """(N,) whether each image is set aside: `fraction` of each class, rounded, and never all of one.
 
     Raises:
-        ValueError: if `share` is not between 0 and 1, or no class has images enough.
+        ValueError: if `fraction` is not between 0 and 1, or no class has images enough.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"validation_share={share} is not between 0 and 1.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"`validation_fraction={fraction}` is not between 0 and 1.")
     random = np.random.default_rng(seed)
-    is_held_N = np.zeros(len(labels_N), dtype=bool)
-    for name in np.unique(labels_N):
-        rows = random.permutation(np.flatnonzero(labels_N == name))
-        is_held_N[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
+    is_held_N = np.zeros(len(labels), dtype=bool)
+    for name in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == name))
+        is_held_N[rows[: min(round(fraction * len(rows)), len(rows) - 1)]] = True
     if not is_held_N.any():
-        raise ValueError(f"{len(labels_N)} images are too few to set {share:.0%} of each class aside: add some.")
+        raise ValueError(f"{len(labels)} images are too few to set {fraction:.0%} of each class aside: add some.")
     return is_held_N
 
 
 def as_arrays(found: LabeledFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, D) and labels (N,). Raises ValueError where a feature is NaN or infinite."""
-    features_ND = found.embeddings_ND.numpy()
+    features_ND = found.embeddings.numpy()
     if not np.isfinite(features_ND).all():
         raise ValueError(
             "features hold NaN or infinity: the model has diverged or overflows in its dtype. Evaluate an earlier "

@@ -9,34 +9,34 @@ import numpy as np
 CALIBRATION_BINS = 15
 
 
-def accuracy(is_hit_N) -> float:
-    """Share of hits; NaN of none."""
-    is_hit_N = np.asarray(is_hit_N)
+def accuracy(is_hit) -> float:
+    """Fraction of hits; NaN of none."""
+    is_hit_N = np.asarray(is_hit)
     return float(is_hit_N.mean()) if len(is_hit_N) else float("nan")
 
 
-def mean_per_class(labels_N, is_hit_N) -> float:
+def mean_per_class(labels, is_hit) -> float:
     """`accuracy` of each class that has images, averaged over classes (scikit-learn's balanced accuracy)."""
-    _, classes_N = np.unique(np.asarray(labels_N), return_inverse=True)
-    return float((np.bincount(classes_N, np.asarray(is_hit_N, dtype=float)) / np.bincount(classes_N)).mean())
+    _, classes_N = np.unique(np.asarray(labels), return_inverse=True)
+    return float((np.bincount(classes_N, np.asarray(is_hit, dtype=float)) / np.bincount(classes_N)).mean())
 
 
-def expected_calibration_error(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> float:
+def expected_calibration_error(confidences, is_hit, bins: int = CALIBRATION_BINS) -> float:
     """How far confidence and accuracy are apart (Guo et al. 2017, equation 3), in bins of equal width.
 
-    The bins are (0, 1/G], (1/G, 2/G], ..., each weighed by its share of the images; a confidence of 0 is in the
+    The bins are (0, 1/G], (1/G, 2/G], ..., each weighed by its fraction of the images; a confidence of 0 is in the
     first.
 
     Raises:
         ValueError: if there are none, they are not as many as verdicts, one is not from 0 to 1, or `bins` is below 1.
     """
-    counts_G, confidences_G, hits_G = calibration_curve(confidences_N, is_hit_N, bins)
+    counts_G, confidences_G, hits_G = calibration_curve(confidences, is_hit, bins)
     return float(np.abs(confidences_G - hits_G) @ (counts_G / counts_G.sum()))
 
 
-def calibration_curve(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> tuple[np.ndarray, ...]:
+def calibration_curve(confidences, is_hit, bins: int = CALIBRATION_BINS) -> tuple[np.ndarray, ...]:
     """Number of images, mean confidence and accuracy of each bin of `expected_calibration_error`; 0 where empty."""
-    confidences_N, is_hit_N = np.asarray(confidences_N, dtype=np.float64), np.asarray(is_hit_N, dtype=np.float64)
+    confidences_N, is_hit_N = np.asarray(confidences, dtype=np.float64), np.asarray(is_hit, dtype=np.float64)
     if bins < 1 or not len(confidences_N) or len(confidences_N) != len(is_hit_N):
         raise ValueError(
             f"{len(confidences_N)} confidences, {len(is_hit_N)} verdicts and bins={bins}: there must be one verdict a "
@@ -52,7 +52,7 @@ def calibration_curve(confidences_N, is_hit_N, bins: int = CALIBRATION_BINS) -> 
     return counts_G, confidences_G, np.bincount(bin_N, is_hit_N, bins) / divisor_G
 
 
-def average_precision(scores_N, is_positive_N, *, points: int | None = None) -> float:
+def average_precision(scores, is_positive, *, points: int | None = None) -> float:
     """Area under the precision-recall steps of one class; NaN without a positive.
 
     Images of equal score come in together, whatever order they stand in.
@@ -61,7 +61,7 @@ def average_precision(scores_N, is_positive_N, *, points: int | None = None) -> 
         points: None takes every step (as scikit-learn, and VOC from 2010 on); 11 takes the best precision at
             recalls of at least 0, 0.1, ..., 1 (VOC 2007, as the paper reports it).
     """
-    scores_N, is_positive_N = np.asarray(scores_N), np.asarray(is_positive_N, dtype=bool)
+    scores_N, is_positive_N = np.asarray(scores), np.asarray(is_positive, dtype=bool)
     positives = is_positive_N.sum()
     if not positives:
         return float("nan")
@@ -76,24 +76,25 @@ def average_precision(scores_N, is_positive_N, *, points: int | None = None) -> 
     return float(np.mean([precisions[recalls >= recall - 1e-9].max(initial=0) for recall in wanted]))
 
 
-def mean_average_precision(scores_NC, is_positive_NC, *, points: int | None = None) -> float:
+def mean_average_precision(scores, is_positive, *, points: int | None = None) -> float:
     """`average_precision` averaged over the classes that have a positive; NaN where none has."""
-    classes = zip(np.asarray(scores_NC).T, np.asarray(is_positive_NC).T, strict=True)
+    classes = zip(np.asarray(scores).T, np.asarray(is_positive).T, strict=True)
     found = [average_precision(scores_N, true_N, points=points) for scores_N, true_N in classes if true_N.any()]
     return float(np.mean(found)) if found else float("nan")
 
 
-def confusion(labels_N, predictions_N, class_count: int) -> np.ndarray:
+def confusion_matrix(labels, predictions, class_count: int) -> np.ndarray:
     """(C, C) counts: a row for each true class, a column for each predicted one."""
-    places = np.asarray(labels_N) * class_count + np.asarray(predictions_N)
-    return np.bincount(places, minlength=class_count**2).reshape(class_count, class_count)
+    cells = np.asarray(labels) * class_count + np.asarray(predictions)
+    return np.bincount(cells, minlength=class_count**2).reshape(class_count, class_count)
 
 
-def frequent_confusions(counts_CC: np.ndarray, names: Sequence[str], limit: int = 20) -> list[dict]:
+def frequent_confusions(confusion_matrix: np.ndarray, names: Sequence[str], limit: int = 20) -> list[dict]:
     """The false pairs (true class, predicted class) that occur most, with their counts."""
-    wrong = counts_CC * (1 - np.eye(len(counts_CC), dtype=counts_CC.dtype))
+    classes = len(confusion_matrix)
+    wrong = confusion_matrix * (1 - np.eye(classes, dtype=confusion_matrix.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(place), len(counts_CC)) for place in order if wrong.flat[place]]
+    pairs = [divmod(int(cell), classes) for cell in order if wrong.flat[cell]]
     return [
         {"label": names[row], "taken_for": names[column], "images": int(wrong[row, column])} for row, column in pairs
     ]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_clip.evaluation.features import Encoding, embed_images, embed_texts
-from hf_clip.evaluation.labeled import iterate_rows, left_out, value_of
+from hf_clip.evaluation.features import Encoding, encode_images, encode_texts
+from hf_clip.evaluation.labeled_images import describe_skipped, iterate_rows, value_of
 from hf_clip.model.loss_hf_clip import matrix_product
 from hf_clip.sources import Source
 
@@ -33,32 +33,32 @@ class Ranks:
     """Where the true candidates stand, for the queries of one direction.
 
     Attributes:
-        ranks_N: rank of the best placed true candidate of each query, from 1; 0 where a query has none.
-        margins_N: its cosine minus that of the best false candidate; positive where the true one comes first.
-        positives_N: number of true candidates of each query.
+        ranks: rank of the best placed true candidate of each query, from 1; 0 where a query has none.
+        margins: its cosine minus that of the best false candidate; positive where the true one comes first.
+        positives: number of true candidates of each query.
     """
 
-    ranks_N: torch.Tensor
-    margins_N: torch.Tensor
-    positives_N: torch.Tensor
+    ranks: torch.Tensor
+    margins: torch.Tensor
+    positives: torch.Tensor
 
     def metrics(self, candidate_count: int) -> dict[str, float | int]:
         """Recalls, median and mean reciprocal rank, and their counts, over the queries with a true candidate."""
-        has_positive = self.positives_N > 0
-        ranks = self.ranks_N[has_positive].numpy()
+        has_positive = self.positives > 0
+        ranks = self.ranks[has_positive].numpy()
         if not len(ranks):
             raise ValueError("no query has a true candidate: `positives` is empty.")
         return {
             **{f"recall_at_{k}": float((ranks <= k).mean()) for k in CUTOFFS},
             "median_rank": float(np.median(ranks)),
             "mean_reciprocal_rank": float((1 / ranks).mean()),
-            "chance_at_1": float(self.positives_N[has_positive].double().mean()) / candidate_count,
+            "chance_at_1": float(self.positives[has_positive].double().mean()) / candidate_count,
             "queries": len(ranks),
             "candidates": candidate_count,
         }
 
 
-def retrieval_metrics(image_embeds_ND, text_embeds_MD, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
+def retrieval_metrics(image_embeds, text_embeds, positives: Sequence[int | Iterable[int]]) -> dict[str, dict]:
     """Recall at 1, 5 and 10, median and mean reciprocal rank by cosine, from images to texts and the other way.
 
     A query counts as found at k if any of its true candidates is among the first k. Ties are resolved against
@@ -67,8 +67,8 @@ def retrieval_metrics(image_embeds_ND, text_embeds_MD, positives: Sequence[int |
     other's way.
 
     Args:
-        image_embeds_ND: (N, D) tensor or array; it need not be normalized.
-        text_embeds_MD: (M, D) likewise.
+        image_embeds: (N, D) tensor or array; it need not be normalized.
+        text_embeds: (M, D) likewise.
         positives: for each image the index of its text, or the indices of its texts.
 
     Returns:
@@ -80,23 +80,23 @@ def retrieval_metrics(image_embeds_ND, text_embeds_MD, positives: Sequence[int |
         ValueError: if shapes or indices do not fit, nothing belongs together, or an embedding holds NaN or
             infinity.
     """
-    image_ranks, text_ranks = rank_positives(image_embeds_ND, text_embeds_MD, positives)
+    image_ranks, text_ranks = rank_positives(image_embeds, text_embeds, positives)
     return {
-        "image_to_text": image_ranks.metrics(len(text_ranks.ranks_N)),
-        "text_to_image": text_ranks.metrics(len(image_ranks.ranks_N)),
+        "image_to_text": image_ranks.metrics(len(text_ranks.ranks)),
+        "text_to_image": text_ranks.metrics(len(image_ranks.ranks)),
     }
 
 
 def rank_positives(
-    image_embeds_ND, text_embeds_MD, positives: Sequence[int | Iterable[int]], *, tile_size: int = 2048
+    image_embeds, text_embeds, positives: Sequence[int | Iterable[int]], *, tile_size: int = 2048
 ) -> tuple[Ranks, Ranks]:
     """Ranks of the images' texts and of the texts' images, as `retrieval_metrics` counts them.
 
     Both directions come from one sweep over tiles of `tile_size` x `tile_size` cosines; the whole N x M is
     never held.
     """
-    image_ND = _unit_embeddings("image_embeds_ND", image_embeds_ND)
-    text_MD = _unit_embeddings("text_embeds_MD", text_embeds_MD)
+    image_ND = _unit_embeddings("image_embeds", image_embeds)
+    text_MD = _unit_embeddings("text_embeds", text_embeds)
     if image_ND.shape[1] != text_MD.shape[1]:
         raise ValueError(f"images have {image_ND.shape[1]} dimensions, texts {text_MD.shape[1]}: use one model.")
     images_P, texts_P = _pairs(positives, len(image_ND), len(text_MD))
@@ -126,7 +126,7 @@ class _Side:
     """What one direction knows while the tiles go by."""
 
     def __init__(self, query_count: int, queries_P: torch.Tensor, cosines_P: torch.Tensor):
-        self.positives_N = torch.bincount(queries_P, minlength=query_count)
+        self.positives = torch.bincount(queries_P, minlength=query_count)
         worst_N = cosines_P.new_full((query_count,), -torch.inf)
         self.best_positive_N = worst_N.scatter_reduce(0, queries_P, cosines_P, "amax")
         self.best_negative_N = worst_N.clone()
@@ -140,8 +140,8 @@ class _Side:
         self.best_negative_N[queries] = torch.maximum(self.best_negative_N[queries], cosines_IJ.amax(1))
 
     def ranks(self) -> Ranks:
-        ranks_N = torch.where(self.positives_N > 0, self.negatives_ahead_N + 1, 0)
-        return Ranks(ranks_N, self.best_positive_N - self.best_negative_N, self.positives_N)
+        ranks_N = torch.where(self.positives > 0, self.negatives_ahead_N + 1, 0)
+        return Ranks(ranks_N, self.best_positive_N - self.best_negative_N, self.positives)
 
 
 def _unit_embeddings(name: str, embeddings) -> torch.Tensor:
@@ -192,7 +192,7 @@ class RetrievalResult:
         targets: for each of the N images the index of its name, the first where it has several.
         rows: for each of the N images its position in the data that was given, skipped ones counted.
         ranks: `Ranks` of the images' names.
-        image_embeds_ND, text_embeds_MD: float32 unit embeddings on the CPU.
+        image_embeds, text_embeds: (N, D) and (M, D) float32 unit embeddings on the CPU.
         groups: for each column that was asked for, the metrics among the images of each value and their texts alone.
     """
 
@@ -204,14 +204,14 @@ class RetrievalResult:
     targets: list[int] = field(repr=False)
     rows: list[int] = field(repr=False)
     ranks: Ranks = field(repr=False)
-    image_embeds_ND: torch.Tensor = field(repr=False)
-    text_embeds_MD: torch.Tensor = field(repr=False)
+    image_embeds: torch.Tensor = field(repr=False)
+    text_embeds: torch.Tensor = field(repr=False)
     groups: dict[str, dict[str, dict]] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
         return {
-            "protocol": "retrieval",
+            "task": "retrieval",
             "title": self.title,
             **self.metrics,
             "by": self.groups,
@@ -225,7 +225,7 @@ class RetrievalResult:
         lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
         for column, values in self.groups.items():
             lines += ["", *_metric_lines(column, values)]
-        lines += left_out(self.skipped)
+        lines += describe_skipped(self.skipped)
         return "\n".join(lines)
 
     def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:
@@ -233,14 +233,14 @@ class RetrievalResult:
 
         With fewer than 2 x `count` images both lists are shorter, so that no image is in both.
         """
-        ranks, margins = self.ranks.ranks_N.tolist(), self.ranks.margins_N.tolist()
+        ranks, margins = self.ranks.ranks.tolist(), self.ranks.margins.tolist()
         order = sorted(range(len(ranks)), key=lambda index: (ranks[index], -margins[index]))
         count = min(count, len(order) // 2)
         return order[:count], order[::-1][:count]
 
     def top_names(self, index: int, count: int) -> list[tuple[int, float]]:
         """The `count` best candidates of image `index`, best first: (index of the name, cosine)."""
-        cosines_M = self.text_embeds_MD @ self.image_embeds_ND[index]
+        cosines_M = self.text_embeds @ self.image_embeds[index]
         scores, names = cosines_M.topk(min(count, len(self.names)))
         return list(zip(names.tolist(), scores.tolist(), strict=True))
 
@@ -380,7 +380,7 @@ def _evaluate_items(
             else:
                 unnamed["no_caption"] += 1
 
-    features = embed_images(model, processor, make_images(), total=total, encoding=encoding)
+    features = encode_images(model, processor, make_images(), total=total, encoding=encoding)
     kept = [named[position] for position in features.kept]
     names, positives = _candidates(kept, has_one_name)
     if len(names) < 2:
@@ -388,11 +388,11 @@ def _evaluate_items(
             f"{title}: all {len(kept)} images have one name, {names[0]!r}, which any model finds: check the caption "
             "and concept columns, and what `where` keeps."
         )
-    text_embeds_MD = embed_texts(
+    text_embeds_MD = encode_texts(
         model, processor, names, batch_size=encoding.text_batch_size, processes=encoding.processes
     )
-    image_ranks, text_ranks = rank_positives(features.embeddings_ND, text_embeds_MD, positives)
-    embeddings = features.embeddings_ND, text_embeds_MD
+    image_ranks, text_ranks = rank_positives(features.embeddings, text_embeds_MD, positives)
+    embeddings = features.embeddings, text_embeds_MD
     return RetrievalResult(
         title=title,
         metrics={
@@ -405,8 +405,8 @@ def _evaluate_items(
         targets=[texts[0] for texts in positives],
         rows=[item.row for item in kept],
         ranks=image_ranks,
-        image_embeds_ND=features.embeddings_ND,
-        text_embeds_MD=text_embeds_MD,
+        image_embeds=features.embeddings,
+        text_embeds=text_embeds_MD,
         groups={
             column: _metrics_by_value(embeddings, positives, [item.values[place] for item in kept])
             for place, column in enumerate(by)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_clip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from hf_clip.evaluation.features import Encoding, progress
-from hf_clip.evaluation.labeled import left_out
+from hf_clip.evaluation.labeled_images import describe_skipped
 from hf_clip.evaluation.zero_shot import ZeroShotTask
 from hf_clip.sources import Source
 
@@ -54,7 +54,7 @@ class RobustnessResult:
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
-        return {"protocol": "robustness", **vars(self), "seconds": round(self.seconds, 3)}
+        return {"task": "robustness", **vars(self), "seconds": round(self.seconds, 3)}
 
     def table(self) -> str:
         """The numbers as plain text for a terminal."""
@@ -72,8 +72,8 @@ class RobustnessResult:
             lines.append(
                 f"expected there {self.expected_top_1:.3f}, effective robustness {self.effective_robustness:+.3f}"
             )
-        lines += left_out(self.skipped)
-        lines += left_out(self.shifted_skipped, f" of {self.shifted_title}")
+        lines += describe_skipped(self.skipped)
+        lines += describe_skipped(self.shifted_skipped, f" of {self.shifted_title}")
         return "\n".join(lines)
 
 
@@ -84,7 +84,7 @@ def evaluate_corruptions(
     *,
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
-    label_names: Sequence[str | Sequence[str]] | None = None,
+    labels: Sequence[str | Sequence[str]] | None = None,
     templates: Sequence[str] = ("{}",),
     title: str | None = None,
     batch_size: int = 64,
@@ -94,7 +94,7 @@ def evaluate_corruptions(
 
     Args:
         corruptions, severities: see `corruptions.CORRUPTIONS`; the images are encoded once for each pair.
-        label_names, templates, title, batch_size, encoding: as in `evaluate_zero_shot`.
+        labels, templates, title, batch_size, encoding: as in `evaluate_zero_shot`.
 
     Raises:
         SourceError, ValueError: as `evaluate_zero_shot`; ValueError too for an unknown corruption or severity.
@@ -102,7 +102,7 @@ def evaluate_corruptions(
     started = time.perf_counter()
     wanted = [Corruption(name, severity) for name in corruptions for severity in severities]
     encoding = encoding or Encoding(batch_size)
-    task = ZeroShotTask(model, processor, source, label_names, templates)
+    task = ZeroShotTask(model, processor, source, labels, templates)
     clean = task.run(encoding, source.name)
     scores: dict[str, dict[int, float]] = {name: {} for name in corruptions}
     for corruption in progress(wanted, "corruptions", total=len(wanted)):
@@ -134,7 +134,7 @@ def evaluate_shift(
 ) -> RobustnessResult:
     """Zero-shot top-1 of two sources of the same classes, and the effective robustness from one to the other.
 
-    Without `label_names` the classes are those of `source`, and `shifted` may have a few of them: its images are
+    Without `labels` the classes are those of `source`, and `shifted` may have a few of them: its images are
     told apart among all.
 
     Args:
@@ -142,8 +142,8 @@ def evaluate_shift(
             robustness is not measured.
         title: what the result is called.
         batch_size, encoding: as in `evaluate_zero_shot`.
-        zero_shot: more arguments of `evaluate_zero_shot`, for both: `label_names`, `templates`, `by`,
-            `is_multi_label`, `temperature`.
+        zero_shot: more arguments of `evaluate_zero_shot`, for both: `labels`, `templates`, `by`,
+            `multi_label`, `temperature`.
 
     Raises:
         SourceError, ValueError: as `evaluate_zero_shot` and `effective_robustness`.
@@ -155,7 +155,7 @@ def evaluate_shift(
     task = ZeroShotTask(model, processor, source, **zero_shot)
     clean = task.run(encoding, source.name)
     # Names in the order of numbers are for each source to put in its own.
-    is_named = zero_shot.get("label_names") is not None
+    is_named = zero_shot.get("labels") is not None
     task = ZeroShotTask(model, processor, shifted, **zero_shot) if is_named else task.on(shifted)
     there = task.run(encoding, shifted.name)
     expected = effective = None

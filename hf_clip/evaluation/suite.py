@@ -11,7 +11,7 @@ from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.prompts import load_prompts
 from hf_clip.sources import open_source
 
-PROTOCOLS = ("zero-shot", "retrieval")
+TASKS = ("zero-shot", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SuiteEntry:
     Attributes:
         name: in the table.
         data: as `open_source` takes it; paths are relative to the suite's file.
-        protocol: "zero-shot" or "retrieval".
+        task: "zero-shot" or "retrieval".
         metric: what the table shows, such as "top_1" or "text_to_image.recall_at_1".
         split, where, image_column, caption_columns, label_column, concept_column: as `open_source` takes them.
         prompts: a data set of `list_prompts`, for its templates and, unless the data knows its classes, their names.
@@ -32,7 +32,7 @@ class SuiteEntry:
 
     name: str
     data: str
-    protocol: str = "zero-shot"
+    task: str = "zero-shot"
     metric: str = "top_1"
     split: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -105,8 +105,8 @@ def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[Suit
                 f"{path}: {name} has unknown keys: {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
             )
         entry = SuiteEntry(name, **settings)
-        if entry.protocol not in PROTOCOLS:
-            raise ValueError(f"{path}: {name}: protocol {entry.protocol!r} is unknown: use {' or '.join(PROTOCOLS)}.")
+        if entry.task not in TASKS:
+            raise ValueError(f"{path}: {name}: task {entry.task!r} is unknown: use {' or '.join(TASKS)}.")
         entries.append(entry)
     if only is None:
         return entries
@@ -150,7 +150,7 @@ def _evaluate(model, processor, entry: SuiteEntry, folder: Path, encoding: Encod
         label_column=entry.label_column,
         concept_column=entry.concept_column,
     )
-    if entry.protocol == "retrieval":
+    if entry.task == "retrieval":
         return evaluate_retrieval(
             model, processor, source, title=entry.name, captions=entry.captions, encoding=encoding
         )
@@ -162,7 +162,7 @@ def _evaluate(model, processor, entry: SuiteEntry, folder: Path, encoding: Encod
         model,
         processor,
         source,
-        label_names=names,
+        labels=names,
         templates=templates,
         title=entry.name,
         encoding=encoding,

@@ -1,4 +1,4 @@
-"""What the wording of templates does to zero-shot accuracy, and which few of them do as well as many.
+"""Zero-shot accuracy by each template alone, and which few templates do as well as many.
 
 The choice follows OpenAI's notebook on prompt engineering for ImageNet, which found seven of 80 templates so.
 """
@@ -16,13 +16,13 @@ from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
 
 @dataclass(frozen=True)
-class WordingResult:
-    """How far accuracy moves with the wording.
+class PerTemplateAccuracy:
+    """How far accuracy moves with the template.
 
     Attributes:
         templates: texts and the accuracy (top-1) of each by itself, in the order given.
         ensemble: accuracy of all of them together.
-        mean, deviation: of the accuracies of single templates; the deviation is the sample's.
+        mean, standard_deviation: of the accuracies of single templates; with n - 1, and 0 for one template.
         lowest, highest: the range of them.
         images, classes: how many there were.
     """
@@ -30,7 +30,7 @@ class WordingResult:
     templates: tuple[tuple[str, float], ...]
     ensemble: float
     mean: float
-    deviation: float
+    standard_deviation: float
     lowest: float
     highest: float
     images: int
@@ -38,7 +38,7 @@ class WordingResult:
 
     @property
     def span(self) -> float:
-        """By how much accuracy moves with the wording alone."""
+        """The difference of the best and the worst template."""
         return self.highest - self.lowest
 
     def to_dict(self) -> dict:
@@ -49,40 +49,40 @@ class WordingResult:
         """The numbers as plain text for a terminal, the best template first."""
         lines = [
             f"top-1 of {len(self.templates)} templates, {self.images} images, {self.classes} classes: "
-            f"{self.mean:.3f} +- {self.deviation:.3f}, from {self.lowest:.3f} to {self.highest:.3f}",
+            f"{self.mean:.3f} +- {self.standard_deviation:.3f}, from {self.lowest:.3f} to {self.highest:.3f}",
             f"{self.ensemble:7.3f}  all together",
         ]
         ranked = sorted(self.templates, key=lambda entry: -entry[1])
         return "\n".join(lines + [f"{accuracy:7.3f}  {template}" for template, accuracy in ranked])
 
 
-def measure_wording(
+def per_template_accuracy(
     model,
     processor,
-    image_embeds_ND: torch.Tensor,
-    classes_N: torch.Tensor,
+    image_embeds: torch.Tensor,
+    class_indices: torch.Tensor,
     labels: Sequence[str | Sequence[str]],
     templates: Sequence[str],
-) -> WordingResult:
+) -> PerTemplateAccuracy:
     """Accuracy by each template alone, by all together, and how far it spreads.
 
     Args:
-        image_embeds_ND: unit embeddings of labeled images, as `embed_images` gives them.
-        classes_N: the number of each one's class.
-        labels: the classes' names in the order of their numbers; see `ZeroShotClassifier`.
+        image_embeds: (N, D) unit embeddings of labeled images, as `hf_clip.embed_images` gives them.
+        class_indices: (N,) the index of each image's class.
+        labels: the classes' names in the order of their indices; see `ZeroShotClassifier`.
         templates: texts in which `{}` stands for a name.
 
     Raises:
-        ValueError: if there are no images, a number is no class's, or templates or labels are unfit.
+        ValueError: if there are no images, an index is no class's, or templates or labels are unfit.
     """
-    return TemplateJudge(model, processor, image_embeds_ND, classes_N, labels, templates).measure()
+    return TemplateStudy(model, processor, image_embeds, class_indices, labels, templates).measure()
 
 
 def select_templates(
     model,
     processor,
-    image_embeds_ND: torch.Tensor,
-    classes_N: torch.Tensor,
+    image_embeds: torch.Tensor,
+    class_indices: torch.Tensor,
     labels: Sequence[str | Sequence[str]],
     templates: Sequence[str],
     *,
@@ -94,52 +94,52 @@ def select_templates(
     was made on: choose on a validation split, report on another.
 
     Args:
-        most: stop at so many. The others are those of `measure_wording`, and so are the errors.
+        most: stop at so many. The others are those of `per_template_accuracy`, and so are the errors.
 
     Returns:
         The chosen templates in the order of their choice, each with the accuracy of the ensemble so far.
     """
-    return TemplateJudge(model, processor, image_embeds_ND, classes_N, labels, templates).select(most)
+    return TemplateStudy(model, processor, image_embeds, class_indices, labels, templates).select(most)
 
 
-class TemplateJudge:
+class TemplateStudy:
     """Class embeddings by each template, encoded once, and the accuracy that sums of them reach.
 
-    Arguments and errors are those of `measure_wording` and `select_templates`, which say what its methods give.
+    Arguments and errors are those of `per_template_accuracy` and `select_templates`, which say what its methods give.
     """
 
-    def __init__(self, model, processor, image_embeds_ND, classes_N, labels, templates):
-        if not len(classes_N) or len(classes_N) != len(image_embeds_ND):
+    def __init__(self, model, processor, image_embeds, class_indices, labels, templates):
+        if not len(class_indices) or len(class_indices) != len(image_embeds):
             raise ValueError(
-                f"{len(image_embeds_ND)} embeddings and {len(classes_N)} classes: give one for each image."
+                f"{len(image_embeds)} embeddings and {len(class_indices)} classes: give one for each image."
             )
-        if not ((classes_N >= 0) & (classes_N < len(labels))).all():
-            raise ValueError(f"classes must be numbers from 0 to {len(labels) - 1}, one for each of the labels.")
+        if not ((class_indices >= 0) & (class_indices < len(labels))).all():
+            raise ValueError(f"`class_indices` must be from 0 to {len(labels) - 1}, one for each of the labels.")
         if isinstance(templates, str) or not templates:
-            raise ValueError(f"templates={templates!r}: pass a list of one or more.")
-        self.image_embeds_ND = check_finite(image_embeds_ND, "images")
+            raise ValueError(f"`templates={templates!r}`: pass a list of one or more.")
+        self.image_embeds = check_finite(image_embeds, "images")
         by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
         # Unit embeddings each, so that every template weighs the same.
         self.embeddings_TCD = torch.stack([classifier.class_embeddings for classifier in by_template])
-        self.templates, self.classes_N = tuple(templates), classes_N
+        self.templates, self.class_indices = tuple(templates), class_indices
 
-    def measure(self) -> WordingResult:
+    def measure(self) -> PerTemplateAccuracy:
         singles = [self.accuracy(embeddings_CD) for embeddings_CD in self.embeddings_TCD]
         alone = torch.tensor(singles, dtype=torch.float64)
-        return WordingResult(
+        return PerTemplateAccuracy(
             templates=tuple(zip(self.templates, singles, strict=True)),
             ensemble=self.accuracy(self.embeddings_TCD.sum(0)),
             mean=alone.mean().item(),
-            deviation=alone.std().item() if len(alone) > 1 else 0.0,
+            standard_deviation=alone.std().item() if len(alone) > 1 else 0.0,
             lowest=min(singles),
             highest=max(singles),
-            images=len(self.classes_N),
+            images=len(self.class_indices),
             classes=self.embeddings_TCD.shape[1],
         )
 
     def select(self, most: int | None = None) -> list[tuple[str, float]]:
         if most is not None and most < 1:
-            raise ValueError(f"most={most} is below 1: set it to 1 or more, or to None.")
+            raise ValueError(f"`most={most}` is below 1: set it to 1 or more, or to None.")
         chosen: list[tuple[str, float]] = []
         left, reached, sums_CD = list(range(len(self.templates))), -1.0, torch.zeros_like(self.embeddings_TCD[0])
         while left and (most is None or len(chosen) < most):
@@ -154,8 +154,8 @@ class TemplateJudge:
 
     def accuracy(self, sums_CD: torch.Tensor) -> float:
         embeddings_CD, hits = F.normalize(sums_CD, dim=-1), 0
-        parts = zip(self.image_embeds_ND.split(4096), self.classes_N.split(4096), strict=True)
+        parts = zip(self.image_embeds.split(4096), self.class_indices.split(4096), strict=True)
         for embeddings_BD, classes_B in parts:
             cosines_BC = embeddings_BD.to(embeddings_CD) @ embeddings_CD.T
             hits += (cosines_BC.argmax(-1) == classes_B.to(embeddings_CD.device)).sum().item()
-        return hits / len(self.classes_N)
+        return hits / len(self.class_indices)

@@ -4,7 +4,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -14,14 +14,19 @@ import torch
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.calibration import Calibration, calibrate_embeddings
 from hf_clip.evaluation.features import Encoding
-from hf_clip.evaluation.labeled import LabeledFeatures, embed_labeled, has_numbers, left_out, names_of_labels
-from hf_clip.evaluation.template_study import TemplateJudge, WordingResult
+from hf_clip.evaluation.labeled_images import (
+    LabeledFeatures,
+    describe_skipped,
+    embed_labeled,
+    has_numbers,
+    names_of_labels,
+)
+from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy
 from hf_clip.model.embedding_hf_clip import check_finite
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.sources import Source
 
 IMAGES_AT_ONCE = 1024
-STUDIES = ("wording", "selection", "calibration")
 
 
 @dataclass
@@ -30,8 +35,8 @@ class ZeroShotResult:
 
     Attributes:
         title: what was evaluated.
-        top_1: share of images whose class came first; where images have several, whose first was one of them.
-        top_5: share of images whose class was among the first five; None with five classes or fewer, where
+        top_1: fraction of images whose class came first; where images have several, whose first was one of them.
+        top_5: fraction of images whose class was among the first five; None with five classes or fewer, where
             it would always be 1.
         mean_per_class: `top_1` of each class that has images, averaged over classes; None with several labels.
         per_class: number of images and `top_1` (or `average_precision`) of each class, in the order of the labels.
@@ -43,10 +48,10 @@ class ZeroShotResult:
         calibration_error: see `metrics.expected_calibration_error`; None with several labels.
         mean_average_precision, mean_average_precision_11: with several labels, by all points and by VOC 2007's eleven.
         groups: the same numbers for each value of each column that was asked for.
-        confusion_CC: images of each class (rows) by the class that came first; None with several labels.
-        confidences_N, is_hit_N: the first class's score of each image, and whether it was right.
+        confusion_matrix: images of each class (rows) by the class that came first; None with several labels.
+        confidences, is_hit: (N,) the first class's score of each image, and whether it was right.
         temperature: that logits were divided by.
-        wording, selection, calibration: what the studies found that were asked for: see `measure_wording`,
+        per_template, selected_templates, calibration: where they were asked for; see `per_template_accuracy`,
             `select_templates` and `calibrate`.
         class_names: all names of each class.
     """
@@ -65,12 +70,12 @@ class ZeroShotResult:
     mean_average_precision: float | None = None
     mean_average_precision_11: float | None = None
     groups: dict[str, dict[str, dict]] = field(default_factory=dict)
-    confusion_CC: np.ndarray | None = None
-    confidences_N: np.ndarray | None = None
-    is_hit_N: np.ndarray | None = None
+    confusion_matrix: np.ndarray | None = None
+    confidences: np.ndarray | None = None
+    is_hit: np.ndarray | None = None
     temperature: float = 1.0
-    wording: WordingResult | None = None
-    selection: list[tuple[str, float]] | None = None
+    per_template: PerTemplateAccuracy | None = None
+    selected_templates: list[tuple[str, float]] | None = None
     calibration: Calibration | None = None
     class_names: tuple[tuple[str, ...], ...] = ()
 
@@ -85,15 +90,17 @@ class ZeroShotResult:
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
         more = {}
-        if self.confusion_CC is not None:
-            more["frequent_confusions"] = metrics.frequent_confusions(self.confusion_CC, self.labels)
-        for key in ("wording", "calibration"):
+        if self.confusion_matrix is not None:
+            more["frequent_confusions"] = metrics.frequent_confusions(self.confusion_matrix, self.labels)
+        for key in ("per_template", "calibration"):
             if getattr(self, key) is not None:
                 more[key] = getattr(self, key).to_dict()
-        if self.selection is not None:
-            more["selection"] = [{"template": template, "top_1": top_1} for template, top_1 in self.selection]
+        if self.selected_templates is not None:
+            more["selected_templates"] = [
+                {"template": template, "top_1": top_1} for template, top_1 in self.selected_templates
+            ]
         return {
-            "protocol": "zero-shot",
+            "task": "zero-shot",
             "title": self.title,
             **{key: getattr(self, key) for key in NUMBERS},
             "chance": self.chance,
@@ -124,12 +131,12 @@ class ZeroShotResult:
             ]
             lines[-1] += f"{'images':>10}"
             lines += [f"{value:{width}}{_cells(row)}{row['images']:10d}" for value, row in rows.items()]
-        lines += left_out(self.skipped)
-        if self.wording is not None:
-            lines += ["", self.wording.table()]
-        if self.selection is not None:
+        lines += describe_skipped(self.skipped)
+        if self.per_template is not None:
+            lines += ["", self.per_template.table()]
+        if self.selected_templates is not None:
             lines += ["", "templates chosen on these images, and the top-1 of those so far"]
-            lines += [f"{top_1:7.3f}  {template}" for template, top_1 in self.selection]
+            lines += [f"{top_1:7.3f}  {template}" for template, top_1 in self.selected_templates]
         if self.calibration is not None:
             lines += ["", self.calibration.table()]
         return "\n".join(lines)
@@ -163,14 +170,16 @@ def evaluate_zero_shot(
     processor,
     source: Source,
     *,
-    label_names: Sequence[str | Sequence[str]] | None = None,
+    labels: Sequence[str | Sequence[str]] | None = None,
     templates: Sequence[str] = ("{}",),
     title: str | None = None,
     batch_size: int = 64,
     by: Sequence[str] = (),
-    is_multi_label: bool = False,
+    multi_label: bool = False,
     temperature: float = 1.0,
-    studies: Collection[str] = (),
+    per_template: bool = False,
+    select_templates: bool = False,
+    fit_temperature: bool = False,
     encoding: Encoding | None = None,
 ) -> ZeroShotResult:
     """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
@@ -179,31 +188,44 @@ def evaluate_zero_shot(
     read, and those without a label, are left out and counted.
 
     Args:
-        label_names: the classes in the order of their numbers, each by one name or several. By default they are the
+        labels: the classes in the order of their indices, each by one name or several. By default they are the
             source's own, or else the labels that occur, sorted, where labels are words.
         templates: texts in which `{}` stands for the class's name; see `ZeroShotClassifier`.
         title: what the result is called.
         batch_size: images encoded at once.
         by: columns, for each of whose values the same is measured; opened as the source's `keyword_columns`.
-        is_multi_label: an image's label is a list: mean average precision is measured. All N x C scores are held.
+        multi_label: an image's label is a list: mean average precision is measured. All N x C scores are held.
         temperature: divides logits, which moves the calibration error and nothing else.
-        studies: what else to find on these images, of STUDIES: the accuracy of each template alone, the few
-            templates that do as well as all, the temperature. What is chosen here is to be reported on others.
+        per_template: measure the accuracy of each template alone too.
+        select_templates: find the few templates that do as well as all. What is chosen here is to be reported on
+            other images.
+        fit_temperature: find the temperature at which scores come nearest to probabilities.
         encoding: more of how embeddings are made, in place of `batch_size`.
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
-        ValueError: if a study is unknown or meets several labels, the classes have no names, a label is none of them
-            or of two, there is one class alone (but for several labels), no image with a label could be read, or a
-            embedding holds NaN or infinity.
+        ValueError: if several labels meet `per_template`, `select_templates` or `fit_temperature`, the classes have
+            no names, a label is none of them or of two, there is one class alone (but for several labels), no image
+            with a label could be read, or an embedding holds NaN or infinity.
     """
-    if unknown := sorted(set(studies) - set(STUDIES)):
-        raise ValueError(f"studies: {', '.join(unknown)} is none of {', '.join(STUDIES)}.")
-    if studies and is_multi_label:
-        raise ValueError(f"studies: {', '.join(studies)} judge one label an image, not is_multi_label=True.")
-    task = ZeroShotTask(model, processor, source, label_names, templates, by, is_multi_label, temperature)
+    wanted = Extras(per_template, select_templates, fit_temperature)
+    if multi_label and any(vars(wanted).values()):
+        raise ValueError(
+            "`per_template`, `select_templates` and `fit_temperature` need one label an image: leave out "
+            "`multi_label`."
+        )
+    task = ZeroShotTask(model, processor, source, labels, templates, by, multi_label, temperature)
     title = title or f"zero-shot classification of {source.name}"
-    return task.run(encoding or Encoding(batch_size), title, studies)
+    return task.run(encoding or Encoding(batch_size), title, wanted)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What `evaluate_zero_shot` measures on the same images where it is asked for."""
+
+    per_template: bool = False
+    select_templates: bool = False
+    fit_temperature: bool = False
 
 
 class ZeroShotTask:
@@ -214,15 +236,15 @@ class ZeroShotTask:
         model,
         processor,
         source: Source,
-        label_names=None,
+        labels=None,
         templates=("{}",),
         by=(),
-        is_multi_label: bool = False,
+        multi_label: bool = False,
         temperature: float = 1.0,
     ):
         self.model, self.processor, self.source = model, processor, source.require_label()
-        self.templates, self.by, self.is_multi_label = templates, by, is_multi_label
-        self.classes = _Classes(label_names, names_of_labels(source), has_numbers(source))
+        self.templates, self.by, self.multi_label = templates, by, multi_label
+        self.classes = _Classes(labels, names_of_labels(source), has_numbers(source))
         self.temperature = temperature
         self.classifier: ZeroShotClassifier | None = None
 
@@ -232,7 +254,7 @@ class ZeroShotTask:
         other.source = source.require_label()
         return other
 
-    def run(self, encoding: Encoding, title: str, studies: Collection[str] = ()) -> ZeroShotResult:
+    def run(self, encoding: Encoding, title: str, wanted: Extras = Extras()) -> ZeroShotResult:
         """Arguments and errors as `evaluate_zero_shot` has them."""
         started = time.perf_counter()
         found = embed_labeled(
@@ -241,15 +263,15 @@ class ZeroShotTask:
             self.source,
             encoding,
             by=self.by,
-            is_multi_label=self.is_multi_label,
+            multi_label=self.multi_label,
             check=self.classes.check,
         )
         if self.classifier is None:
             self.classes.settle(found.labels)
-            if len(self.classes.names) < 2 and not self.is_multi_label:
+            if len(self.classes.names) < 2 and not self.multi_label:
                 raise ValueError(
                     f"{title}: {self.classes.names[0][0]!r} is the only class, which any model finds: give data of "
-                    "several, or label_names for all classes (eval: --label-names FILE)."
+                    "several, or `labels` for all classes."
                 )
             self.classifier = ZeroShotClassifier(
                 self.model,
@@ -259,39 +281,39 @@ class ZeroShotTask:
                 temperature=self.temperature,
                 batch_size=encoding.text_batch_size,
             )
-        guesses = _Guesses(self.classifier, found, self.classes.number_of, self.is_multi_label)
+        guesses = _Guesses(self.classifier, found, self.classes.number_of, self.multi_label)
         everything = np.arange(len(found.labels))
-        studied = self._study(found, guesses, studies)
+        more = self._measure_more(found, guesses, wanted)
         return ZeroShotResult(
             title=title,
             **guesses.numbers(everything),
             per_class=guesses.per_class(self.classifier.labels),
-            chance=None if self.is_multi_label else 1 / len(self.classifier.labels),
+            chance=None if self.multi_label else 1 / len(self.classifier.labels),
             templates=self.classifier.templates,
             skipped=found.skipped,
             seconds=time.perf_counter() - started,
             groups={column: guesses.by_value(values) for column, values in found.groups.items()},
-            confusion_CC=guesses.confusion(len(self.classifier.labels)),
-            confidences_N=guesses.confidences_N,
-            is_hit_N=guesses.is_hit_NK[:, 0],
+            confusion_matrix=guesses.confusion_matrix(len(self.classifier.labels)),
+            confidences=guesses.confidences,
+            is_hit=guesses.is_hit_NK[:, 0],
             temperature=self.temperature,
             class_names=self.classifier.classes,
-            **studied,
+            **more,
         )
 
-    def _study(self, found: LabeledFeatures, guesses: "_Guesses", studies: Collection[str]) -> dict:
-        """What each study found, by its name."""
-        if not studies:
-            return {}
-        studied, truth_N = {}, torch.from_numpy(guesses.truth_N)
-        if {"wording", "selection"} & set(studies):
+    def _measure_more(self, found: LabeledFeatures, guesses: "_Guesses", wanted: Extras) -> dict:
+        """What was asked for beside accuracy, by the fields of the result."""
+        more = {}
+        if wanted.per_template or wanted.select_templates:
             words = self.classifier.classes, self.classifier.templates
-            judge = TemplateJudge(self.model, self.processor, found.embeddings_ND, truth_N, *words)
-            studied["wording"] = judge.measure() if "wording" in studies else None
-            studied["selection"] = judge.select() if "selection" in studies else None
-        if "calibration" in studies:
-            studied["calibration"] = calibrate_embeddings(self.classifier, found.embeddings_ND, truth_N)
-        return studied
+            truth_N = torch.from_numpy(guesses.truth_N)
+            study = TemplateStudy(self.model, self.processor, found.embeddings, truth_N, *words)
+            more["per_template"] = study.measure() if wanted.per_template else None
+            more["selected_templates"] = study.select() if wanted.select_templates else None
+        if wanted.fit_temperature:
+            truth_N = torch.from_numpy(guesses.truth_N)
+            more["calibration"] = calibrate_embeddings(self.classifier, found.embeddings, truth_N)
+        return more
 
 
 class _Classes:
@@ -304,7 +326,7 @@ class _Classes:
         if given and of_source:
             if len(given) != len(of_source):
                 raise ValueError(
-                    f"{len(given)} label_names for {len(of_source)} classes: give one for each, in their order."
+                    f"{len(given)} `labels` for {len(of_source)} classes: give one for each, in their order."
                 )
             self.names = _in_the_order_of(of_source, self.names)
         # A source that knows its classes gives labels by its names, another one by their numbers or as text.
@@ -321,17 +343,14 @@ class _Classes:
     def check(self, label: str, place: str) -> None:
         """Raise ValueError unless `label` can be one of the classes; `place` says where it stands."""
         if self.names and label not in self.number_of:
-            raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give label_names for all.")
+            raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give `labels` for all.")
         if label in self.ambiguous:
             raise ValueError(
-                f"{place}: {label!r} is one class by its number and another by its name. Give label_names that are no "
-                f"numerals, such as '{label} things', in the order of the numbers."
+                f"{place}: {label!r} is one class by its index and another by its name. Give `labels` that are no "
+                f"numerals, such as '{label} things', in the order of the indices."
             )
         if not self.names and label.lstrip("-").isdigit():
-            raise ValueError(
-                f"{place}: label {label!r} has no name. Give label_names in the order of the numbers "
-                "(eval: --label-names FILE)."
-            )
+            raise ValueError(f"{place}: label {label!r} has no name. Give `labels` in the order of the indices.")
 
     def settle(self, labels: list[tuple[str, ...]]) -> None:
         """Take the labels that occur for the classes, where nobody named them."""
@@ -355,16 +374,16 @@ class _Guesses:
     """What the classifier says of each image, and what is true."""
 
     def __init__(
-        self, classifier: ZeroShotClassifier, found: LabeledFeatures, number_of: dict[str, int], is_multi_label: bool
+        self, classifier: ZeroShotClassifier, found: LabeledFeatures, number_of: dict[str, int], multi_label: bool
     ):
-        embeddings_ND = check_finite(found.embeddings_ND, "images")
+        embeddings_ND = check_finite(found.embeddings, "images")
         batches = embeddings_ND.split(IMAGES_AT_ONCE)
         ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings), 5) for embeddings_BD in batches]
-        self.confidences_N = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
+        self.confidences = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
         self.numbers_NK = torch.cat([numbers_BK.cpu() for _, numbers_BK in ranked]).numpy()
         self.class_count = len(classifier.labels)
-        self.is_multi_label = is_multi_label
-        if is_multi_label:
+        self.multi_label = multi_label
+        if multi_label:
             self.logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches]).numpy()
             self.is_true_NC = np.zeros(self.logits_NC.shape, dtype=bool)
             for row, labels in enumerate(found.labels):
@@ -380,13 +399,13 @@ class _Guesses:
         found = {"images": len(rows), **dict.fromkeys(NUMBERS)}
         found["top_1"] = metrics.accuracy(hits_NK[:, 0])
         found["top_5"] = metrics.accuracy(hits_NK.any(1)) if self.class_count > 5 else None
-        if self.is_multi_label:
+        if self.multi_label:
             scores_NC, is_true_NC = self.logits_NC[rows], self.is_true_NC[rows]
             found["mean_average_precision"] = metrics.mean_average_precision(scores_NC, is_true_NC)
             found["mean_average_precision_11"] = metrics.mean_average_precision(scores_NC, is_true_NC, points=11)
         else:
             found["mean_per_class"] = metrics.mean_per_class(self.truth_N[rows], hits_NK[:, 0])
-            found["calibration_error"] = metrics.expected_calibration_error(self.confidences_N[rows], hits_NK[:, 0])
+            found["calibration_error"] = metrics.expected_calibration_error(self.confidences[rows], hits_NK[:, 0])
         return found
 
     def by_value(self, values: list[str | None]) -> dict[str, dict]:
@@ -398,7 +417,7 @@ class _Guesses:
         return {value: self.numbers(np.array(rows_of[value])) for value in sorted(rows_of)}
 
     def per_class(self, names: list[str]) -> list[dict]:
-        if self.is_multi_label:
+        if self.multi_label:
             columns = zip(names, self.logits_NC.T, self.is_true_NC.T, strict=True)
             return [
                 {
@@ -415,7 +434,7 @@ class _Guesses:
             for name, count, hits in zip(names, counts_C, hits_C, strict=True)
         ]
 
-    def confusion(self, class_count: int) -> np.ndarray | None:
-        if self.is_multi_label:
+    def confusion_matrix(self, class_count: int) -> np.ndarray | None:
+        if self.multi_label:
             return None
-        return metrics.confusion(self.truth_N, self.numbers_NK[:, 0], class_count)
+        return metrics.confusion_matrix(self.truth_N, self.numbers_NK[:, 0], class_count)

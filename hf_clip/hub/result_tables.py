@@ -50,9 +50,9 @@ def is_measured(value) -> bool:
 def require_known(results: Sequence[Result]) -> None:
     """Raises ValueError for a protocol that is not known, and where two results of one bear one title."""
     for result in results:
-        if result["protocol"] not in PROTOCOLS:
-            raise ValueError(f"protocol {result['protocol']!r} is not known: use one of {', '.join(PROTOCOLS)}.")
-    titles = [(result["protocol"], one_line(result["title"])) for result in results]
+        if result["task"] not in PROTOCOLS:
+            raise ValueError(f"protocol {result['task']!r} is not known: use one of {', '.join(PROTOCOLS)}.")
+    titles = [(result["task"], one_line(result["title"])) for result in results]
     # The Hub merges results whose task and data set agree; the title, as its configuration, keeps them apart.
     if len(set(titles)) < len(titles):
         raise ValueError(
@@ -66,7 +66,7 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
     require_known(results)
     found = []
     for result in results:
-        task, numbers, _, _ = PROTOCOLS[result["protocol"]]
+        task, numbers, _, _ = PROTOCOLS[result["task"]]
         title = one_line(result["title"])
         found += [
             EvalResult(
@@ -87,7 +87,7 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
 
 def metric_kinds(result: Result) -> set[str]:
     """`metric_kind` of every metric that the result's protocol has for its data set, measured or not."""
-    return {metric_kind(metric) for metric, *_ in PROTOCOLS[result["protocol"]][1](result)}
+    return {metric_kind(metric) for metric, *_ in PROTOCOLS[result["task"]][1](result)}
 
 
 def metric_kind(metric: str) -> str:
@@ -99,7 +99,7 @@ def result_tables(results: Sequence[Result]) -> str:
     """A table a protocol, and what was left out; empty without results."""
     tables = []
     for protocol, (_, _, header, rows) in PROTOCOLS.items():
-        found = [row for result in results if result["protocol"] == protocol for row in rows(result)]
+        found = [row for result in results if result["task"] == protocol for row in rows(result)]
         if found:
             tables.append(table(header, found))
     incomplete = [left_out(result) for result in results if result.get("skipped")]
@@ -113,7 +113,7 @@ def left_out(result: Result) -> str:
 
 
 def start_of_left_out(result: Result) -> str:
-    return f"- {escape(result['title'])}, {result['protocol']}: left out"
+    return f"- {escape(result['title'])}, {result['task']}: left out"
 
 
 def _shown(value, pattern: str = "{:.3f}") -> str:
@@ -175,7 +175,7 @@ def _probe_rows(result: Result) -> Iterable[tuple]:
 
 
 def _few_shot_numbers(result: Result) -> Iterable[Number]:
-    counts = {key: result[key] for key in ("images", "classes", "seeds")}
+    counts = {key: result[key] for key in ("images", "classes", "num_seeds")}
     by_name = {key: result[key] for key in ("images", "classes")}
     yield "accuracy_0_shot", "top-1 accuracy, zero-shot", result.get("zero_shot_top_1"), by_name
     for row in result["shots"]:
@@ -190,7 +190,7 @@ def _few_shot_rows(result: Result) -> Iterable[tuple]:
         yield result["title"], "0 (zero-shot)", shown, "-", "-", result["images"], result["classes"]
     for row in result["shots"]:
         scores = (_shown(row["mean"]), _shown(row.get("standard_deviation")))
-        yield result["title"], row["shots"], *scores, result["seeds"], result["images"], result["classes"]
+        yield result["title"], row["shots"], *scores, result["num_seeds"], result["images"], result["classes"]
 
 
 def _robustness_rows(result: Result) -> Iterable[tuple]:

@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_clip.evaluation import evaluate_zero_shot, fit_temperature, measure_wording, select_templates
+from hf_clip.evaluation import evaluate_zero_shot, fit_temperature, per_template_accuracy, select_templates
 from hf_clip.evaluation.cache import IMAGES_PER_FILE
 from hf_clip.evaluation.suite import read_suite, run_suite
 from hf_clip.hub import check_model_card
@@ -109,14 +109,14 @@ def test_an_example_of_the_help_works(tmp_path, monkeypatch, capsys):
         (f"retrieval {DATA}", {"recall.png"}),
         (f"linear-probe {TRAINED}", {"sweep.png"}),
         (f"few-shot {TRAINED} --shots 1 2 --seeds 2", {"few_shot.png"}),
-        (f"zero-shot {DATA} {SEVERAL} --wording", {"confusion.png", "calibration.png", "wording.png"}),
+        (f"zero-shot {DATA} {SEVERAL} --per-template", {"confusion.png", "calibration.png", "per_template.png"}),
         (f"robustness {DATA} --corruption jpeg --severity 1 --severity 3", {"robustness.png"}),
         (f"robustness {DATA} --shifted-data squares.parquet", {"robustness.png"}),
     ],
 )
 def test_every_protocol_gives_a_table_json_and_plots(command_line, plots, tmp_path, capsys):
     result = evaluate(f"{command_line} --title 'my squares' --plots {tmp_path / 'plots'}", tmp_path)
-    assert result["protocol"] == command_line.split(" ")[0]
+    assert result["task"] == command_line.split(" ")[0]
     assert (result["title"], result["model"], result["data"]) == ("my squares", "model", ["squares.parquet"])
     assert capsys.readouterr().out.startswith("my squares")
     drawn = list((tmp_path / "plots").iterdir())
@@ -165,16 +165,20 @@ def unit_embeddings(place) -> tuple:
     return model, processor, embeddings, torch.tensor(classes)
 
 
-def test_the_wording_of_templates_is_studied(place, tmp_path, capsys):
-    result = evaluate(f"zero-shot {DATA} {SEVERAL} --wording --select-templates {tmp_path / 'few.yaml'}", tmp_path)
+def test_accuracy_is_measured_by_template(place, tmp_path, capsys):
+    result = evaluate(
+        f"zero-shot {DATA} {SEVERAL} --per-template --select-templates {tmp_path / 'few.yaml'}", tmp_path
+    )
     templates, out = ["a {} square", "a {} thing", "{}"], capsys.readouterr().out
     model, processor, embeddings, classes = unit_embeddings(place)
-    wanted = measure_wording(model, processor, embeddings, classes, sorted(COLOURS), templates)
-    assert result["wording"] == json.loads(json.dumps(wanted.to_dict())) and wanted.table() in out
+    wanted = per_template_accuracy(model, processor, embeddings, classes, sorted(COLOURS), templates)
+    assert result["per_template"] == json.loads(json.dumps(wanted.to_dict())) and wanted.table() in out
     alone = [evaluate(f"zero-shot {DATA} --template {shlex.quote(one)}", tmp_path)["top_1"] for one in templates]
-    assert [*result["wording"]["templates"].values()] == alone and result["wording"]["ensemble"] == result["top_1"]
+    assert [*result["per_template"]["templates"].values()] == alone and result["per_template"]["ensemble"] == result[
+        "top_1"
+    ]
     chosen = select_templates(model, processor, embeddings, classes, sorted(COLOURS), templates)
-    assert [(row["template"], row["top_1"]) for row in result["selection"]] == chosen
+    assert [(row["template"], row["top_1"]) for row in result["selected_templates"]] == chosen
     # The file gives the ensemble that was chosen, on whatever data.
     assert load_prompts(tmp_path / "few.yaml").templates == tuple(template for template, _ in chosen)
     again = evaluate(f"zero-shot {DATA} --prompts {tmp_path / 'few.yaml'}", tmp_path)
@@ -189,7 +193,7 @@ def test_the_temperature_is_found_and_used(place, tmp_path, capsys):
     # One that likes neither end: the model is untrained.
     command = f"zero-shot {DATA} --template '{{}} {{}}'"
     before = evaluate(command, tmp_path)
-    assert before["temperature"] == 1 and "calibration" not in before and "wording" not in before
+    assert before["temperature"] == 1 and "calibration" not in before and "per_template" not in before
     found = evaluate(f"{command} --fit-temperature", tmp_path)["calibration"]
     assert found["error_before"] == pytest.approx(before["calibration_error"], abs=1e-6) and found["images"] == 72
     assert f"temperature {found['temperature']:.4g}: calibration error" in capsys.readouterr().out
@@ -246,8 +250,11 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
         (f"zero-shot {DATA} --output model", "--output model is a folder: name a file, such as model/result.json"),
         (f"zero-shot {DATA} --plots squares.parquet", "--plots squares.parquet is a file"),
         (f"zero-shot {DATA} --label-names gone.txt", "--label-names gone.txt"),
-        (f"zero-shot {DATA} --wording", "compare templates: give two or more with --template, or --prompts"),
-        (f"zero-shot {DATA} {SEVERAL} --wording --multi-label", "judge one label an image: leave out --multi-label"),
+        (f"zero-shot {DATA} --per-template", "compare templates: give two or more with --template, or --prompts"),
+        (
+            f"zero-shot {DATA} {SEVERAL} --per-template --multi-label",
+            "need one label an image: leave out --multi-label",
+        ),
         (
             f"zero-shot {DATA} {SEVERAL} --select-templates a/b.yaml",
             "a/b.yaml: there is no folder a",
@@ -283,7 +290,7 @@ def test_wrong_usage_is_told_before_the_model_is_loaded(arguments, message, caps
 
 def test_numbers_without_names_are_told_the_option(capsys):
     assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} --label-column number")]) == 1
-    assert "--label-names FILE" in capsys.readouterr().err
+    assert "labels" in capsys.readouterr().err
 
 
 def evaluate_on_this_rank(place: str, folder: str) -> list[str]:
@@ -379,7 +386,7 @@ def test_a_suite_is_one_table_beside_published_numbers(place, tmp_path):
         {
             "squares": {"data": squares, "templates": ["a {} square"], "published": {"OpenAI": 0.5}},
             "numbers": {"data": squares, "label_column": "number", "prompts": str(place / "prompts.yaml")},
-            "captions": {"data": squares, "protocol": "retrieval", "metric": "image_to_text.recall_at_5"},
+            "captions": {"data": squares, "task": "retrieval", "metric": "image_to_text.recall_at_5"},
             "gone": {"data": "gone.parquet"},
         },
     )
@@ -398,7 +405,7 @@ def test_a_suite_is_one_table_beside_published_numbers(place, tmp_path):
 @pytest.mark.parametrize(
     ("datasets", "only", "said"),
     [({"a": {"data": "x", "colum": 1}}, None, "a has unknown keys: colum"), ({"a": {}}, None, "a has no `data`"),
-     ({"a": {"data": "x"}}, ["b"], "b: not in"), ({"a": {"data": "x", "protocol": "y"}}, None, "'y' is unknown")],
+     ({"a": {"data": "x"}}, ["b"], "b: not in"), ({"a": {"data": "x", "task": "y"}}, None, "'y' is unknown")],
 )  # fmt: skip
 def test_a_suite_that_cannot_be_read(datasets, only, said, tmp_path):
     with pytest.raises(ValueError, match=said):
@@ -438,13 +445,13 @@ def data_on_the_hub(entry) -> datasets.IterableDatasetDict:
     """Two images of the first and the last class, or with five captions each, in the columns that the Hub has."""
     images = [row["image"] for row in rows(1)[:2]]
     columns = {"__key__": ["s0", "s1"], "__url__": ["a", "a"]}
-    if entry.protocol == "retrieval":
+    if entry.task == "retrieval":
         columns |= {"jpg": images, "txt": ["\n".join(f"{name} {one}" for one in range(5)) for name in NAMES[:2]]}
         wrong = {"txt": ["", ""]}
     else:
         columns |= {"webp": images, "cls": [0, len(load_prompts(entry.prompts).classes) - 1]}
         wrong = {"cls": [10**6] * 2}
-    image = "jpg" if entry.protocol == "retrieval" else "webp"
+    image = "jpg" if entry.task == "retrieval" else "webp"
     splits = {"train": columns | wrong, "test": columns}
     return datasets.IterableDatasetDict(
         {
@@ -479,8 +486,8 @@ def test_every_row_of_the_suite_of_the_project_resolves(monkeypatch):
     assert opened == [entry.data for entry in on_the_hub.values()]
     for name, entry in on_the_hub.items():
         result = found.results[name]
-        assert 0 <= found.scores[name] <= 1 and result["protocol"] == entry.protocol
-        if entry.protocol == "retrieval":
+        assert 0 <= found.scores[name] <= 1 and result["task"] == entry.task
+        if entry.task == "retrieval":
             assert {found["candidates"] for found in (result["image_to_text"], result["text_to_image"])} == {2, 10}
         else:
             prompts = load_prompts(entry.prompts)

@@ -137,7 +137,7 @@ def test_eval_prints_a_table_and_writes_json(protocol, number, capsys, tmp_path)
     command = ["eval", protocol, "--model", "runs/emoji", "--data", "pairs.parquet", "--output", str(file)]
     assert cli.main(command) == 0
     result = json.loads(file.read_text())
-    assert result["protocol"] == protocol and number in result
+    assert result["task"] == protocol and number in result
     assert "24" in capsys.readouterr().out
     assert cli.main([*command, "--where", "label=red", "--where", "label=blue"]) == 0
     assert "8" in capsys.readouterr().out and json.loads(file.read_text()) != result

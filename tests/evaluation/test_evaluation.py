@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from hf_clip.evaluation import (
-    embed_images,
-    embed_texts,
+    encode_images,
+    encode_texts,
     evaluate_pairs,
     evaluate_retrieval,
     evaluate_zero_shot,
@@ -108,7 +108,7 @@ def test_equal_embeddings_tie_wherever_they_stand():
     texts = torch.randn(1, 512).repeat(301, 1)
     images = torch.randn(97, 512)
     ranks, _ = retrieval.rank_positives(images, texts, [index * 3 for index in range(97)], tile_size=64)
-    assert set(ranks.ranks_N.tolist()) == {301}
+    assert set(ranks.ranks.tolist()) == {301}
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
@@ -145,9 +145,9 @@ def test_tiles_change_nothing(data):
     image_ranks, text_ranks = retrieval.rank_positives(
         images, texts, positives, tile_size=data.draw(st.integers(1, 13))
     )
-    assert image_ranks.ranks_N.tolist() == slow_ranks(cosines, positives)
+    assert image_ranks.ranks.tolist() == slow_ranks(cosines, positives)
     images_of = [{image for image, true in enumerate(positives) if text in true} for text in range(text_count)]
-    assert text_ranks.ranks_N.tolist() == slow_ranks(zip(*cosines, strict=True), images_of)
+    assert text_ranks.ranks.tolist() == slow_ranks(zip(*cosines, strict=True), images_of)
 
 
 def test_all_cosines_are_never_held_at_once(monkeypatch):
@@ -166,13 +166,13 @@ def test_all_cosines_are_never_held_at_once(monkeypatch):
 @pytest.mark.parametrize(
     "images, texts, positives, said",
     [
-        ([[1.0, float("nan")]], [[1.0, 0.0]], [0], "image_embeds_ND holds NaN or infinity in 1 of 1"),
-        ([[1.0, 0.0]], [[float("inf"), 0.0]], [0], "text_embeds_MD holds NaN"),
+        ([[1.0, float("nan")]], [[1.0, 0.0]], [0], "image_embeds holds NaN or infinity in 1 of 1"),
+        ([[1.0, 0.0]], [[float("inf"), 0.0]], [0], "text_embeds holds NaN"),
         ([[1.0, 0.0]], [[1.0, 0.0]], [1], "positives.0. is text 1, but texts go from 0 to 0"),
         ([[1.0, 0.0]], [[1.0, 0.0]], [0, 0], "2 entries for 1 images"),
         ([[1.0, 0.0]], [[1.0, 0.0]], [[]], "no image has a text"),
         ([[1.0, 0.0]], [[1.0]], [0], "2 dimensions, texts 1"),
-        (torch.empty(0, 2), [[1.0, 0.0]], [], "image_embeds_ND has the shape"),
+        (torch.empty(0, 2), [[1.0, 0.0]], [], "image_embeds has the shape"),
     ],
 )
 def test_what_cannot_be_ranked(images, texts, positives, said):
@@ -195,24 +195,24 @@ def test_bad_images_are_skipped_and_counted_by_reason(capfd):
         png(3)[:45],
         Image.fromarray(gray(3)),
     ]
-    features = embed_images(model, model.processor, stream, batch_size=2)
+    features = encode_images(model, model.processor, stream, batch_size=2)
     assert features.kept == [0, 3, 6]
-    assert features.embeddings_ND.tolist() == torch.eye(4)[[2, 1, 3]].tolist()
+    assert features.embeddings.tolist() == torch.eye(4)[[2, 1, 3]].tolist()
     assert features.skipped == {"unknown_format": 1, "missing": 1, "empty": 1, "truncated": 1}
     # Batches are filled from the readable ones, nothing was trained on the way, and no bar without a terminal.
     assert model.calls == [("image", 2, False), ("image", 1, False)]
-    assert model.training and not features.embeddings_ND.requires_grad
+    assert model.training and not features.embeddings.requires_grad
     assert capfd.readouterr().err == ""
 
 
 def test_nothing_to_encode_is_an_error():
     model = LookupEncoder(torch.eye(2), {"x": [1.0, 0.0]})
     with pytest.raises(ValueError, match="2 missing, 1 unknown_format"):
-        embed_images(model, model.processor, [None, b"?", None])
+        encode_images(model, model.processor, [None, b"?", None])
     with pytest.raises(ValueError, match="the data set is empty"):
-        embed_images(model, model.processor, [])
+        encode_images(model, model.processor, [])
     with pytest.raises(ValueError, match="no texts"):
-        embed_texts(model, model.processor, [])
+        encode_texts(model, model.processor, [])
 
 
 def test_embeddings_do_not_depend_on_the_batch():
@@ -222,11 +222,11 @@ def test_embeddings_do_not_depend_on_the_batch():
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)) for seed in range(5)
     ]
     torch.testing.assert_close(
-        embed_texts(model, processor, texts, batch_size=2), embed_texts(model, processor, texts), atol=1e-5, rtol=0
+        encode_texts(model, processor, texts, batch_size=2), encode_texts(model, processor, texts), atol=1e-5, rtol=0
     )
     torch.testing.assert_close(
-        embed_images(model, processor, images, batch_size=2).embeddings_ND,
-        embed_images(model, processor, images).embeddings_ND,
+        encode_images(model, processor, images, batch_size=2).embeddings,
+        encode_images(model, processor, images).embeddings,
         atol=1e-5,
         rtol=0,
     )
@@ -279,12 +279,12 @@ def test_images_decoded_beforehand_give_the_same_and_can_be_evaluated_again():
 def test_results_are_json_and_print_what_was_counted():
     result = evaluate_fruit()
     numbers = json.loads(json.dumps(result.to_dict()))
-    assert numbers["protocol"] == "retrieval" and numbers["image_to_text"]["candidates"] == 3
+    assert numbers["task"] == "retrieval" and numbers["image_to_text"]["candidates"] == 3
     assert numbers["skipped"] == {"unknown_format": 1, "no_caption": 1}
     header, titles, to_text, *_ = lines = result.table().splitlines()
     assert header == "fruit" and "R@1" in titles
     assert to_text.split()[-7:] == ["0.833", "1.000", "1.000", "1", "0.889", "6", "3"]
-    assert lines[-1] == "left out: 1 no_caption, 1 unknown_format"
+    assert lines[-1] == "skipped: 1 no_caption, 1 unknown_format"
 
 
 def test_best_and_worst():
@@ -339,7 +339,7 @@ def test_zero_shot_by_hand(tmp_path):
     derived = evaluate_zero_shot(model, model.processor, open_source(file))
     assert [row["label"] for row in derived.per_class] == ["down", "up"]
     names = ["down", "up", "left"]
-    result = evaluate_zero_shot(model, model.processor, open_source(file), label_names=names, batch_size=2)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names, batch_size=2)
     assert result.top_1 == pytest.approx(3 / 4)
     assert result.mean_per_class == pytest.approx((2 / 3 + 1) / 2)
     assert (result.images, result.classes, result.chance, result.top_5) == (4, 3, 1 / 3, None)
@@ -356,8 +356,8 @@ def test_classes_given_as_numbers_need_names_and_take_them_in_order(tmp_path):
     with pytest.raises(ValueError, match="label '2' has no name"):
         evaluate_zero_shot(model, model.processor, open_source(file))
     with pytest.raises(ValueError, match="row 0.*'2' is none of the 2 classes"):
-        evaluate_zero_shot(model, model.processor, open_source(file), label_names=["zero", "one"])
-    result = evaluate_zero_shot(model, model.processor, open_source(file), label_names=["zero", "one", "two"])
+        evaluate_zero_shot(model, model.processor, open_source(file), labels=["zero", "one"])
+    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=["zero", "one", "two"])
     assert result.top_1 == pytest.approx(2 / 3)
     assert [row["top_1"] for row in result.per_class] == [1, 0, 1]
     assert result.skipped == {"no_label": 1}
@@ -367,17 +367,17 @@ def test_names_that_are_numerals_are_not_taken_for_numbers(tmp_path):
     names, images = ["1", "2", "0"], [png(0), png(1), png(1), png(2)]
     model = LookupEncoder(torch.eye(3), {"1": [1.0, 0, 0], "2": [0, 1.0, 0], "0": [0, 0, 1.0]})
     file = write_parquet(tmp_path / "numbers.parquet", images, label=[0, 1, 1, 2])
-    result = evaluate_zero_shot(model, model.processor, open_source(file), label_names=names)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names)
     assert [(row["label"], row["images"]) for row in result.per_class] == [("1", 1), ("2", 2), ("0", 1)]
     assert result.top_1 == 1
     lists = write_parquet(tmp_path / "lists.parquet", images, label=[[0], [1], [1], [2]])
-    several = evaluate_zero_shot(model, model.processor, open_source(lists), label_names=names, is_multi_label=True)
+    several = evaluate_zero_shot(model, model.processor, open_source(lists), labels=names, multi_label=True)
     assert [row["images"] for row in several.per_class] == [1, 2, 1] and several.mean_average_precision == 1
     # Of texts nobody knows which was meant.
     texts = open_source(write_parquet(tmp_path / "texts.parquet", images, label=["0", "1", "1", "2"]))
-    with pytest.raises(ValueError, match="row 0.*'0' is one class by its number and another by its name. Give"):
-        evaluate_zero_shot(model, model.processor, texts, label_names=names)
-    in_order = evaluate_zero_shot(model, model.processor, texts, label_names=["0", "1", "2"])
+    with pytest.raises(ValueError, match="row 0.*'0' is one class by its index and another by its name. Give"):
+        evaluate_zero_shot(model, model.processor, texts, labels=names)
+    in_order = evaluate_zero_shot(model, model.processor, texts, labels=["0", "1", "2"])
     assert [row["images"] for row in in_order.per_class] == [1, 2, 1]
 
 
@@ -391,13 +391,13 @@ def test_lists_leave_out_what_is_no_class(tmp_path):
     pq.write_table(table.replace_schema_metadata(features.metadata), tmp_path / "lists.parquet")
     model = LookupEncoder(torch.eye(5), {name: torch.eye(5)[place].tolist() for place, name in enumerate(names)})
     source = open_source(str(tmp_path / "lists.parquet"))
-    result = evaluate_zero_shot(model, model.processor, source, is_multi_label=True)
+    result = evaluate_zero_shot(model, model.processor, source, multi_label=True)
     assert [(row["label"], row["images"]) for row in result.per_class] == [("cat", 1), ("dog", 1), ("cow", 2)]
     assert result.skipped == {"no_label": 1}
     # And where names come from elsewhere.
     pq.write_table(table.take([0, 1, 2, 3]), tmp_path / "bare.parquet")
     bare = open_source(str(tmp_path / "bare.parquet"))
-    result = evaluate_zero_shot(model, model.processor, bare, is_multi_label=True, label_names=names)
+    result = evaluate_zero_shot(model, model.processor, bare, multi_label=True, labels=names)
     assert result.skipped == {"no_label": 1} and [row["images"] for row in result.per_class] == [1, 1, 1]
 
 
@@ -406,15 +406,15 @@ def test_one_class_alone_is_refused(tmp_path):
     model = LookupEncoder(torch.eye(2), {"up": [1.0, 0], "down": [0, 1.0]})
     for names in (None, ["up"]):
         with pytest.raises(ValueError, match="'up' is the only class, which any model finds"):
-            evaluate_zero_shot(model, model.processor, source, label_names=names)
-    assert evaluate_zero_shot(model, model.processor, source, label_names=["up", "down"]).top_1 == 1
+            evaluate_zero_shot(model, model.processor, source, labels=names)
+    assert evaluate_zero_shot(model, model.processor, source, labels=["up", "down"]).top_1 == 1
 
 
 def test_equal_classes_are_placed_in_the_order_of_the_labels(tmp_path):
     file = write_parquet(tmp_path / "ties.parquet", [png(0)] * 8, label=list(range(8)))
     names = [f"name {index}" for index in range(8)]
     model = LookupEncoder(torch.ones(1, 2), {name: [1.0, 1.0] for name in names})
-    result = evaluate_zero_shot(model, model.processor, open_source(file), label_names=names)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names)
     assert (result.top_1, result.top_5) == (1 / 8, 5 / 8)
 
 
@@ -481,13 +481,13 @@ def test_similarity_is_drawn_whatever_captions_hold(tmp_path):
 
 
 def test_letters_without_a_font_are_named_once_asked_for():
-    from hf_clip.evaluation.plots import figures as plots
+    from hf_clip.evaluation.plots import canvas
 
     with pytest.warns(UserWarning, match="install one that has"):
-        assert plots._drawable("a \U0001f9ff b") == "a □ b"
+        assert canvas.drawable("a \U0001f9ff b") == "a □ b"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert plots._drawable("café \n au\tlait \ufe0f\u200d!") == "café au lait !"
+        assert canvas.drawable("café \n au\tlait \ufe0f\u200d!") == "café au lait !"
 
 
 @pytest.mark.usefixtures("no_glyph_is_missing")
@@ -512,7 +512,7 @@ def test_images_that_all_have_one_name_are_refused():
 
 
 def test_training_curves_survive_a_killed_and_resumed_run(tmp_path):
-    from hf_clip.evaluation.plots import figures as plots
+    from hf_clip.evaluation.plots import training_curves
 
     path = tmp_path / "metrics.jsonl"
     lines = [
@@ -526,7 +526,7 @@ def test_training_curves_survive_a_killed_and_resumed_run(tmp_path):
         {"step": 4, "loss": 3.0, "recall_at_1": 0.5},
     ]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
-    assert plots._read_curves(path) == ({1: 5.0, 2: 4.0, 4: 3.0}, {"seen": {2: 0.1}, "R@1": {4: 0.5}})
+    assert training_curves._read_curves(path) == ({1: 5.0, 2: 4.0, 4: 3.0}, {"seen": {2: 0.1}, "R@1": {4: 0.5}})
     ink(plot_training(path, tmp_path / "curve.png"))
     path.write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="at least one training step"):
@@ -534,11 +534,11 @@ def test_training_curves_survive_a_killed_and_resumed_run(tmp_path):
 
 
 def test_a_smoothed_curve_keeps_a_straight_line_and_narrows_noise():
-    from hf_clip.evaluation.plots import figures as plots
+    from hf_clip.evaluation.plots import training_curves
 
-    np.testing.assert_allclose(plots._smooth(np.full(9, 3.0), 2), 3.0)
+    np.testing.assert_allclose(training_curves._smooth(np.full(9, 3.0), 2), 3.0)
     noise = np.array([0.0, 1.0] * 20)
-    assert np.ptp([b - a for a, b in pairwise(plots._smooth(noise, 4)[4:-4])]) < 0.3
+    assert np.ptp([b - a for a, b in pairwise(training_curves._smooth(noise, 4)[4:-4])]) < 0.3
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from hf_clip.evaluation import Encoding, FeatureCache, embed_images, embed_texts, features
+from hf_clip.evaluation import Encoding, FeatureCache, encode_images, encode_texts, features
 from hf_clip.evaluation.cache import model_key
 from hf_clip.evaluation.corruptions import Corruption
 from tests.helpers.ranks import run_on_ranks
@@ -41,7 +41,7 @@ STREAM = [make_image(0), {"bytes": b"broken", "path": None}, *map(make_image, ra
 
 
 def embed(model, processor, stream=STREAM, **options):
-    return embed_images(model, processor, stream, encoding=Encoding(batch_size=2, **options))
+    return encode_images(model, processor, stream, encoding=Encoding(batch_size=2, **options))
 
 
 @pytest.mark.usefixtures("small_files")
@@ -60,11 +60,11 @@ def test_an_evaluation_that_was_stopped_goes_on(tmp_path):
     found = embed(model, processor, cache=FeatureCache(tmp_path))
     # The first file's two readable images were not encoded again.
     assert sum(sizes) == 2 + 4
-    torch.testing.assert_close(found.embeddings_ND, expected.embeddings_ND, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-6, rtol=0)
     assert (found.kept, found.skipped) == (expected.kept, expected.skipped) == ([0, 2, 3, 4, 5, 6], found.skipped)
     assert found.skipped == {"unknown_format": 1, "missing": 1}
     again = embed(model, processor, cache=FeatureCache(tmp_path))
-    assert sum(sizes) == 6 and torch.equal(again.embeddings_ND, found.embeddings_ND) and again.kept == found.kept
+    assert sum(sizes) == 6 and torch.equal(again.embeddings, found.embeddings) and again.kept == found.kept
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     assert of_another != whole
     for content in (whole[:-5], b"", b"\x00" * 40, whole[:8] + b"?" * 20 + whole[28:], flipped, of_another):
         file.write_bytes(content)
-        assert torch.equal(embed(model, processor, cache=FeatureCache(tmp_path)).embeddings_ND, expected.embeddings_ND)
+        assert torch.equal(embed(model, processor, cache=FeatureCache(tmp_path)).embeddings, expected.embeddings)
         assert len(file.read_bytes()) == len(whole)
 
 
@@ -165,10 +165,10 @@ def test_features_before_the_projection_are_what_it_projects(tower, width):
     """The paper's features of linear probes: a ResNet's are attention-pooled, before the pooling's projection."""
     model, processor = tiny(tower)
     pooled = embed(model, processor, before_projection=True)
-    assert pooled.embeddings_ND.shape == (6, width)
+    assert pooled.embeddings.shape == (6, width)
     with torch.no_grad():
-        projected = torch.nn.functional.normalize(model.visual_projection(pooled.embeddings_ND))
-    torch.testing.assert_close(projected, embed(model, processor).embeddings_ND, atol=1e-6, rtol=0)
+        projected = torch.nn.functional.normalize(model.visual_projection(pooled.embeddings))
+    torch.testing.assert_close(projected, embed(model, processor).embeddings, atol=1e-6, rtol=0)
 
 
 def embed_on_this_rank(folder: str | None) -> tuple:
@@ -177,8 +177,8 @@ def embed_on_this_rank(folder: str | None) -> tuple:
     state = PartialState(cpu=True)
     cache = FeatureCache(folder) if folder else None
     found = embed(model, processor, processes=state, cache=cache)
-    texts = embed_texts(model, processor, [f"text {n}" for n in range(5)], batch_size=2, processes=state)
-    return found.embeddings_ND, found.kept, found.skipped, texts
+    texts = encode_texts(model, processor, [f"text {n}" for n in range(5)], batch_size=2, processes=state)
+    return found.embeddings, found.kept, found.skipped, texts
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
@@ -186,13 +186,13 @@ def embed_on_this_rank(folder: str | None) -> tuple:
 def test_two_processes_give_what_one_gives(is_cached, tmp_path):
     model, processor = tiny_clip(["a"])
     expected = embed(model, processor, cache=FeatureCache(tmp_path / "one"))
-    texts = embed_texts(model, processor, [f"text {n}" for n in range(5)], batch_size=2)
+    texts = encode_texts(model, processor, [f"text {n}" for n in range(5)], batch_size=2)
     for embeddings, kept, skipped, found_texts in run_on_ranks(
         embed_on_this_rank, 2, str(tmp_path / "two") if is_cached else None
     ):
         # 8 images in shares of 3, 3 and 2: nothing is padded, lost or out of order.
         assert (kept, skipped) == (expected.kept, expected.skipped)
-        assert torch.equal(embeddings, expected.embeddings_ND) and torch.equal(found_texts, texts)
+        assert torch.equal(embeddings, expected.embeddings) and torch.equal(found_texts, texts)
 
 
 def test_more_processes_than_shares():
@@ -202,7 +202,7 @@ def test_more_processes_than_shares():
 
 def embed_few_on_this_rank() -> torch.Tensor:
     model = LookupEncoder(torch.eye(2), {"x": [1.0, 0.0]})
-    return embed(model, model.processor, [gray(0), gray(1)], processes=PartialState(cpu=True)).embeddings_ND
+    return embed(model, model.processor, [gray(0), gray(1)], processes=PartialState(cpu=True)).embeddings
 
 
 def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):

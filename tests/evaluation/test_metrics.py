@@ -51,7 +51,7 @@ def test_mean_per_class_and_confusion_are_scikit_learns():
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         expected = balanced_accuracy_score(truth, guesses)
     assert metrics.mean_per_class(truth, truth == guesses) == pytest.approx(expected, abs=1e-12)
-    counts = metrics.confusion(truth, guesses, 4)
+    counts = metrics.confusion_matrix(truth, guesses, 4)
     assert (counts == confusion_matrix(truth, guesses, labels=range(4))).all()
 
 

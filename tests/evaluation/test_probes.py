@@ -58,7 +58,7 @@ def test_of_equal_scores_the_simplest_model_wins():
 # The split
 
 
-def test_a_share_of_each_class_is_held_out():
+def test_a_fraction_of_each_class_is_held_out():
     labels = np.array(["a"] * 10 + ["b"] * 5 + ["c"])
     held = hold_out(labels, 0.2, seed=3)
     assert [held[labels == name].sum() for name in "abc"] == [2, 1, 0]
@@ -66,7 +66,7 @@ def test_a_share_of_each_class_is_held_out():
     assert hold_out(labels, 0.99, seed=0).sum() == 9 + 4
     with pytest.raises(ValueError, match="3 images are too few to set 20% of each class aside"):
         hold_out(np.array(["a", "b", "c"]), 0.2, seed=0)
-    with pytest.raises(ValueError, match="validation_share=1.0"):
+    with pytest.raises(ValueError, match="validation_fraction=1.0"):
         hold_out(labels, 1.0, seed=0)
 
 
@@ -101,7 +101,7 @@ def test_the_probe_is_scikit_learns_on_features_before_the_projection(model, tmp
     assert {row["label"]: row["top_1"] for row in result.per_class} == {
         name: pytest.approx(hits[truth == name].mean()) for name in COLOURS
     }
-    assert "squares" in result.table() and result.to_dict()["protocol"] == "linear-probe"
+    assert "squares" in result.table() and result.to_dict()["task"] == "linear-probe"
 
 
 def test_training_data_that_cannot_be_trained_on(model, tmp_path):
@@ -116,7 +116,7 @@ def test_training_data_that_cannot_be_trained_on(model, tmp_path):
         evaluate_linear_probe(*model, open_source(str(write_parquet(tmp_path / "no.parquet", rows(1)))), train)
 
 
-def test_images_left_out_are_counted_for_training_and_test(model, tmp_path):
+def test_images_skipped_are_counted_for_training_and_test(model, tmp_path):
     def with_broken(name: str, copies: int, count: int, first_seed: int):
         content = [{**row, "label": row["caption"].split(" ")[1]} for row in rows(copies, first_seed)]
         broken = [{**row, "image": {"bytes": b"broken", "path": None}} for row in content[:count]]
@@ -126,17 +126,17 @@ def test_images_left_out_are_counted_for_training_and_test(model, tmp_path):
     test = with_broken("test.parquet", 1, 1, 9)
     for result in (
         evaluate_linear_probe(*model, train, test, validation=held_out),
-        evaluate_few_shot(*model, train, test, validation=held_out, shots=(1,), seeds=1),
+        evaluate_few_shot(*model, train, test, validation=held_out, shots=(1,), num_seeds=1),
     ):
         told = json.loads(json.dumps(result.to_dict()))
         assert (told["skipped"], told["train_skipped"]) == ({"unknown_format": 1}, {"unknown_format": 5})
-        assert result.table().endswith("left out: 1 unknown_format\nleft out of training: 5 unknown_format")
+        assert result.table().endswith("skipped: 1 unknown_format\nskipped of training: 5 unknown_format")
 
 
 # Few shots
 
 
-def test_draws_are_nested_and_of_each_class():
+def test_trials_are_nested_and_of_each_class():
     labels = np.array(["b", "a"] * 8)
     draw = few_shot.draw_shots(labels, 4, seed=1)
     assert draw.shape == (2, 4) and len(set(draw.ravel())) == 8
@@ -148,7 +148,7 @@ def test_draws_are_nested_and_of_each_class():
 def test_few_shots_by_scikit_learn(model, tmp_path):
     train, test = squares(tmp_path / "train.parquet", 2), squares(tmp_path / "test.parquet", 1, first_seed=9)
     validation = squares(tmp_path / "validation.parquet", 1, first_seed=20)
-    result = evaluate_few_shot(*model, train, test, validation=validation, shots=(1, 4), seeds=3)
+    result = evaluate_few_shot(*model, train, test, validation=validation, shots=(1, 4), num_seeds=3)
     assert [row["shots"] for row in result.shots] == [1, 4]
     for row in result.shots:
         assert len(row["scores"]) == 3
@@ -159,23 +159,23 @@ def test_few_shots_by_scikit_learn(model, tmp_path):
         *model, train, None, 0.2, 0, linear_probe.Encoding(before_projection=True)
     )
     asked = linear_probe.TrainingSet.embed(*model, test, None, 0.2, 0, linear_probe.Encoding(before_projection=True))
-    few = few_shot.draw_shots(training.labels_N, 4, seed=2).ravel()
+    few = few_shot.draw_shots(training.labels, 4, seed=2).ravel()
     probe = LogisticRegression(C=1 / result.shots[1]["penalty"], max_iter=1000)
-    probe.fit(training.features_ND[few], training.labels_N[few])
-    assert probe.score(asked.features_ND, asked.labels_N) == pytest.approx(result.shots[1]["scores"][2])
-    assert (result.train_images, result.images, result.classes, result.seeds) == (48, 24, 6, 3)
+    probe.fit(training.features[few], training.labels[few])
+    assert probe.score(asked.features, asked.labels) == pytest.approx(result.shots[1]["scores"][2])
+    assert (result.train_images, result.images, result.classes, result.num_seeds) == (48, 24, 6, 3)
     assert result.table().count("\n") == 4
     assert result.zero_shot_top_1 == evaluate_zero_shot(*model, test).top_1
 
 
-def test_one_draw_has_no_deviation_and_validation_is_never_drawn(model, tmp_path):
+def test_one_trial_has_no_deviation_and_validation_is_never_drawn(model, tmp_path):
     train, test = squares(tmp_path / "train.parquet", 2), squares(tmp_path / "test.parquet", 1, first_seed=9)
-    result = evaluate_few_shot(*model, train, test, shots=(1,), seeds=1)
+    result = evaluate_few_shot(*model, train, test, shots=(1,), num_seeds=1)
     assert result.shots[0]["standard_deviation"] is None and " -" in result.table()
     # 8 images a color, a fifth of them held out.
     assert result.train_images == 6 * (8 - 2)
     with pytest.raises(ValueError, match="class 'black' has 6 images to draw from, fewer than 7 shots"):
         evaluate_few_shot(*model, train, test, shots=(1, 7))
-    for wrong in ({"shots": ()}, {"shots": (0, 1)}, {"seeds": 0}):
+    for wrong in ({"shots": ()}, {"shots": (0, 1)}, {"num_seeds": 0}):
         with pytest.raises(ValueError, match="below 1"):
             evaluate_few_shot(*model, train, test, **wrong)

@@ -111,12 +111,12 @@ class Live(TorchDispatchMode):
         return result
 
 
-def peak_of_ranking(num_images: int, num_texts: int) -> int:
+def peak_of_ranking(image_count: int, text_count: int) -> int:
     """Bytes beyond the embeddings."""
-    images = torch.nn.functional.normalize(torch.randn(num_images, 64))
-    captions = torch.nn.functional.normalize(torch.randn(num_texts, 64))
+    images = torch.nn.functional.normalize(torch.randn(image_count, 64))
+    captions = torch.nn.functional.normalize(torch.randn(text_count, 64))
     with Live() as live:
-        retrieval.rank_positives(images, captions, [[index] for index in range(num_images)], tile_size=256)
+        retrieval.rank_positives(images, captions, [[index] for index in range(image_count)], tile_size=256)
     return live.peak
 
 

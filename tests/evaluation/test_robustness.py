@@ -146,7 +146,7 @@ def test_accuracy_under_corruptions_is_that_of_corrupted_images(setting):
     assert result.top_1 == evaluate_zero_shot(*model, source).top_1
     scores = [score for by_severity in result.corruptions.values() for score in by_severity.values()]
     assert len(scores) == 4 and result.corrupted_top_1 == pytest.approx(np.mean(scores))
-    assert "impulse_noise" in result.table() and result.to_dict()["protocol"] == "robustness"
+    assert "impulse_noise" in result.table() and result.to_dict()["task"] == "robustness"
 
 
 def test_a_shift_between_two_sources(setting):
@@ -159,15 +159,15 @@ def test_a_shift_between_two_sources(setting):
     assert evaluate_shift(*model, source, other).effective_robustness is None
 
 
-def test_what_is_left_out_of_either_source_is_told(setting):
+def test_what_is_skipped_of_either_source_is_told(setting):
     model, source, content, folder = setting
     broken = [{**row, "image": {"bytes": b"broken", "path": None}} for row in content[:2]]
     other = open_source(str(write_parquet(folder / "other.parquet", [*broken, *content[2:]])))
     result = evaluate_shift(*model, source, other)
     assert result.to_dict()["skipped"] == {} and result.to_dict()["shifted_skipped"] == {"unknown_format": 2}
-    assert "left out of" in result.table() and result.table().endswith("other.parquet: 2 unknown_format")
+    assert "skipped of" in result.table() and result.table().endswith("other.parquet: 2 unknown_format")
     damaged = evaluate_corruptions(*model, other, corruptions=("contrast",), severities=(1,))
-    assert damaged.skipped == {"unknown_format": 2} and damaged.table().endswith("left out: 2 unknown_format")
+    assert damaged.skipped == {"unknown_format": 2} and damaged.table().endswith("skipped: 2 unknown_format")
 
 
 def test_shifted_images_are_told_apart_among_all_classes(setting):
@@ -179,9 +179,9 @@ def test_shifted_images_are_told_apart_among_all_classes(setting):
 
     red = [row for row in content if row["label"] == "red"]
     alone = shifted("red", red)
-    by_hand = evaluate_zero_shot(*model, open_source(str(folder / "red.parquet")), label_names=sorted(COLOURS))
+    by_hand = evaluate_zero_shot(*model, open_source(str(folder / "red.parquet")), labels=sorted(COLOURS))
     assert (alone.shifted_top_1, alone.shifted_images) == (by_hand.top_1, 4) and by_hand.top_1 < 1
-    assert shifted("red", red, label_names=sorted(COLOURS)).shifted_top_1 == by_hand.top_1
+    assert shifted("red", red, labels=sorted(COLOURS)).shifted_top_1 == by_hand.top_1
     with pytest.raises(ValueError, match="'pink' is none of the 6 classes"):
         shifted("pink", [{**row, "label": "pink"} for row in red])
     # Numbers, and words without an order that the numbers could be of.

@@ -1,10 +1,16 @@
-"""What wording does to accuracy, which templates are chosen, and the temperature: by hand on cases small enough."""
+"""Accuracy by template, which templates are chosen, and the temperature: by hand on cases small enough."""
 
 import numpy as np
 import pytest
 import torch
 
-from hf_clip.evaluation import calibrate, fit_temperature, measure_wording, plot_wording, select_templates
+from hf_clip.evaluation import (
+    calibrate,
+    fit_temperature,
+    per_template_accuracy,
+    plot_per_template_accuracy,
+    select_templates,
+)
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from tests.helpers.toys import LookupEncoder, gray
 
@@ -34,22 +40,22 @@ def model_of(templates=TEMPLATES):
 
 def measured(templates=TEMPLATES, **options):
     model = model_of(templates)
-    function = options.pop("function", measure_wording)
+    function = options.pop("function", per_template_accuracy)
     return function(model, model.processor, IMAGES, CLASSES, LABELS, templates, **options)
 
 
-def test_accuracy_of_each_wording_and_how_far_it_spreads():
+def test_accuracy_of_each_template_and_how_far_it_spreads():
     result = measured()
     assert dict(result.templates) == {"good {}": 1.0, "bad {}": 0.0, "left {}": 0.75, "right {}": 0.75}
     assert (result.lowest, result.highest, result.span) == (0.0, 1.0, 1.0)
     assert result.mean == 0.625
-    assert result.deviation == pytest.approx(np.std([1, 0, 0.75, 0.75], ddof=1))
+    assert result.standard_deviation == pytest.approx(np.std([1, 0, 0.75, 0.75], ddof=1))
     model = model_of()
     both = ZeroShotClassifier(model, model.processor, LABELS, TEMPLATES)
     guesses = both.logits(IMAGES).argmax(-1)
     assert result.ensemble == (guesses == CLASSES).double().mean().item()
     assert result.to_dict()["span"] == 1.0 and len(result.table().splitlines()) == 6
-    assert measured(["left {}"]).deviation == 0.0
+    assert measured(["left {}"]).standard_deviation == 0.0
 
 
 def test_templates_are_chosen_while_they_help():
@@ -64,7 +70,7 @@ def test_templates_are_chosen_while_they_help():
 
 def test_the_plot_names_every_template(tmp_path):
     pytest.importorskip("matplotlib")
-    file = plot_wording(measured(), tmp_path / "wording.png")
+    file = plot_per_template_accuracy(measured(), tmp_path / "per_template.png")
     assert file.stat().st_size > 5000
 
 
@@ -79,7 +85,7 @@ def test_the_plot_names_every_template(tmp_path):
         (IMAGES, CLASSES, TEMPLATES, {"most": 0}, "most=0"),
     ],
 )
-def test_what_cannot_be_judged(images, classes, templates, options, said):
+def test_what_cannot_be_measured(images, classes, templates, options, said):
     model = model_of()
     with pytest.raises(ValueError, match=said):
         select_templates(model, model.processor, images, classes, LABELS, templates, **options)

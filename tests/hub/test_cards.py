@@ -32,7 +32,7 @@ DATA = [
     {"name": "Stamps", "file": "stamps.parquet", "images": 34, "license": "CC-BY-4.0", "source": "npm:@x/y@1.2"},
 ]
 RETRIEVAL = {
-    "protocol": "retrieval",
+    "task": "retrieval",
     "title": "unseen style, seen concepts",
     "image_to_text": {
         "recall_at_1": 0.61234,
@@ -48,7 +48,7 @@ RETRIEVAL = {
     "seconds": 2.0,
 }
 ZERO_SHOT = {
-    "protocol": "zero-shot",
+    "task": "zero-shot",
     "title": "fashion",
     "top_1": 0.345,
     "top_5": None,
@@ -224,7 +224,7 @@ def test_what_the_hub_would_refuse_is_refused_before_it_is_written(saved):
     with pytest.raises(ValueError, match="'a b' is no name"):
         card_of(saved, training_data=[{"name": "x", "dataset": "a b"}])
     with pytest.raises(ValueError, match="protocol 'magic'"):
-        card_of(saved, results=[{"protocol": "magic", "title": "x"}])
+        card_of(saved, results=[{"task": "magic", "title": "x"}])
     assert (saved / "README.md").read_text(encoding="utf-8") == before
     for wrong, said in (("mit", "license is 'gpl'"), ("transformers", "library_name is 'timm'")):
         text = (
@@ -272,7 +272,7 @@ def test_the_widget_shows_the_snippets_example(saved):
 
 
 PROBE = {
-    "protocol": "linear-probe",
+    "task": "linear-probe",
     "title": "fashion",
     "top_1": 0.8,
     "top_5": None,
@@ -283,18 +283,18 @@ PROBE = {
     "classes": 10,
 }
 FEW_SHOT = {
-    "protocol": "few-shot",
+    "task": "few-shot",
     "title": "fashion",
     "shots": [
         {"shots": 1, "mean": 0.4, "standard_deviation": None},
         {"shots": 16, "mean": 0.6, "standard_deviation": 0.02},
     ],
-    "seeds": 5,
+    "num_seeds": 5,
     "images": 100,
     "classes": 10,
 }
 ROBUSTNESS = {
-    "protocol": "robustness",
+    "task": "robustness",
     "title": "fashion",
     "top_1": 0.5,
     "corrupted_top_1": 0.25,
@@ -352,7 +352,7 @@ def changed(before: list[str], after: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("result", "key"),
     [*zip(EVERY, ("image_to_text", "top_1", "top_1", "shots", "corrupted_top_1"), strict=True)],
-    ids=[result["protocol"] for result in EVERY],
+    ids=[result["task"] for result in EVERY],
 )
 def test_what_is_measured_again_stands_in_its_own_place(saved, result, key):
     card_of(saved, results=EVERY)

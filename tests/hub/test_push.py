@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     (folder / "checkpoints" / "step-3").mkdir(parents=True)
     (folder / "checkpoints" / "step-3" / "optimizer.bin").write_bytes(b"large")
     data = [{"name": "Drawings", "license": "MIT", "images": 12}]
-    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
+    result = {"task": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
     facts = CardFacts("Tiny", data, results=[result], plots=[("plots/loss.png", "Loss")], example_labels=LABELS)
     write_model_card(folder, facts, runs_snippets=False)
     return folder
@@ -325,7 +325,7 @@ def test_a_model_without_a_card_gets_one(tmp_path):
     model, processor = tiny("vit")
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    result = {"protocol": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
+    result = {"task": "zero-shot", "title": "squares", "top_1": 0.5, "images": 2, "classes": 2}
     (tmp_path / "model" / "results.json").write_text(json.dumps({"evaluations": {"squares": result}}))
     prepare(tmp_path / "model", tmp_path / "prepared", NAME)
     card = ModelCard.load(tmp_path / "prepared" / "README.md")

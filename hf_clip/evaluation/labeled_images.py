@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_clip.evaluation.features import Encoding, embed_images
+from hf_clip.evaluation.features import Encoding, encode_images
 from hf_clip.sources import Sample, Source, SourceError, iterate_samples
 from hf_clip.sources.sample import as_text
 
@@ -19,13 +19,13 @@ class LabeledFeatures:
     """Embeddings of the images that could be read and have a label.
 
     Attributes:
-        embeddings_ND: (N, D) float32 on the CPU.
+        embeddings: (N, D) float32 on the CPU.
         labels: of each image as texts; one, unless the data has several.
         groups: for each column that was asked for, its value for each image as text, or None.
         skipped: how many images were left out, by reason.
     """
 
-    embeddings_ND: torch.Tensor
+    embeddings: torch.Tensor
     labels: list[tuple[str, ...]]
     groups: dict[str, list[str | None]]
     skipped: Counter[str]
@@ -38,14 +38,14 @@ def embed_labeled(
     encoding: Encoding,
     *,
     by: Sequence[str] = (),
-    is_multi_label: bool = False,
+    multi_label: bool = False,
     check: Callable[[str, str], None] | None = None,
 ) -> LabeledFeatures:
     """Embeddings and labels of a source's images.
 
     Args:
         by: columns whose values are wanted too; the source must have been opened with them as `keyword_columns`.
-        is_multi_label: the label column holds lists.
+        multi_label: the label column holds lists.
         check: called with each label and where it stands, before its image is encoded.
 
     Raises:
@@ -57,7 +57,7 @@ def embed_labeled(
 
     def make_images() -> Iterator:
         for sample, row in iterate_rows(source.require_label(), by):
-            found = _labels_of(row[source.label_column], names) if is_multi_label else (sample.label,)
+            found = _labels_of(row[source.label_column], names) if multi_label else (sample.label,)
             if not found or found[0] in (None, "-1"):
                 unlabeled["no_label"] += 1
                 continue
@@ -67,10 +67,10 @@ def embed_labeled(
             groups.append([value_of(source, row, column) for column in by])
             yield sample.image
 
-    features = embed_images(model, processor, make_images(), total=source.num_rows, encoding=encoding)
+    features = encode_images(model, processor, make_images(), total=source.num_rows, encoding=encoding)
     kept_groups = [groups[position] for position in features.kept]
     return LabeledFeatures(
-        features.embeddings_ND,
+        features.embeddings,
         [labels[position] for position in features.kept],
         {column: [values[place] for values in kept_groups] for place, column in enumerate(by)},
         features.skipped + unlabeled,
@@ -106,10 +106,10 @@ def value_of(source: Source, row: Mapping[str, Any], column: str) -> str | None:
     return _named(row[column], _names_of(source, column))
 
 
-def left_out(skipped: Mapping[str, int], what: str = "") -> list[str]:
+def describe_skipped(skipped: Mapping[str, int], what: str = "") -> list[str]:
     """The line of a table that says how many images are not in the numbers, by reason; none where all are."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-    return [f"left out{what}: {counts}"] if skipped else []
+    return [f"skipped{what}: {counts}"] if skipped else []
 
 
 def names_of_labels(source: Source) -> tuple[str, ...] | None:

@@ -10,21 +10,21 @@ import numpy as np
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.few_shot import FewShotResult
 from hf_clip.evaluation.linear_probe import LinearProbeResult
-from hf_clip.evaluation.plots.figures import (
+from hf_clip.evaluation.plots.canvas import (
     BLUE,
     FAINT,
     GREEN,
     INK,
     RED,
     WIDTH_INCHES,
-    _drawable,
-    _figure,
-    _save,
-    _style,
-    plot_wording,
+    drawable,
+    new_figure,
+    save,
+    style,
 )
 from hf_clip.evaluation.retrieval import RetrievalResult
 from hf_clip.evaluation.robustness import RobustnessResult
+from hf_clip.evaluation.template_study import PerTemplateAccuracy
 from hf_clip.evaluation.zero_shot import ZeroShotResult
 
 # More rows than these cannot be read.
@@ -32,43 +32,43 @@ CLASSES_SHOWN = 30
 
 
 def plot_confusion(result: ZeroShotResult, output: str | Path) -> Path:
-    """Shares of each class's images by the class that came first, as PNG.
+    """Fractions of each class's images by the class that came first, as PNG.
 
     Of more than 30 classes those that are confused most are shown. Raises ImportError without matplotlib, and
     ValueError for a result of images with several labels.
     """
-    if result.confusion_CC is None:
-        raise ValueError("images with several labels have no confusion: plot `per_class` instead.")
-    counts_CC = result.confusion_CC
+    if result.confusion_matrix is None:
+        raise ValueError("images with several labels have no confusion: see `per_class` instead.")
+    counts_CC = result.confusion_matrix
     wrong_CC = counts_CC * (1 - np.eye(len(counts_CC), dtype=counts_CC.dtype))
     busiest = np.argsort(-(wrong_CC.sum(0) + wrong_CC.sum(1)), kind="stable")[:CLASSES_SHOWN]
-    places = np.sort(busiest)
-    shares_CC = counts_CC[np.ix_(places, places)] / np.maximum(counts_CC[places].sum(1, keepdims=True), 1)
-    names = [_drawable(result.labels[place][:24]) for place in places]
-    with _style():
+    shown_C = np.sort(busiest)
+    fractions_CC = counts_CC[np.ix_(shown_C, shown_C)] / np.maximum(counts_CC[shown_C].sum(1, keepdims=True), 1)
+    names = [drawable(result.labels[index][:24]) for index in shown_C]
+    with style():
         cell = (WIDTH_INCHES - 2.4) / max(len(names), 8)
-        figure = _figure(WIDTH_INCHES, cell * len(names) + 1.6)
+        figure = new_figure(WIDTH_INCHES, cell * len(names) + 1.6)
         axes = figure.add_subplot()
-        axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(fractions_CC, cmap="Blues", vmin=0, vmax=1)
         size = min(8, 60 * cell)
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.grid(False)
-        for row, column in np.argwhere(shares_CC >= 0.005):
-            color = "white" if shares_CC[row, column] > 0.6 else INK
-            text = f"{100 * shares_CC[row, column]:.0f}"
+        for row, column in np.argwhere(fractions_CC >= 0.005):
+            color = "white" if fractions_CC[row, column] > 0.6 else INK
+            text = f"{100 * fractions_CC[row, column]:.0f}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size * 0.8)
         shown = "" if len(names) == len(counts_CC) else f"; {len(names)} of {len(counts_CC)} classes"
         axes.set_xlabel(f"class that came first, % of the true class (rows){shown}", color=FAINT)
-        return _save(figure, output)
+        return save(figure, output)
 
 
 def plot_calibration(result: ZeroShotResult, output: str | Path) -> Path:
-    """Accuracy by confidence, with the share of the images, as PNG. Raises ImportError without matplotlib."""
-    counts_G, confidences_G, hits_G = metrics.calibration_curve(result.confidences_N, result.is_hit_N)
+    """Accuracy by confidence, with the fraction of the images, as PNG. Raises ImportError without matplotlib."""
+    counts_G, confidences_G, hits_G = metrics.calibration_curve(result.confidences, result.is_hit)
     used = counts_G > 0
-    with _style():
-        figure = _figure(WIDTH_INCHES * 0.6, 4)
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.6, 4)
         axes = figure.add_subplot()
         width = 1 / len(counts_G)
         axes.bar((np.arange(len(counts_G)) + 0.5) * width, counts_G / counts_G.sum(), 0.9 * width, color="#d1d9e0")
@@ -76,18 +76,18 @@ def plot_calibration(result: ZeroShotResult, output: str | Path) -> Path:
         axes.plot(confidences_G[used], hits_G[used], color=BLUE, marker="o", markersize=4)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
-        axes.set_xlabel("confidence (bars: share of the images)")
+        axes.set_xlabel("confidence (bars: fraction of the images)")
         axes.set_ylabel("accuracy")
         if result.calibration_error is not None:
             axes.set_title(f"expected calibration error {result.calibration_error:.3f}", fontsize=9)
-        return _save(figure, output)
+        return save(figure, output)
 
 
 def plot_recall(result: RetrievalResult, output: str | Path) -> Path:
-    """Share of the images whose text is among the first k, for every k, as PNG. Raises ImportError as above."""
-    ranks = np.sort(result.ranks.ranks_N.numpy())
-    with _style():
-        figure = _figure(WIDTH_INCHES * 0.7, 3.2)
+    """Fraction of the images whose text is among the first k, for every k, as PNG. Raises ImportError as above."""
+    ranks = np.sort(result.ranks.ranks.numpy())
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.7, 3.2)
         axes = figure.add_subplot()
         axes.step(ranks, np.arange(1, len(ranks) + 1) / len(ranks), where="post", color=BLUE)
         axes.set_xscale("log")
@@ -95,7 +95,7 @@ def plot_recall(result: RetrievalResult, output: str | Path) -> Path:
         axes.set_ylim(0, 1)
         axes.set_xlabel(f"k, of {len(result.names):,} candidates")
         axes.set_ylabel("R@k, image to text")
-        return _save(figure, output)
+        return save(figure, output)
 
 
 def plot_few_shot(result: FewShotResult, output: str | Path) -> Path:
@@ -105,8 +105,8 @@ def plot_few_shot(result: FewShotResult, output: str | Path) -> Path:
     """
     shots = [row["shots"] for row in result.shots]
     deviations = [row["standard_deviation"] or 0 for row in result.shots]
-    with _style():
-        figure = _figure(WIDTH_INCHES * 0.7, 3.6)
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.7, 3.6)
         axes = figure.add_subplot()
         means = [row["mean"] for row in result.shots]
         axes.errorbar(shots, means, deviations, color=BLUE, marker="o", markersize=4, capsize=3)
@@ -122,15 +122,15 @@ def plot_few_shot(result: FewShotResult, output: str | Path) -> Path:
         axes.set_xticks([*ticks], [*ticks.values()])
         axes.set_ylim(bottom=0)
         axes.set_xlabel(f"images of each of {result.classes} classes (dashed: chance)")
-        axes.set_ylabel(f"top-1, {result.seeds} draws")
-        return _save(figure, output)
+        axes.set_ylabel(f"top-1, {result.num_seeds} trials")
+        return save(figure, output)
 
 
 def plot_sweep(result: LinearProbeResult, output: str | Path) -> Path:
     """Accuracy on the validation split by penalty, the chosen one marked, as PNG. Raises ImportError as above."""
     penalties, scores = zip(*sorted(result.sweep.items()), strict=True)
-    with _style():
-        figure = _figure(WIDTH_INCHES * 0.7, 3.2)
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.7, 3.2)
         axes = figure.add_subplot()
         axes.plot(penalties, scores, color=BLUE, marker="o", markersize=4)
         axes.plot([result.penalty], [result.validation_top_1], color=RED, marker="o", markersize=7, fillstyle="none")
@@ -138,17 +138,17 @@ def plot_sweep(result: LinearProbeResult, output: str | Path) -> Path:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("L2 penalty")
         axes.set_ylabel("top-1 on the validation split")
-        return _save(figure, output)
+        return save(figure, output)
 
 
 def plot_robustness(result: RobustnessResult, output: str | Path) -> Path:
     """Accuracy by severity of each corruption, or on both data sets, as PNG. Raises ImportError as above."""
-    with _style():
-        figure = _figure(WIDTH_INCHES * 0.8, 3.8)
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.8, 3.8)
         axes = figure.add_subplot()
         if result.corruptions:
-            for place, (name, scores) in enumerate(result.corruptions.items()):
-                marker = "os^vDPX*<>"[place % 10]
+            for index, (name, scores) in enumerate(result.corruptions.items()):
+                marker = "os^vDPX*<>"[index % 10]
                 points = [0, *scores], [result.top_1, *scores.values()]
                 axes.plot(*points, marker=marker, markersize=4, label=name.replace("_", " "))
             axes.set_xlabel("severity (0: as it is)")
@@ -159,7 +159,28 @@ def plot_robustness(result: RobustnessResult, output: str | Path) -> Path:
             axes.bar(known.keys(), known.values(), 0.6, color=[BLUE, GREEN, "#d1d9e0"][: len(known)])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("top-1")
-        return _save(figure, output)
+        return save(figure, output)
+
+
+def plot_per_template_accuracy(result: PerTemplateAccuracy, output: str | Path) -> Path:
+    """Accuracy by each template, best first, beside that of all together, as PNG. Raises ImportError as above."""
+    ranked = sorted(result.templates, key=lambda entry: entry[1])
+    with style():
+        figure = new_figure(WIDTH_INCHES, 0.9 + 0.17 * len(ranked))
+        axes = figure.add_subplot()
+        axes.scatter([accuracy for _, accuracy in ranked], range(len(ranked)), color=BLUE, s=16)
+        axes.set_yticks(range(len(ranked)), [drawable(template[:60]) for template, _ in ranked], fontsize=7)
+        axes.set_ylim(-0.8, len(ranked) - 0.2)
+        axes.axvline(result.ensemble, color=GREEN, linewidth=1.2, label=f"all together: {result.ensemble:.3f}")
+        axes.axvline(
+            result.mean,
+            color=FAINT,
+            linestyle="--",
+            label=f"mean: {result.mean:.3f} ± {result.standard_deviation:.3f}",
+        )
+        axes.set_xlabel(f"top-1 over {result.images} images of {result.classes} classes")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.6 / (0.9 + 0.17 * len(ranked))), ncols=2)
+        return save(figure, output)
 
 
 def draw_charts(result, folder: str | Path) -> list[Path]:
@@ -171,9 +192,9 @@ def draw_charts(result, folder: str | Path) -> list[Path]:
         FewShotResult: {"few_shot": plot_few_shot},
         RobustnessResult: {"robustness": plot_robustness},
     }
-    if isinstance(result, ZeroShotResult) and result.confusion_CC is None:
+    if isinstance(result, ZeroShotResult) and result.confusion_matrix is None:
         return []
     drawn = [draw(result, Path(folder) / f"{name}.png") for name, draw in charts.get(type(result), {}).items()]
-    if isinstance(result, ZeroShotResult) and result.wording is not None:
-        drawn.append(plot_wording(result.wording, Path(folder) / "wording.png"))
+    if isinstance(result, ZeroShotResult) and result.per_template is not None:
+        drawn.append(plot_per_template_accuracy(result.per_template, Path(folder) / "per_template.png"))
     return drawn
