@@ -6,9 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, SiglipModel, SiglipProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -19,12 +17,12 @@ from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary, read_openai_merges
 
 from . import export_configs
-from .errors import ConversionError, naming
+from .check_processor import sees_padding
+from .errors import ConversionError, one_line_errors
 from .loading import load
 from .open_clip import open_clip_rules
 from .openai import openai_rules
-from .preprocessing import sees_padding
-from .rules import to_theirs
+from .rules import export_tensors
 from .verify import Verification, verify_conversion
 
 # Tensors that OpenAI's `convert_weights` makes float16: of convolutions, of linear layers and attention, and the two
@@ -68,8 +66,8 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
         result = Path(place) / output_dir.name
         result.mkdir()
         is_rounded = WRITERS[to](model, processor, result)
-        with naming(source):
-            _refuse_unusable(model, processor)
+        with one_line_errors(source):
+            _refuse_broken(model)
         verification = None
         if verify:
             verification = verify_conversion(source, (model, processor), result, to, options, is_rounded)
@@ -77,28 +75,16 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
     return verification
 
 
-def _refuse_unusable(model: HFCLIPModel, processor: HFCLIPProcessor) -> None:
-    """Raises ValueError where nobody could run the model: no numbers, or parts that do not belong together."""
-    text, vision, images = model.config.text_config, model.config.vision_config, processor.image_processor
+def _refuse_broken(model: HFCLIPModel) -> None:
+    """Raises ValueError for weights that are no numbers. What else nobody could run, `load` refuses."""
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
-        raise ValueError(f"the weights hold NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}.")
-    if text.tower == "clip" and "eos" in text.pooling and not 0 <= text.eos_token_id < text.vocab_size:
-        raise ValueError(
-            f"eos_token_id={text.eos_token_id}, at which texts are pooled, is no token of {text.vocab_size}."
-        )
-    with np.errstate(all="ignore"):
-        pixels = images(Image.new("RGB", (6, 4), "white"), return_tensors="np")["pixel_values"][0]
-    if not np.isfinite(pixels).all():
-        raise ValueError(f"image_mean={images.image_mean} and image_std={images.image_std} make no numbers of pixels.")
-    side = vision.image_size
-    if vision.tower not in ("transformers", "timm") and pixels.shape[1:] != (side, side):
-        raise ValueError(f"the image processor gives {pixels.shape[1:]} pixels, the model takes {(side, side)}.")
+        raise ValueError(f"the weights hold NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}")
 
 
-def _refuse(target: str, lacks: list[str]) -> None:
-    if lacks:
-        raise ConversionError(f"{target} cannot express this model. It lacks: {'; '.join(lacks)}.")
+def _refuse(target: str, missing: list[str]) -> None:
+    if missing:
+        raise ConversionError(f"{target} cannot express this model. It lacks: {'; '.join(missing)}.")
 
 
 def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
@@ -111,9 +97,9 @@ def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) 
 def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """A folder that transformers alone loads, as `CLIPModel` or `SiglipModel`, with its own processor."""
     is_siglip = export_configs.is_siglip(model.config)
-    settings, lacks = export_configs.transformers_image_settings(processor.image_processor)
+    settings, missing = export_configs.transformers_image_settings(processor.image_processor)
     target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
-    _refuse(target, export_configs.lacks_of_transformers(model.config) + lacks)
+    _refuse(target, export_configs.missing_in_transformers(model.config) + missing)
     with torch.device("meta"):
         peer = (SiglipModel if is_siglip else CLIPModel)(export_configs.transformers_config(model.config))
     peer.load_state_dict(model.state_dict(), assign=True)
@@ -131,8 +117,8 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
 
 def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """A folder that OpenCLIP loads as `local-dir:FOLDER`: its config, safetensors, and a tokenizer not OpenAI's."""
-    preprocess_cfg, lacks = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
-    _refuse("OpenCLIP", export_configs.lacks_of_open_clip(model.config) + lacks)
+    preprocess_cfg, missing = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    _refuse("OpenCLIP", export_configs.missing_in_open_clip(model.config) + missing)
     model_cfg = export_configs.open_clip_model_cfg(model.config)
     tokenizer = processor.tokenizer
     # OpenCLIP's own tokenizer has OpenAI's vocabulary and pads with zeros.
@@ -145,7 +131,7 @@ def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path
         plain_tokenizer(tokenizer).save_pretrained(folder)
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = to_theirs(model.state_dict(), open_clip_rules(model.config))
+    tensors = export_tensors(model.state_dict(), open_clip_rules(model.config))
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     return False
@@ -153,13 +139,13 @@ def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path
 
 def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """`model.pt`, a state dict that OpenAI's `build_model` takes, float16 where its `convert_weights` makes it so."""
-    lacks = export_configs.lacks_of_openai(model.config)
-    preprocess_cfg, image_lacks = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
-    lacks += image_lacks or export_configs.lacks_of_openai_transform(preprocess_cfg)
+    missing = export_configs.missing_in_openai(model.config)
+    preprocess_cfg, image_missing = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
+    missing += image_missing or export_configs.missing_in_openai_transform(preprocess_cfg)
     if not has_openai_vocabulary(processor.tokenizer):
-        lacks.append("a vocabulary other than OpenAI's")
-    _refuse("OpenAI's format", lacks)
-    tensors = to_theirs(model.state_dict(), openai_rules(model.config))
+        missing.append("a vocabulary other than OpenAI's")
+    _refuse("OpenAI's format", missing)
+    tensors = export_tensors(model.state_dict(), openai_rules(model.config))
     is_rounded = False
     for name, tensor in tensors.items():
         if tensor.is_floating_point():

@@ -1,30 +1,45 @@
-"""The one error of this room."""
+"""The errors of this package: one line each, naming the file, with the arguments of `load` in backticks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Of the reason that another library gives.
+_MAX_REASON = 500
+
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be read, or not be expressed in the format asked for. The message says the mend."""
+    """A checkpoint that cannot be read, or that the asked format cannot express. The message says how to fix it."""
+
+
+class CheckpointNotFoundError(ConversionError):
+    """There is no file, folder or repository of the name that was given."""
+
+
+def short_reason(error: BaseException) -> str:
+    """The message of an error of another library, as part of a line."""
+    return " ".join(str(error).split())[:_MAX_REASON].rstrip(".") or type(error).__name__
 
 
 @contextmanager
-def naming(source: str | Path) -> Iterator[None]:
-    """Gives errors that name no source as a ConversionError that does: damaged and hostile files raise whatever.
+def one_line_errors(source: str | Path) -> Iterator[None]:
+    """Turns errors that name no source into a ConversionError that does: damaged and hostile files raise anything.
 
     Where a library is missing, its ImportError says what to install, and stays.
     """
     try:
         yield
-    except (ConversionError, ImportError):
+    except (ConversionError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:500]
+    # A panic of the tokenizers library, which is written in Rust, is no Exception.
+    except BaseException as error:
+        reason = short_reason(error)
         if "trust_remote_code" in reason:
-            reason = "a part of it needs code that came along, which is not run: pass preprocessing= and tokenizer=."
-        elif not isinstance(error, ValueError):
             reason = (
-                f"it cannot be used ({type(error).__name__}: {reason}): it is damaged, or fits no model of its kind."
+                "a part of it needs code of its own, which is not run: pass `preprocessing` (its settings) and "
+                "`tokenizer` (a folder or Hub id)"
             )
-        raise ConversionError(f"{source}: {reason}") from error
+        elif not isinstance(error, ValueError):
+            kind = type(error).__name__
+            reason = f"the content does not fit any model of its kind ({kind}: {reason}): fetch it again"
+        raise ConversionError(f"{source}: {reason}.") from error

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 
-from .open_clip import config_of_model_cfg
+from .open_clip import config_from_model_cfg
 
 Allowed = Mapping[str, tuple]
 
@@ -78,7 +78,7 @@ def is_siglip(config: HFCLIPConfig) -> bool:
     return config.model_type == "hf_clip_siglip"
 
 
-def _lacks(config: PretrainedConfig, allowed: Allowed, tower: str) -> list[str]:
+def _missing_fields(config: PretrainedConfig, allowed: Allowed, tower: str) -> list[str]:
     """A phrase for each field of a tower that the format cannot express. Another kind of tower is one phrase."""
     wrong = [field for field, values in allowed.items() if getattr(config, field) not in values]
     if "tower" in wrong:
@@ -89,45 +89,47 @@ def _lacks(config: PretrainedConfig, allowed: Allowed, tower: str) -> list[str]:
     ]
 
 
-def lacks_of_transformers(config: HFCLIPConfig) -> list[str]:
+def missing_in_transformers(config: HFCLIPConfig) -> list[str]:
     """What neither `CLIPModel` nor, for a model trained with the sigmoid loss, `SiglipModel` can express."""
     text, vision = (_SIGLIP_TEXT, _SIGLIP_VIT) if is_siglip(config) else (_PLAIN_TEXT, _PLAIN_VIT)
-    return _lacks(config.text_config, text, "text_config") + _lacks(config.vision_config, vision, "vision_config")
+    return _missing_fields(config.text_config, text, "text_config") + _missing_fields(
+        config.vision_config, vision, "vision_config"
+    )
 
 
-def lacks_of_openai(config: HFCLIPConfig) -> list[str]:
+def missing_in_openai(config: HFCLIPConfig) -> list[str]:
     """What a state dict of OpenAI's cannot express: all that its `build_model` does not find from the shapes."""
     text, vision = config.text_config, config.vision_config
-    lacks = ["the sigmoid loss and its logit_bias"] if is_siglip(config) else []
-    text_lacks = _lacks(text, _PLAIN_TEXT | _OPENAI_NUMBERS, "text_config")
-    lacks += text_lacks
-    if not text_lacks:
-        lacks += _shape_lacks(text, "text_config")
+    missing = ["the sigmoid loss and its logit_bias"] if is_siglip(config) else []
+    text_missing = _missing_fields(text, _PLAIN_TEXT | _OPENAI_NUMBERS, "text_config")
+    missing += text_missing
+    if not text_missing:
+        missing += _missing_shapes(text, "text_config")
         if not pools_at_highest_id(text):
-            lacks.append(f"text_config.eos_token_id={text.eos_token_id} (it pools at the highest id)")
+            missing.append(f"text_config.eos_token_id={text.eos_token_id} (it pools at the highest id)")
     if vision.tower == "resnet":
-        lacks += _lacks(vision, _RESNET, "vision_config")
+        missing += _missing_fields(vision, _RESNET, "vision_config")
         if vision.num_attention_heads * 64 != vision.hidden_size:
-            lacks.append(
+            missing.append(
                 f"vision_config.num_attention_heads={vision.num_attention_heads} (it has hidden_size / 64 alone, "
                 f"{vision.hidden_size / 64:g})"
             )
     else:
-        vision_lacks = _lacks(vision, _PLAIN_VIT | _OPENAI_NUMBERS, "vision_config")
-        lacks += vision_lacks or _shape_lacks(vision, "vision_config")
-    return lacks
+        vision_missing = _missing_fields(vision, _PLAIN_VIT | _OPENAI_NUMBERS, "vision_config")
+        missing += vision_missing or _missing_shapes(vision, "vision_config")
+    return missing
 
 
-def _shape_lacks(config: HFCLIPTextConfig | HFCLIPVisionConfig, tower: str) -> list[str]:
-    lacks = []
+def _missing_shapes(config: HFCLIPTextConfig | HFCLIPVisionConfig, tower: str) -> list[str]:
+    missing = []
     if config.num_attention_heads * 64 != config.hidden_size:
-        lacks.append(
+        missing.append(
             f"{tower}.num_attention_heads={config.num_attention_heads} (it has heads of width 64 alone, of which "
             f"hidden_size={config.hidden_size} has {config.hidden_size / 64:g})"
         )
     if config.intermediate_size != 4 * config.hidden_size:
-        lacks.append(f"{tower}.intermediate_size={config.intermediate_size} (it has 4 * hidden_size alone)")
-    return lacks
+        missing.append(f"{tower}.intermediate_size={config.intermediate_size} (it has 4 * hidden_size alone)")
+    return missing
 
 
 def pools_at_highest_id(text: HFCLIPTextConfig) -> bool:
@@ -136,7 +138,7 @@ def pools_at_highest_id(text: HFCLIPTextConfig) -> bool:
 
 
 def transformers_config(config: HFCLIPConfig) -> CLIPConfig | SiglipConfig:
-    """The config of transformers' own model for the same weights. `lacks_of_transformers` must be empty."""
+    """The config of transformers' own model for the same weights. `missing_in_transformers` must be empty."""
     whole = SiglipConfig if is_siglip(config) else CLIPConfig
     towers = {}
     for name in ("text_config", "vision_config"):
@@ -148,28 +150,28 @@ def transformers_config(config: HFCLIPConfig) -> CLIPConfig | SiglipConfig:
     return CLIPConfig(**towers, projection_dim=config.projection_dim, logit_scale_init_value=scale)
 
 
-def lacks_of_open_clip(config: HFCLIPConfig) -> list[str]:
+def missing_in_open_clip(config: HFCLIPConfig) -> list[str]:
     """What neither OpenCLIP's own towers nor, for SigLIP, timm's towers of known names can express."""
     text, vision = config.text_config, config.vision_config
-    lacks = _lacks(text, _OPEN_CLIP_TEXT, "text_config")
+    missing = _missing_fields(text, _OPEN_CLIP_TEXT, "text_config")
     if vision.tower == "resnet":
-        lacks += _lacks(vision, _RESNET, "vision_config")
-        return lacks
+        missing += _missing_fields(vision, _RESNET, "vision_config")
+        return missing
     if vision.pooling == "attention":
-        siglip_lacks = _lacks(vision, _SIGLIP_VIT, "vision_config")
-        if not siglip_lacks and timm_siglip_name(vision) is None:
-            siglip_lacks = [
+        siglip_missing = _missing_fields(vision, _SIGLIP_VIT, "vision_config")
+        if not siglip_missing and timm_siglip_name(vision) is None:
+            siglip_missing = [
                 "an attention-pooling image tower that timm has no SigLIP name for (hidden_size="
                 f"{vision.hidden_size}, hidden_act={vision.hidden_act!r}, patch_size={vision.patch_size})"
             ]
-        return lacks + siglip_lacks
-    lacks += _lacks(vision, _OPEN_CLIP_VIT, "vision_config")
-    if not lacks and len({text.hidden_act == "quick_gelu", vision.hidden_act == "quick_gelu"}) == 2:
-        lacks.append(
+        return missing + siglip_missing
+    missing += _missing_fields(vision, _OPEN_CLIP_VIT, "vision_config")
+    if not missing and len({text.hidden_act == "quick_gelu", vision.hidden_act == "quick_gelu"}) == 2:
+        missing.append(
             f"text_config.hidden_act={text.hidden_act!r} with vision_config.hidden_act={vision.hidden_act!r} "
             "(it has quick_gelu in both towers or in none)"
         )
-    return lacks
+    return missing
 
 
 # The image towers of SigLIP that timm has names for: size, patch, and pixels.
@@ -193,7 +195,7 @@ def timm_siglip_name(vision: HFCLIPVisionConfig) -> str | None:
         vision_cfg = {"timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
         model_cfg = {"embed_dim": vision.hidden_size, "vision_cfg": vision_cfg, "text_cfg": {}}
         try:
-            named = config_of_model_cfg(model_cfg).vision_config
+            named = config_from_model_cfg(model_cfg).vision_config
         # Sizes of another width than `embed_dim`.
         except ValueError:
             continue
@@ -203,7 +205,7 @@ def timm_siglip_name(vision: HFCLIPVisionConfig) -> str | None:
 
 
 def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
-    """The `model_cfg` of OpenCLIP's `open_clip_config.json`. `lacks_of_open_clip` must be empty.
+    """The `model_cfg` of OpenCLIP's `open_clip_config.json`. `missing_in_open_clip` must be empty.
 
     The tokenizer's keys are left to the caller.
     """
@@ -313,18 +315,18 @@ def open_clip_preprocess_cfg(image_processor: HFCLIPImageProcessor, config: HFCL
         (("longest_edge", edge),): "longest",
         (("height", edge), ("width", edge)): "squash",
     }.get(tuple(sorted(size.items())))
-    lacks = []
+    missing = []
     crop = dict(image_processor.crop_size) if image_processor.do_center_crop else None
     if not image_processor.do_resize or resize_mode is None:
-        lacks.append(f"an image transform of size={size} for a model of {edge} pixels")
+        missing.append(f"an image transform of size={size} for a model of {edge} pixels")
     elif crop != {"height": edge, "width": edge} and not (crop is None and resize_mode == "squash"):
-        lacks.append(f"an image transform of crop_size={crop} for a model of {edge} pixels")
+        missing.append(f"an image transform of crop_size={crop} for a model of {edge} pixels")
     interpolation = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}.get(image_processor.resample)
     if interpolation is None:
-        lacks.append(f"the interpolation resample={image_processor.resample} (it has bicubic and bilinear alone)")
+        missing.append(f"the interpolation resample={image_processor.resample} (it has bicubic and bilinear alone)")
     rescaling = image_processor.rescale_factor if image_processor.do_rescale else 1
     if not (image_processor.do_normalize and math.isclose(rescaling, 1 / 255)):
-        lacks.append("pixel values other than normalized ones of 1 / 255")
+        missing.append("pixel values other than normalized ones of 1 / 255")
     preprocess_cfg = {
         "size": edge,
         "mode": "RGB",
@@ -334,10 +336,10 @@ def open_clip_preprocess_cfg(image_processor: HFCLIPImageProcessor, config: HFCL
         "resize_mode": resize_mode,
         "fill_color": image_processor.fill_color,
     }
-    return preprocess_cfg, lacks
+    return preprocess_cfg, missing
 
 
-def lacks_of_openai_transform(preprocess_cfg: dict) -> list[str]:
+def missing_in_openai_transform(preprocess_cfg: dict) -> list[str]:
     """What OpenAI's one transform, given in OpenCLIP's words, does otherwise."""
     one = {
         "mean": list(OPENAI_CLIP_MEAN),

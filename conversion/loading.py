@@ -7,27 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
-from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
-from .errors import ConversionError, naming
-from .infer_config import config_of_shape, openai_config, see_shape
-from .locating import Located, locate
-from .open_clip import Layout, config_of_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
+from .check_processor import fit_processor
+from .confirm import class_of, expected_tensors, refuse_unconfirmed_counts, without_labels
+from .errors import ConversionError, one_line_errors, short_reason
+from .hub_files import HubOptions, fetch_settings
+from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, match_architecture
+from .locating import OPEN_CLIP_CONFIG, Located, locate
+from .open_clip import Layout, config_from_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
 from .preprocessing import (
     OPENAI_TRANSFORM,
-    clip_tokenizer,
-    image_processor_of,
-    image_processor_of_folder,
+    build_image_processor,
+    build_processor,
+    check_settings_files,
+    cleaning_of_transformers,
+    load_image_processor,
+    load_tokenizer,
     open_clip_tokenizer,
-    processor_of,
-    tokenizer_of_folder,
+    openai_tokenizer,
 )
-from .rules import Rule, leftovers, shapes_as_ours, to_ours
-from .safe_torch.weights import WeightsFile, read_torch_file
+from .rules import Rule, import_tensors, renamed_shapes
+from .safe_torch.weights import WeightsFile, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +42,13 @@ _POSITION_IDS = [
     for tower in ("text_model", "vision_model")
 ]
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+# Formats whose tensors have this package's names.
+_NATIVE_FORMATS = ("hf_clip", "transformers")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the caller says of a source that does not say it itself; None for what it leaves to the source."""
+class LoadOptions:
+    """What the caller says about a source; None where the source says it itself. The arguments of `load`."""
 
     architecture: str | None
     hidden_act: str | None
@@ -52,18 +59,25 @@ class Told:
 
 
 @dataclass
-class _Found:
-    """What is known of a source before its weights are looked at closer.
+class _Checkpoint:
+    """What a source is, found from its settings and from the names and shapes of its weights.
 
-    `tokenizer` is "clip" for OpenAI's vocabulary, or the folder or Hub id of another.
+    Attributes:
+        format: "hf_clip", "transformers", "open_clip" or "openai".
+        description: for the log.
+        folder: with image processor and tokenizer in the files of transformers; None for other formats.
+        preprocessing: OpenCLIP's `preprocess_cfg`, where there is no such folder.
+        tokenizer: "clip" for OpenAI's vocabulary, or the folder or Hub id of another, where there is no such folder.
+        tokenizer_options: OpenCLIP's `tokenizer_kwargs`.
     """
 
     format: str
     description: str
     config: HFCLIPConfig
-    preprocessing: Mapping[str, Any]
-    tokenizer: str | Path
-    tokenizer_options: Mapping[str, Any]
+    folder: Path | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    tokenizer: str | Path = "clip"
+    tokenizer_options: Mapping[str, Any] | None = None
 
 
 def load(
@@ -84,276 +98,325 @@ def load(
 ) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     """The model of a checkpoint, in evaluation mode, with the processor that makes its inputs.
 
-    The format is found by looking: a folder or Hub id of this package, of transformers' CLIP or SigLIP (SigLIP 2 of
-    fixed resolution too), or of OpenCLIP; a file of weights (OpenAI's TorchScript archive, a state dict, a training
+    The format is found from the content: a folder or Hub id of this package, of transformers' CLIP or SigLIP (SigLIP 2
+    of fixed resolution too), or of OpenCLIP; a file of weights (OpenAI's TorchScript archive, a state dict, a training
     checkpoint of OpenCLIP's; of torch.save or safetensors); or one of OpenAI's names, such as "ViT-B/32", where its
-    file is at hand. Nothing in a file is run. `model.source_format` says what was found: "hf_clip", "transformers",
-    "open_clip" or "openai".
+    file is on this machine. Nothing in a file is run, and what a config says is compared with the weights before
+    anything of that size is made. `model.source_format` says what was found: "hf_clip", "transformers", "open_clip" or
+    "openai".
+
+    The Hub is asked once about a repository, within seconds; where it gives no answer, the cache is used.
 
     Args:
         source: path, Hub id (OpenCLIP's prefixes `hf-hub:` and `local-dir:` may stand before it) or name.
-        architecture, hidden_act, config, source_format: what a file of weights alone does not tell, one of the four.
-            An architecture's name is enough; `hidden_act` is, where the shapes are those of known architectures that
-            differ in no more; `config` is the whole shape; `source_format="openai"` says that a state dict is what
-            OpenAI's `build_model` takes, which finds the shape itself.
+        architecture: name of the model's architecture, such as "open_clip/ViT-B-32", for a file of weights alone.
+        hidden_act: "quick_gelu" or "gelu", for a file of weights alone. Enough where its shapes are those of known
+            architectures that differ in no more.
+        config: the shape of the model, for a file of weights alone whose architecture has no name.
+        source_format: "openai" says that a state dict is what OpenAI's `build_model` takes, which needs no more.
         tokenizer: a tokenizer, or the folder or Hub id of one, in place of the source's.
         preprocessing: `mean`, `std`, `interpolation`, `resize_mode` and `fill_color`, in place of the source's; what
             it leaves out is OpenAI's.
         dtype: of the model. None keeps the file's; where a file mixes several (OpenAI's), float32, which is exact.
-        device: where the model goes.
-        revision, cache_dir, token, local_files_only: of a repository on the Hub.
+        device: where the model goes; None is the CPU.
+        revision: branch, tag or commit of a repository on the Hub.
+        cache_dir: the Hub's cache; None is the one that HF_HOME names.
+        token: of the Hub; None is that of `hf auth login`.
+        local_files_only: do not ask the Hub.
 
     Raises:
-        ConversionError: (a ValueError) if the source is not there, cannot be read, or does not say something that the
-            caller must say; the message says what to pass.
-        ValueError: for an unknown architecture, and for arguments that contradict the source.
+        CheckpointNotFoundError: (a ConversionError) if there is no file, folder or repository of that name.
+        ConversionError: (a ValueError) if the source cannot be read, or does not say something that the caller must
+            say; the message is one line, and says what to pass.
+        ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
     """
-    hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    told = Told(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
-    with naming(source):
-        located = locate(source, **hub)
-        if located.kind in ("hf_clip", "transformers"):
-            model, processor, description = _load_native(located, told, dtype)
-            model.source_format = located.kind
-        else:
-            weights = read_torch_file(located.weights)
-            _strip_module_prefix(weights.tensors)
-            found = _know(located, weights, told, hub)
-            processor = _make_processor(found, told, hub)
-            model, description = _build(weights, found, dtype), found.description
-            model.source_format = found.format
-    logger.info("%s: %s; %s.", source, description, str(model.dtype).removeprefix("torch."))
-    return model.to(device) if device is not None else model, processor
+    options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
+    hub = HubOptions(revision, cache_dir, token, local_files_only)
+    dtype = _check_dtype(dtype)
+    _check_device(device)
+    with one_line_errors(source):
+        located = locate(source, hub)
+        outline = _without_module_prefix(read_weights(located.weights, on_meta=True))
+        checkpoint = _identify(located, outline, options, hub)
+        expected = expected_tensors(checkpoint.config, outline)
+        rules = _rules_of(checkpoint, outline, expected)
+        _refuse_other_weights(outline, rules, expected)
+        processor = _make_processor(checkpoint, options, hub)
+        fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
+        weights = _without_module_prefix(read_weights(located.weights))
+        model = _build(weights, checkpoint.config, rules, expected, dtype)
+    model.source_format = checkpoint.format
+    logger.info("%s: %s; %s.", source, checkpoint.description, str(model.dtype).removeprefix("torch."))
+    return model if device is None else model.to(device), processor
 
 
-def _load_native(located: Located, told: Told, dtype) -> tuple[HFCLIPModel, HFCLIPProcessor, str]:
-    """A folder whose names are this package's: transformers reads it, and nothing may be left over."""
-    _refuse_told(located, told)
-    config = HFCLIPConfig.from_pretrained(located.path)
-    # A file has no say in the kernels that run it: transformers would fetch those that it names.
-    config._attn_implementation = None
-    # Of the tensors nothing is kept: transformers reads them again.
-    dtypes = {name: tensor.dtype for name, tensor in read_torch_file(located.weights).tensors.items()}
-    model, report = _class_of(config).from_pretrained(
-        located.path,
-        config=config,
-        dtype=dtype or "auto",
-        output_loading_info=True,
-        # They are told below, with what else does not fit.
-        ignore_mismatched_sizes=True,
-    )
-    dropped = {name for rule in _POSITION_IDS for name in rule.theirs}
-    mismatched = [f"{name} {tuple(there)} instead of {tuple(here)}" for name, there, here in report["mismatched_keys"]]
-    if problems := leftovers(sorted(report["unexpected_keys"] - dropped), sorted(report["missing_keys"]), mismatched):
-        raise ConversionError(f"{located.path}: {problems}")
-    _refuse_other_numbers(located.weights, dtypes, model.state_dict())
-    if located.kind == "hf_clip" and told.tokenizer is None and told.preprocessing is None:
-        processor = HFCLIPProcessor.from_pretrained(located.path, trust_remote_code=False)
-    else:
-        processor = _native_processor(located.path, config, told)
-        model.config.text_config = config.text_config
-    return model, processor, f"{located.kind} folder of a {config.model_type}"
+def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """None for the file's own. Raises ValueError for what is no type of floating-point numbers."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found in (None, "auto") and dtype in (None, "auto"):
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype={dtype}` is no floating-point type: use float32, float16 or bfloat16.")
+    return found
 
 
-def _native_processor(folder: Path, config: HFCLIPConfig, told: Told) -> HFCLIPProcessor:
-    if told.preprocessing is None:
-        image_processor = image_processor_of_folder(folder)
-    else:
-        image_processor = image_processor_of(told.preprocessing, config.vision_config.image_size)
-    tokenizer = told.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        tokenizer = tokenizer_of_folder(tokenizer or folder, config.text_config.max_position_embeddings)
-    # Their tokenizers clean texts themselves, as far as their library does.
-    return processor_of(config, image_processor, tokenizer)
-
-
-def _refuse_told(located: Located, told: Told) -> None:
-    """A config that is there is not overruled: it is the source's word."""
-    given = [name for name in ("architecture", "hidden_act", "config", "source_format") if getattr(told, name)]
-    if given:
+def _check_device(device: torch.device | str | None) -> None:
+    """Raises ValueError for a device that is not there, or that nothing runs on, before weights are read."""
+    if device is None:
+        return
+    try:
+        torch.ones(1, device=device).sum().item()
+    # Each backend that is not there raises in its own way.
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{', '.join(given)} given, and the source says by itself what it is: leave {' and '.join(given)} out, or "
-            "pass a file of weights without a config."
-        )
+            f"`device={device}` cannot be used ({short_reason(error)[:160]}): leave it out, or use cpu."
+        ) from error
 
 
-def _strip_module_prefix(tensors: dict[str, torch.Tensor]) -> None:
+def _without_module_prefix(weights: WeightsFile) -> WeightsFile:
     """Names of a model that was saved within DistributedDataParallel or torch.compile, as without them."""
+    tensors = weights.tensors
     for prefix in ("module.", "_orig_mod."):
         while tensors and all(name.startswith(prefix) for name in tensors):
             for name in list(tensors):
                 tensors[name.removeprefix(prefix)] = tensors.pop(name)
+    return weights
 
 
-def _know(located: Located, weights: WeightsFile, told: Told, hub: Mapping[str, Any]) -> _Found:
+def _refuse_options(located: Located, options: LoadOptions) -> None:
+    """A config that is there is not overruled: it is the source's word."""
+    given = [name for name in ("architecture", "hidden_act", "config", "source_format") if getattr(options, name)]
+    if given:
+        named = " and ".join(f"`{name}`" for name in given)
+        raise ValueError(
+            f"{located.path} says by itself what model it is: leave out {named}, or pass a file of weights without a "
+            "config."
+        )
+
+
+def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub: HubOptions) -> _Checkpoint:
     """What the source is, and all that must agree with it."""
-    if located.kind == "open_clip":
-        _refuse_told(located, told)
-        return _know_open_clip_folder(located, hub)
-    names = weights.tensors
-    layout = layout_of_names(names)
-    is_native = layout is None and any(name.startswith("vision_model.") for name in names)
+    if located.kind != "file":
+        _refuse_options(located, options)
+        check_settings_files(located.path)
+        return _identify_folder(located, outline, hub)
+    layout = layout_of_names(outline.tensors)
+    is_native = layout is None and any(name.startswith("vision_model.") for name in outline.tensors)
     if layout is None and not is_native:
-        some = ", ".join(sorted(names)[:5])
-        raise ConversionError(f"{located.path} holds no CLIP of a known format; its tensors are {some}, ...")
-    what = {"torchscript": "TorchScript archive", "torch": "torch file", "safetensors": "safetensors file"}[
-        weights.kind
-    ]
-    is_openai = layout is not None and all(name in names for name in _OPENAI_NUMBERS)
+        raise ConversionError(_describe_unknown(located.path, outline))
+    container = {"torchscript": "TorchScript archive", "torch": "torch file"}.get(outline.kind, "safetensors file")
+    is_openai = layout is not None and all(name in outline.tensors for name in _OPENAI_NUMBERS)
     if is_openai:
         # Only the modules that OpenAI scripted hold these three numbers.
-        _refuse_told(located, told)
-    elif told.source_format == "openai":
+        _refuse_options(located, options)
+    elif options.source_format == "openai":
         is_openai = layout in (Layout(image, "clip", False, "matrix") for image in ("vit", "resnet"))
         if not is_openai:
-            raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: leave source_format out.")
-    elif told.source_format is not None:
-        raise ValueError(f"source_format={told.source_format!r}: 'openai' can be said, other formats are seen.")
-    if is_openai:
+            raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: leave out `source_format`.")
+    elif options.source_format is not None:
+        raise ValueError(f"`source_format={options.source_format}` is unknown: 'openai' alone need be said.")
+    if is_openai and layout is not None:
         # All that OpenAI published was trained with QuickGELU and has heads of 64; the rest is in the shapes.
-        config = openai_config(see_shape(_shapes(names, rules_of_layout(layout))))
-        return _Found("openai", f"OpenAI's {what}", config, OPENAI_TRANSFORM, "clip", {})
-    format_name = "open_clip" if layout is not None else "transformers"
+        config = config_of_openai_shape(infer_shape(_shapes(outline, rules_of_layout(layout))))
+        return _Checkpoint("openai", f"OpenAI's {container}", config, preprocessing=OPENAI_TRANSFORM)
     rules = [] if layout is None else rules_of_layout(layout)
-    return _know_bare_weights(located, weights, told, format_name, rules, what)
+    return _identify_bare_weights(located, outline, options, rules, container)
 
 
-def _know_open_clip_folder(located: Located, hub: Mapping[str, Any]) -> _Found:
+def _describe_unknown(path: Path, outline: WeightsFile) -> str:
+    """What a file of weights is that holds no CLIP by itself."""
+    names = sorted(outline.tensors)
+    some = ", ".join(name if name.isprintable() and len(name) <= 120 else ascii(name[:80]) for name in names[:5])
+    if any(".lora_" in name or name.startswith("base_model.") for name in names):
+        return (
+            f"{path} holds an adapter (of PEFT, such as LoRA), not a model; its tensors are {some}, ...: put it on "
+            "the model that it was trained on, call merge_and_unload(), save the result and load that."
+        )
+    for marker in ("visual.", "vision_model."):
+        prefixes = {name.partition(marker)[0] for name in names if marker in name}
+        if prefixes:
+            wrapper = min(prefixes)
+            return (
+                f"{path} is a checkpoint of another model around a CLIP, whose tensors begin with {wrapper[:80]!r} "
+                f"({some}, ...): save the state dict of the CLIP alone, without that prefix, and load that."
+            )
+    return f"{path} holds no CLIP of a known format; its tensors are {some}, ...."
+
+
+def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) -> _Checkpoint:
+    if located.kind == "open_clip":
+        file = located.path / OPEN_CLIP_CONFIG
+        refuse_unconfirmed_counts(located.config, outline, file)
+        with one_line_errors(file):
+            return _identify_open_clip_folder(located, hub)
+    file = located.path / "config.json"
+    with one_line_errors(file):
+        settings, _ = HFCLIPConfig.get_config_dict(located.path)
+        settings = without_labels(settings)
+        refuse_unconfirmed_counts(settings, outline, file)
+        is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
+        config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)
+    # A file has no say in the kernels that run it: transformers would fetch those that it names.
+    config._attn_implementation = None
+    config.name_or_path = str(located.path)
+    description = f"{located.kind} folder of a {config.model_type}"
+    return _Checkpoint(located.kind, description, config, folder=located.path)
+
+
+def _identify_open_clip_folder(located: Located, hub: HubOptions) -> _Checkpoint:
     model_cfg = located.config.get("model_cfg", located.config)
-    config = config_of_model_cfg(model_cfg, lambda name: _backbone_config(name, hub))
+    config = config_from_model_cfg(model_cfg, lambda name: _backbone_config(name, hub))
     text_cfg = model_cfg["text_cfg"]
     name = text_cfg.get("hf_tokenizer_name") or "clip"
-    if text_cfg.get("tokenizer_mode"):
-        raise ConversionError(
-            f"tokenizer_mode={text_cfg['tokenizer_mode']!r} of {located.path} has no counterpart here."
-        )
+    if mode := text_cfg.get("tokenizer_mode"):
+        raise ConversionError(f"{located.path} has tokenizer_mode={mode!r}, which has no counterpart here.")
     if name != "clip":
         own = any(located.path.glob("tokenizer*")) or any(located.path.glob("*.model"))
         name = located.path if own else name
-    return _Found(
+    return _Checkpoint(
         "open_clip",
         f"OpenCLIP folder ({located.weights.name})",
         config,
-        located.config.get("preprocess_cfg", {}),
-        name,
-        text_cfg.get("tokenizer_kwargs") or {},
+        preprocessing=located.config.get("preprocess_cfg", {}),
+        tokenizer=name,
+        tokenizer_options=text_cfg.get("tokenizer_kwargs") or {},
     )
 
 
-def _know_bare_weights(
-    located: Located, weights: WeightsFile, told: Told, format_name: str, rules: list[Rule], what: str
-) -> _Found:
+def _identify_bare_weights(
+    located: Located, outline: WeightsFile, options: LoadOptions, rules: list[Rule], container: str
+) -> _Checkpoint:
     """Weights that come alone: the architecture is named, or recognized by its shapes, or its config is given."""
     preprocessing: Mapping[str, Any] = OPENAI_TRANSFORM
     tokenizer: dict[str, Any] = {"name": "clip"}
-    name, config = told.architecture, told.config
+    name, config, what = options.architecture, options.config, container
     if name is not None and config is not None:
-        raise ValueError("architecture and config are given: they say the same, leave one out.")
+        raise ValueError("`architecture` and `config` say the same: leave one out.")
     if config is None:
         try:
             if name is None:
-                name, config = config_of_shape(see_shape(_shapes(weights.tensors, rules)), told.hidden_act)
+                name, config = match_architecture(infer_shape(_shapes(outline, rules)), options.hidden_act)
             else:
-                _refuse_two_meanings(name, told.hidden_act)
+                _refuse_two_meanings(name, options.hidden_act)
                 config = HFCLIPConfig.from_architecture(name)
         except ConversionError as error:
             raise ConversionError(f"{located.path} does not say what model it is: {error}") from error
         known = find_architecture(name)
         preprocessing, tokenizer = known["preprocessing"], dict(known["tokenizer"])
-        what = f"{what} with the shapes of {known['name']}"
-    if told.hidden_act is not None:
-        config.text_config.hidden_act = config.vision_config.hidden_act = told.hidden_act
+        what = f"{container} with the shapes of {known['name']}"
+    if options.hidden_act is not None:
+        config.text_config.hidden_act = config.vision_config.hidden_act = options.hidden_act
+    format_name = "open_clip" if rules else "transformers"
     description = f"{format_name} names in a {what}, {config.vision_config.hidden_act}"
-    return _Found(format_name, description, config, preprocessing, tokenizer.pop("name"), tokenizer)
+    name = tokenizer.pop("name")
+    return _Checkpoint(
+        format_name,
+        description,
+        config,
+        preprocessing=preprocessing,
+        tokenizer=name,
+        tokenizer_options=tokenizer,
+    )
 
 
 def _refuse_two_meanings(name: str, hidden_act: str | None) -> None:
     """OpenAI's models and OpenCLIP's of the same names differ in nothing but the activation."""
-    known = find_architecture(name)
-    try:
-        theirs = find_architecture(f"open_clip/{name}")
-    except ValueError:
-        return
-    if theirs["name"] != known["name"] and hidden_act is None:
+    if hidden_act is None and has_two_meanings(name):
         raise ConversionError(
-            f"architecture={name!r} has quick_gelu with OpenAI and gelu with OpenCLIP: pass architecture="
-            f"'openai/{name}' or 'open_clip/{name}'."
+            f"`architecture={name}` has quick_gelu with OpenAI and gelu with OpenCLIP: pass "
+            f"`architecture=openai/{name}` or `architecture=open_clip/{name}`."
         )
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor], rules: list[Rule]) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return shapes_as_ours(shapes, rules) if rules else shapes
+def _shapes(outline: WeightsFile, rules: list[Rule]) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in outline.tensors.items()}
+    return renamed_shapes(shapes, rules) if rules else shapes
 
 
-def _backbone_config(name: str, hub: Mapping[str, Any]):
-    options = {key: value for key, value in hub.items() if key != "revision"}
+def _backbone_config(name: str, hub: HubOptions) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+        folder = Path(name) if Path(name).is_dir() else fetch_settings(name, hub.without_revision())
+        check_settings_files(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConversionError(
-            f"OpenCLIP's text tower is transformers' {name!r}, whose config is needed and cannot be had: fetch it "
-            "once with a connection, or put it into the Hub's cache."
+            f"OpenCLIP's text tower is transformers' {name!r}, whose config is needed and cannot be had "
+            f"({short_reason(error)[:200]}): fetch it once with a connection, or put it into the Hub's cache."
         ) from error
 
 
-def _make_processor(found: _Found, told: Told, hub: Mapping[str, Any]) -> HFCLIPProcessor:
-    config = found.config
-    image_processor = image_processor_of(
-        found.preprocessing if told.preprocessing is None else told.preprocessing, config.vision_config.image_size
-    )
-    if isinstance(told.tokenizer, PreTrainedTokenizerBase):
-        return processor_of(config, image_processor, told.tokenizer)
-    options = {key: value for key, value in hub.items() if key != "revision"}
-    name = str(told.tokenizer if told.tokenizer is not None else found.tokenizer)
-    if name == "clip":
-        return processor_of(config, image_processor, clip_tokenizer(config.text_config))
-    tokenizer, cleaning = open_clip_tokenizer(name, found.tokenizer_options, config.text_config, **options)
-    return processor_of(config, image_processor, tokenizer, cleaning)
-
-
-def _class_of(config: HFCLIPConfig) -> type[HFCLIPModel]:
-    return HFCLIPSiglipModel if isinstance(config, HFCLIPSiglipConfig) else HFCLIPModel
-
-
-def _build(weights: WeightsFile, found: _Found, dtype: torch.dtype | str | None) -> HFCLIPModel:
-    """The model on top of the file's tensors: only what must be cast, joined or transposed is copied."""
-    tensors = weights.tensors
-    model_class = _class_of(found.config)
-    with torch.device("meta"):
-        empty = model_class(found.config).state_dict()
-    expected = {name: tensor.shape for name, tensor in empty.items()}
-    if found.format == "transformers":
-        rules = [Rule(name, name) for name in expected] + _POSITION_IDS
+def _make_processor(checkpoint: _Checkpoint, options: LoadOptions, hub: HubOptions) -> HFCLIPProcessor:
+    config, folder = checkpoint.config, checkpoint.folder
+    if folder is not None:
+        check_settings_files(folder, config.text_config.vocab_size)
+        is_whole = (folder / "processor_config.json").is_file()
+        if checkpoint.format == "hf_clip" and is_whole and options.tokenizer is None and options.preprocessing is None:
+            return HFCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
+    if options.preprocessing is not None or folder is None:
+        settings = checkpoint.preprocessing if options.preprocessing is None else options.preprocessing
+        image_processor = build_image_processor(settings or {}, config.vision_config.image_size)
     else:
-        layout = layout_of_names(tensors)
-        rules = open_clip_rules(found.config) if layout is None else rules_of_layout(layout)
-    dtype = _resolve_dtype(tensors, dtype)
-    try:
-        state = to_ours(tensors, rules, expected, dtype)
-    except ConversionError as error:
-        raise ConversionError(f"{weights.path}: {error}") from error
-    _refuse_other_numbers(weights.path, {name: tensor.dtype for name, tensor in state.items()}, empty)
-    return model_class.from_pretrained(None, config=found.config, state_dict=state, dtype=dtype)
+        image_processor = load_image_processor(folder)
+    if isinstance(options.tokenizer, PreTrainedTokenizerBase):
+        return build_processor(config, image_processor, options.tokenizer)
+    name = options.tokenizer if options.tokenizer is not None else folder or checkpoint.tokenizer
+    if name == "clip":
+        return build_processor(config, image_processor, openai_tokenizer(config.text_config))
+    if folder is not None:
+        tokenizer = load_tokenizer(name, config.text_config, hub.without_revision())
+        return build_processor(config, image_processor, tokenizer, cleaning_of_transformers(config, tokenizer))
+    tokenizer, cleaning = open_clip_tokenizer(
+        name, checkpoint.tokenizer_options or {}, config.text_config, hub.without_revision()
+    )
+    return build_processor(config, image_processor, tokenizer, cleaning)
 
 
-def _refuse_other_numbers(path: Path, dtypes: Mapping[str, torch.dtype], model: Mapping[str, torch.Tensor]) -> None:
-    """Whole numbers are those of a quantized model, without what makes weights of them; complex ones have no place."""
-    floating = {name for name, tensor in model.items() if tensor.is_floating_point()}
-    other = [f"{name} ({dtype})" for name, dtype in dtypes.items() if name in floating and not dtype.is_floating_point]
+def _rules_of(checkpoint: _Checkpoint, outline: WeightsFile, expected: Mapping[str, torch.Tensor]) -> list[Rule]:
+    """The table that leads from the file's names to the model's."""
+    if checkpoint.format in _NATIVE_FORMATS:
+        return [Rule(name, name) for name in expected] + _POSITION_IDS
+    layout = layout_of_names(outline.tensors)
+    return open_clip_rules(checkpoint.config) if layout is None else rules_of_layout(layout)
+
+
+def _refuse_other_weights(outline: WeightsFile, rules: list[Rule], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raises ConversionError unless the names, shapes and types of the file are the model's; no tensor is read.
+
+    Whole numbers are those of a quantized model, without what makes weights of them; complex ones have no place.
+    """
+    with one_line_errors(outline.path):
+        state = _import(WeightsFile(outline.path, outline.kind, dict(outline.tensors), {}), rules, expected, None)
+    other = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in state.items()
+        if expected[name].is_floating_point() and not tensor.is_floating_point()
+    ]
     if other:
         raise ConversionError(
-            f"{path} has {len(other)} tensors of another type than floating point, which the model's are: "
+            f"{outline.path} has {len(other)} tensors of another type than floating point, which the model's are: "
             f"{', '.join(other[:5])}. Save the model with weights of floating point, not quantized."
         )
 
 
-def _resolve_dtype(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | str | None) -> torch.dtype:
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype, None)
-    if dtype not in (None, "auto"):
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype={dtype} is no floating-point type: use torch.float32, torch.float16 or the like.")
-        return dtype
-    found = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return found.pop() if len(found) == 1 else torch.float32
+def _import(
+    weights: WeightsFile, rules: list[Rule], expected: Mapping[str, torch.Tensor], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    try:
+        return import_tensors(weights.tensors, rules, shapes, dtype)
+    except ConversionError as error:
+        raise ConversionError(f"{weights.path}: {error}") from error
+
+
+def _build(
+    weights: WeightsFile,
+    config: HFCLIPConfig,
+    rules: list[Rule],
+    expected: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None,
+) -> HFCLIPModel:
+    """The model on top of the file's tensors: only what must be cast, joined or transposed is copied."""
+    found = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
+    dtype = dtype or (found.pop() if len(found) == 1 else torch.float32)
+    state = _import(weights, rules, expected, dtype)
+    return class_of(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype)

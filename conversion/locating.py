@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a file, a folder, a repository on the Hub, or one of OpenAI's names."""
+"""Finds a checkpoint: a file, a folder, a repository on the Hub, or one of OpenAI's names."""
 
 import json
 import re
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, HTTPError
-
-from .errors import ConversionError
+from .errors import CheckpointNotFoundError, ConversionError, short_reason
+from .hub_files import HubOptions, open_repository
 
 # OpenAI's names, those of the files that its `clip.load` keeps, and repositories with the same weights.
 OPENAI_FILES = {
@@ -39,13 +37,14 @@ _OPEN_CLIP_WEIGHTS = (
     "pytorch_model.bin",
 )
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_SETTINGS_SUFFIXES = (".json", ".txt", ".model")
+# A config.json holds some kilobytes, with the names of 20,000 classes 2 MB.
+MAX_CONFIG_BYTES = 8 * 1024 * 1024
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint at hand.
+    """A checkpoint on this machine.
 
     Attributes:
         kind: "hf_clip" or "transformers" (a folder with a config.json and this package's names), "open_clip" (a folder
@@ -61,31 +60,43 @@ class Located:
     config: Mapping[str, Any]
 
 
-def locate(source: str | Path, **hub) -> Located:
+def is_named_source(source: str | Path) -> bool:
+    """Whether `locate` would look for `source` on the Hub or among OpenAI's names, and not for a file or folder."""
+    name = _plain_name(source)
+    return not Path(name).expanduser().exists() and (name in OPENAI_FILES or _is_repository(name))
+
+
+def locate(source: str | Path, hub: HubOptions) -> Located:
     """Finds what `source` names, fetching the needed files of a repository.
 
-    Args:
-        hub: `revision`, `cache_dir`, `token` and `local_files_only` of a repository.
-
     Raises:
-        ConversionError: if there is nothing of that name, or nothing that can be read; the message says where it was
-            looked for.
+        CheckpointNotFoundError: (a ConversionError) if there is nothing of that name.
+        ConversionError: if nothing of it can be read; the message says where it was looked for.
     """
-    name = str(source).removeprefix("local-dir:").removeprefix("hf-hub:")
+    name = _plain_name(source)
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, {item.name for item in path.iterdir()})
     if path.exists():
         return Located("file", path, path, {})
     if name in OPENAI_FILES:
-        file = _find_openai_file(name, hub.get("cache_dir"))
+        file = _find_openai_file(name, hub.cache_dir)
         return Located("file", file, file, {})
-    if not _REPOSITORY.fullmatch(name) or name.startswith(".") or path.suffix in _WEIGHTS_SUFFIXES:
-        raise ConversionError(
+    if not _is_repository(name):
+        raise CheckpointNotFoundError(
             f"there is no {name!r}: give a file or folder that exists, a repository (owner/name), or one of OpenAI's "
             f"names ({', '.join(OPENAI_FILES)})."
         )
     return _open_repository(name, hub)
+
+
+def _plain_name(source: str | Path) -> str:
+    return str(source).removeprefix("local-dir:").removeprefix("hf-hub:")
+
+
+def _is_repository(name: str) -> bool:
+    looks_local = name.startswith(".") or Path(name).suffix in _WEIGHTS_SUFFIXES
+    return _REPOSITORY.fullmatch(name) is not None and not looks_local
 
 
 def _find_openai_file(name: str, cache_dir: str | Path | None) -> Path:
@@ -97,8 +108,8 @@ def _find_openai_file(name: str, cache_dir: str | Path | None) -> Path:
             return folder / file
     looked = " and ".join(str(folder.absolute()) for folder in folders)
     raise ConversionError(
-        f"OpenAI's {name} is not at hand: looked for {file} in {looked}. Put the file there, or pass its path; the "
-        f"same weights are on the Hub as {repository!r}."
+        f"OpenAI's {name} is not on this machine: looked for {file} in {looked}. Put the file there, or pass its "
+        f"path; the same weights are on the Hub as {repository!r}."
     )
 
 
@@ -109,15 +120,19 @@ def _open_folder(folder: Path, names: Iterable[str]) -> Located:
 
 def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]:
     """Format, config and file of weights of a folder that holds its settings, and whose files would be `names`."""
-    config = _read_json(folder / "config.json") if "config.json" in names else {}
+    if "adapter_config.json" in names:
+        raise ConversionError(_describe_adapter(folder))
+    config = read_json(folder / "config.json") if "config.json" in names else {}
     kind = config.get("model_type")
+    if not isinstance(kind, str | None):
+        raise ConversionError(f"{folder / 'config.json'} has model_type={kind!r:.80}, which names no model.")
     weights = _first(_NATIVE_WEIGHTS, names)
     # Some repositories hold OpenCLIP's format and transformers'. The latter needs no conversion.
     if kind in NATIVE_TYPES and weights is not None:
         return NATIVE_TYPES[kind], config, weights
     if OPEN_CLIP_CONFIG in names:
         weights = _first(_OPEN_CLIP_WEIGHTS, names) or _only_weights(folder, names)
-        return "open_clip", _read_json(folder / OPEN_CLIP_CONFIG), weights
+        return "open_clip", read_json(folder / OPEN_CLIP_CONFIG), weights
     if kind in NATIVE_TYPES:
         raise ConversionError(
             f"{folder} has a config.json, but no weights: {' or '.join(_NATIVE_WEIGHTS)} is missing."
@@ -149,44 +164,41 @@ def _only_weights(folder: Path, names: set[str]) -> str:
     return found[0]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The object in a file of JSON. Raises ConversionError: in one line, what is wrong with the file."""
     try:
+        if (size := file.stat().st_size) > max_bytes:
+            raise ConversionError(f"{file} has {size} bytes, more than the {max_bytes} that settings need.")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{file} is no JSON that can be read ({error}): fetch it again.") from error
+    # Of text nested a thousand deep, the last.
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ConversionError):
+            raise
+        raise ConversionError(
+            f"{file} cannot be read as JSON ({short_reason(error)[:160]}): fetch it again."
+        ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{file} holds a {type(content).__name__}, not settings: fetch it again.")
     return content
 
 
-def _open_cache(name: str, hub: Mapping[str, Any]) -> Located:
-    """What an earlier call left. A snapshot is never whole: only the needed files are fetched."""
-    for file in ("config.json", OPEN_CLIP_CONFIG):
-        found = try_to_load_from_cache(name, file, cache_dir=hub.get("cache_dir"), revision=hub.get("revision"))
-        if isinstance(found, str):
-            folder = Path(found).parent
-            return _open_folder(folder, {item.name for item in folder.iterdir()})
-    raise ConversionError(
-        f"{name!r} is no file or folder here, and not in the Hub's cache, while the Hub must not be asked "
-        "(local_files_only or HF_HUB_OFFLINE): load it once with a connection."
+def _describe_adapter(folder: Path) -> str:
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    of_base = f" for {base!r:.120}" if isinstance(base, str) and base else ""
+    return (
+        f"{folder} holds an adapter (of PEFT, such as LoRA){of_base}, not a model: load the model, put the adapter on "
+        "it with peft.PeftModel.from_pretrained, call merge_and_unload(), save the result and load that."
     )
 
 
-def _open_repository(name: str, hub: Mapping[str, Any]) -> Located:
+def _open_repository(name: str, hub: HubOptions) -> Located:
     """Settings first: they say which weights are wanted. Then those, and no others."""
-    try:
-        if hub.get("local_files_only") or constants.HF_HUB_OFFLINE:
-            return _open_cache(name, hub)
-        names = set(HfApi(token=hub.get("token")).list_repo_files(name, revision=hub.get("revision")))
-        settings = [item for item in names if "/" not in item and item.endswith(_SETTINGS_SUFFIXES)]
-        folder = Path(snapshot_download(name, allow_patterns=settings, **hub))
-        kind, config, weights = _look_into(folder, names)
-        files = [weights]
-        if weights.endswith(".index.json"):
-            files += sorted(set(map(str, _read_json(folder / weights).get("weight_map", {}).values())))
-        snapshot_download(name, allow_patterns=files, **hub)
-        return Located(kind, folder, folder / weights, config)
-    # Of the Hub and its cache; of a name that it refuses; of the network.
-    except (OSError, HFValidationError, HTTPError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"{name!r} is no file or folder here, and the Hub does not give it: {reason}") from error
+    repository = open_repository(name, hub)
+    folder = repository.fetch_settings()
+    kind, config, weights = _look_into(folder, set(repository.files))
+    files = [weights]
+    if weights.endswith(".index.json"):
+        shards = read_json(folder / weights).get("weight_map", {})
+        files += sorted({str(shard) for shard in shards.values()} if isinstance(shards, dict) else [])
+    repository.fetch(files)
+    return Located(kind, folder, folder / weights, config)

@@ -183,7 +183,7 @@ _TEXT_KEYS = {
 }  # fmt: skip
 
 
-def config_of_model_cfg(
+def config_from_model_cfg(
     model_cfg: dict[str, Any], find_backbone_config: Callable[[str], PreTrainedConfig] | None = None
 ) -> HFCLIPConfig:
     """The config of the model that OpenCLIP builds from this `model_cfg`.

@@ -1,6 +1,5 @@
 """What makes pixels and ids for a model, as the source of the model has it: image processor, tokenizer, padding."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,15 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
-from .errors import ConversionError
+from .check_processor import sees_padding
+from .errors import ConversionError, one_line_errors, short_reason
+from .hub_files import HubOptions, fetch_settings
+from .locating import MAX_CONFIG_BYTES, read_json
 
 # OpenAI's transform, and OpenCLIP's for every weights file that does not come with settings of its own.
 OPENAI_TRANSFORM = {
@@ -40,10 +42,15 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+# Of a vocabulary with its merges: Gemma's, the largest of a published CLIP, has 130 a token.
+_MAX_BYTES_PER_TOKEN = 1000
+_SPARE_VOCABULARY_BYTES = 1024 * 1024
+_VOCABULARY_FILES = (*_TOKENIZER_FILES, "merges.txt")
+_GEMMA_TOKENIZERS = ("GemmaTokenizer", "GemmaTokenizerFast")
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "HFCLIPTokenizer")
 
 
-def image_processor_of(settings: Mapping[str, Any], size: int) -> HFCLIPImageProcessor:
+def build_image_processor(settings: Mapping[str, Any], size: int) -> HFCLIPImageProcessor:
     """The image processor for OpenCLIP's `preprocess_cfg` and images of `size` pixels a side.
 
     `resize_mode` is "shortest" (the shorter side becomes `size`, and the middle is kept), "squash" (both sides do) or
@@ -80,7 +87,27 @@ def image_processor_of(settings: Mapping[str, Any], size: int) -> HFCLIPImagePro
     )
 
 
-def image_processor_of_folder(folder: Path) -> HFCLIPImageProcessor:
+def check_settings_files(folder: Path, vocab_size: int | None = None) -> None:
+    """Raises ConversionError for files beside the weights that are longer than any model's, before they are read.
+
+    Args:
+        vocab_size: of the model, confirmed by its weights, which bounds its tokenizer's files; None leaves these out.
+    """
+    for file in sorted(folder.iterdir()):
+        is_vocabulary = file.name in _VOCABULARY_FILES
+        if file.suffix not in (".json", ".txt", ".model") or (is_vocabulary and vocab_size is None):
+            continue
+        if not is_vocabulary and file.name.endswith(".index.json"):
+            continue
+        limit = MAX_CONFIG_BYTES
+        if is_vocabulary and vocab_size is not None:
+            limit = _SPARE_VOCABULARY_BYTES + _MAX_BYTES_PER_TOKEN * vocab_size
+        if (size := file.stat().st_size) > limit:
+            of = f"a model of {vocab_size} tokens" if is_vocabulary else "settings"
+            raise ConversionError(f"{file} has {size} bytes, more than the {limit} that {of} can need.")
+
+
+def load_image_processor(folder: Path) -> HFCLIPImageProcessor:
     """The image processor for the settings in a folder of transformers' CLIP or SigLIP.
 
     Raises:
@@ -91,9 +118,10 @@ def image_processor_of_folder(folder: Path) -> HFCLIPImageProcessor:
     except OSError as error:
         raise ConversionError(
             f"{folder} has no preprocessor_config.json, which says how images become pixels: put it there, or pass "
-            "preprocessing={'mean': ..., 'std': ..., 'interpolation': ..., 'resize_mode': ...}."
+            "`preprocessing` ({'mean': ..., 'std': ..., 'interpolation': ..., 'resize_mode': ...})."
         ) from error
-    kind = settings.pop("image_processor_type", None) or settings.pop("feature_extractor_type", "CLIPImageProcessor")
+    kind = settings.pop("image_processor_type", None) or settings.pop("feature_extractor_type", None)
+    kind = str(kind or "CLIPImageProcessor")
     family = (
         kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     )
@@ -106,7 +134,7 @@ def image_processor_of_folder(folder: Path) -> HFCLIPImageProcessor:
     return HFCLIPImageProcessor.from_dict({key: value for key, value in settings.items() if value is not None})
 
 
-def clip_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
+def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
     """OpenAI's vocabulary with a model's context length.
 
     Raises:
@@ -117,45 +145,60 @@ def clip_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
     tokenizer = HFCLIPTokenizer(model_max_length=text.max_position_embeddings, **options)
     if len(tokenizer) != text.vocab_size:
         raise ConversionError(
-            f"the model knows {text.vocab_size} tokens, OpenAI's vocabulary has {len(tokenizer)}: pass tokenizer= "
-            "with the folder or the Hub id of the model's own."
+            f"the model knows {text.vocab_size} tokens, OpenAI's vocabulary has {len(tokenizer)}: pass `tokenizer` "
+            "(the folder or Hub id of the model's own)."
         )
     return tokenizer
 
 
-def tokenizer_of_folder(folder: str | Path, length: int, **hub) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; OpenAI's kind as `HFCLIPTokenizer`.
+def load_tokenizer(name: str | Path, text: HFCLIPTextConfig, hub: HubOptions | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id, for texts of a model's length; OpenAI's kind as `HFCLIPTokenizer`.
 
     Raises:
-        ConversionError: if there are no files of one, or a library that it needs is missing.
+        ConversionError: if there are no files of one, they are longer than the model's vocabulary makes them, or a
+            library that it needs is missing.
     """
-    path = Path(folder)
-    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = fetch_settings(str(name), hub or HubOptions())
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ConversionError(
-            f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): put its files there, or pass tokenizer= with "
-            "a folder or Hub id that has them."
+            f"{name} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): put its files there, or pass `tokenizer` (a "
+            "folder or Hub id that has them)."
         )
+    check_settings_files(folder, text.vocab_size)
+    length = text.max_position_embeddings
     try:
-        if _is_clip_tokenizer(path):
-            return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False, **hub)
+        if _is_clip_tokenizer(folder):
+            return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length)
+        with one_line_errors(f"the tokenizer of {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ConversionError(f"the tokenizer of {folder} cannot be made ({reason}).") from error
+        raise ConversionError(f"the tokenizer of {name} cannot be made ({short_reason(error)[:300]}).") from error
     if isinstance(tokenizer, HFCLIPTokenizer) or type(tokenizer).__name__ not in _CLIP_TOKENIZERS:
         return tokenizer
-    return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length, **hub)
+    return HFCLIPTokenizer.from_pretrained(folder, model_max_length=length)
 
 
 def _is_clip_tokenizer(folder: Path) -> bool:
     """Whether a folder says that its tokenizer is CLIP's, or holds the two files that CLIP's had in 2021 alone."""
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") in _CLIP_TOKENIZERS
+        return read_json(settings).get("tokenizer_class") in _CLIP_TOKENIZERS
     return (folder / "merges.txt").is_file()
 
 
-def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+def cleaning_of_transformers(config: HFCLIPConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What is done to texts before a tokenizer of a transformers folder.
+
+    SigLIP 2 was trained on texts in lower case. Its repositories name Gemma's tokenizer, which keeps the case;
+    transformers' `Siglip2Tokenizer`, which does not, came later.
+    """
+    is_siglip2 = isinstance(config, HFCLIPSiglipConfig) and type(tokenizer).__name__ in _GEMMA_TOKENIZERS
+    return "lower" if is_siglip2 else None
+
+
+def strip_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """OpenCLIP's `strip_sep_token`: what ends a text is the padding, id 0, in the separator's place."""
     cls_token, pad_token = tokenizer.cls_token, tokenizer.pad_token
     if tokenizer.pad_token_id != 0 or cls_token is None:
@@ -170,7 +213,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def open_clip_tokenizer(
-    name: str, options: Mapping[str, Any], text: HFCLIPTextConfig, **hub
+    name: str | Path, options: Mapping[str, Any], text: HFCLIPTextConfig, hub: HubOptions
 ) -> tuple[PreTrainedTokenizerBase, str | None]:
     """OpenCLIP's tokenizer and what it does to a text before.
 
@@ -188,42 +231,22 @@ def open_clip_tokenizer(
     if name == "clip":
         if cleaning not in (None, "lower"):
             raise ConversionError(f"clean={cleaning!r} with OpenAI's vocabulary: 'lower' alone can be read.")
-        return clip_tokenizer(text), None
-    tokenizer = tokenizer_of_folder(name, text.max_position_embeddings, **hub)
+        return openai_tokenizer(text), None
+    tokenizer = load_tokenizer(name, text, hub)
     if strips:
-        tokenizer = without_separator(tokenizer)
+        tokenizer = strip_separator(tokenizer)
     cleaning = cleaning or "whitespace"
     if cleaning not in CLEANINGS:
         raise ConversionError(f"clean={cleaning!r} is unknown: OpenCLIP has {', '.join(CLEANINGS)}.")
     return tokenizer, None if isinstance(tokenizer, HFCLIPTokenizer) else cleaning
 
 
-def sees_padding(text: HFCLIPTextConfig) -> bool:
-    """Whether what is behind a text's end reaches its embedding. Towers of transformers models mask it."""
-    if text.tower != "clip":
-        return False
-    return not text.is_causal or text.pooling == "last"
-
-
-def processor_of(
+def build_processor(
     config: HFCLIPConfig,
     image_processor: HFCLIPImageProcessor,
     tokenizer: PreTrainedTokenizerBase,
     text_cleaning: str | None = None,
 ) -> HFCLIPProcessor:
-    """The two as one. The ids of the tokenizer's special tokens are noted in the config.
-
-    Raises:
-        ConversionError: if the tokenizer has more tokens than the model.
-    """
-    text = config.text_config
-    if len(tokenizer) > text.vocab_size:
-        raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model knows {text.vocab_size}: they do not belong "
-            "together."
-        )
-    text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
-    if text.pooling not in ("eos", "first_eos") and tokenizer.eos_token_id is not None:
-        text.eos_token_id = tokenizer.eos_token_id
-    padding = "max_length" if sees_padding(text) else "longest"
+    """The two as one, with the padding that the model's text tower needs."""
+    padding = "max_length" if sees_padding(config.text_config) else "longest"
     return HFCLIPProcessor(image_processor, tokenizer, text_padding=padding, text_cleaning=text_cleaning)

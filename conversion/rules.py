@@ -58,7 +58,7 @@ class _Step:
     targets: tuple[str, ...]
 
 
-def to_ours(
+def import_tensors(
     tensors: dict[str, torch.Tensor], rules: Sequence[Rule], expected: Shapes, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
     """The tensors of another format under this package's names, as a model's state dict.
@@ -74,7 +74,7 @@ def to_ours(
         ConversionError: naming the tensors that no rule claims, those that the model needs and the file lacks, those
             that the model has no place for, and those of other shapes.
     """
-    steps, unclaimed = _plan(tensors, rules, to_ours=True)
+    steps, unclaimed = _match_rules(tensors, rules, is_import=True)
     shapes = _shapes_after(steps, tensors, expected)
     others = [
         f"{name} {tuple(shape)} instead of {tuple(expected[name])}"
@@ -82,7 +82,7 @@ def to_ours(
         if name in expected and tuple(shape) != tuple(expected[name])
     ]
     homeless = sorted(set(shapes) - set(expected))
-    if problems := leftovers(unclaimed + homeless, sorted(set(expected) - set(shapes)), others):
+    if problems := describe_mismatch(unclaimed + homeless, sorted(set(expected) - set(shapes)), others):
         raise ConversionError(problems)
     result = {}
     for step in steps:
@@ -95,25 +95,25 @@ def to_ours(
     return result
 
 
-def to_theirs(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> dict[str, torch.Tensor]:
+def export_tensors(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> dict[str, torch.Tensor]:
     """A model's state dict under another format's names. Tensors that need no joining share memory with the model's.
 
     Raises:
         ConversionError: naming the tensors that the format has no place for.
     """
-    steps, unclaimed = _plan(tensors, rules, to_ours=False)
+    steps, unclaimed = _match_rules(tensors, rules, is_import=False)
     if unclaimed:
         raise ConversionError(_listing("this format has no place for {} of the model", unclaimed) + ".")
     return {
         name: tensor
         for step in steps
         for name, tensor in zip(
-            step.targets, _convert_back(step, [tensors[name] for name in step.sources]), strict=True
+            step.targets, _convert_to_other(step, [tensors[name] for name in step.sources]), strict=True
         )
     }
 
 
-def leftovers(unexpected: Sequence[str], missing: Sequence[str], mismatched: Sequence[str]) -> str:
+def describe_mismatch(unexpected: Sequence[str], missing: Sequence[str], mismatched: Sequence[str]) -> str:
     """One sentence on what does not fit between a file and a model; empty where all does."""
     problems = [
         _listing("the model has no place for {} of the file", unexpected, near=missing),
@@ -124,36 +124,44 @@ def leftovers(unexpected: Sequence[str], missing: Sequence[str], mismatched: Seq
     return f"{'; '.join(problems)}. The file and the architecture do not belong together." if problems else ""
 
 
-def shapes_as_ours(shapes: Shapes, rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
+def renamed_shapes(shapes: Shapes, rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
     """Name to shape under this package's names, of those tensors that a rule claims. Nothing is read or checked."""
     tensors = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
-    steps, _ = _plan(tensors, rules, to_ours=True)
+    steps, _ = _match_rules(tensors, rules, is_import=True)
     return _shapes_after(steps, tensors, {})
 
 
-def _plan(names: Iterable[str], rules: Sequence[Rule], to_ours: bool) -> tuple[list[_Step], list[str]]:
+def _match_rules(names: Iterable[str], rules: Sequence[Rule], is_import: bool) -> tuple[list[_Step], list[str]]:
     """The steps that move all names, in the order of the table, and the names that no rule claims."""
-    sides = [(rule.theirs, rule.ours) if to_ours else (rule.ours, rule.theirs) for rule in rules]
-    patterns = [
-        (index, place, _pattern(name)) for index, (left, _) in enumerate(sides) for place, name in enumerate(left)
-    ]
+    sides = [(rule.theirs, rule.ours) if is_import else (rule.ours, rule.theirs) for rule in rules]
+    exact: dict[str, list[tuple[int, int, tuple[str, ...]]]] = {}
+    patterns: list[tuple[int, int, re.Pattern[str]]] = []
+    for index, (left, _) in enumerate(sides):
+        for position, name in enumerate(left):
+            if "*" in name:
+                patterns.append((index, position, _pattern(name)))
+            else:
+                exact.setdefault(name, []).append((index, position, ()))
     unclaimed: list[str] = []
     claims: dict[tuple[int, tuple[str, ...]], dict[int, str]] = {}
     for name in names:
-        found = [(index, place, match) for index, place, pattern in patterns if (match := pattern.fullmatch(name))]
-        found = [claim for claim in found if not claim[2].groups()] or found
+        found = exact.get(name) or [
+            (index, position, match.groups())
+            for index, position, pattern in patterns
+            if (match := pattern.fullmatch(name))
+        ]
         if len(found) > 1:
             raise ConversionError(f"{name} is claimed by {len(found)} rules of the table: keep one of them.")
         if not found:
             unclaimed.append(name)
             continue
-        index, place, match = found[0]
-        claims.setdefault((index, match.groups()), {})[place] = name
+        index, position, stars = found[0]
+        claims.setdefault((index, stars), {})[position] = name
     steps = []
     for (index, stars), found_names in sorted(claims.items(), key=lambda claim: claim[0][0]):
         left, right = sides[index]
         if len(found_names) < len(left):
-            missing = [_filled(name, stars) for place, name in enumerate(left) if place not in found_names]
+            missing = [_filled(name, stars) for position, name in enumerate(left) if position not in found_names]
             there = ", ".join(map(_shown, found_names.values()))
             raise ConversionError(f"{_listing('the file lacks {} that belong to others', missing)}: {there}.")
         steps.append(
@@ -187,7 +195,7 @@ def _convert(step: _Step, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]
     return _split(step, tensor.T.contiguous() if step.rule.transpose else tensor)
 
 
-def _convert_back(step: _Step, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+def _convert_to_other(step: _Step, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
     tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     if step.rule.transpose:
         tensor = tensor.T.contiguous()

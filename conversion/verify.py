@@ -18,9 +18,10 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from .errors import ConversionError
+from .hub_files import HubOptions
 from .loading import load
 from .locating import locate
-from .safe_torch.weights import read_torch_file
+from .safe_torch.weights import read_weights
 
 # Of unit embeddings, in float32 arithmetic.
 MAX_DIFFERENCE = 1e-4
@@ -95,7 +96,7 @@ def sample_images() -> list[Image.Image]:
     return images
 
 
-def in_hf_clip(model, processor) -> Embeddings:
+def embed_with_hf_clip(model, processor) -> Embeddings:
     """A loaded model. Its weights are made float32."""
     model = model.float().eval()
     inputs = processor(images=sample_images(), text=TEXTS, return_tensors="pt").to(model.device)
@@ -105,7 +106,7 @@ def in_hf_clip(model, processor) -> Embeddings:
     return Embeddings("hf_clip", *embeddings, output.logits_per_image.cpu(), model.logit_scale.exp().item())
 
 
-def in_transformers(folder: Path) -> Embeddings:
+def embed_with_transformers(folder: Path) -> Embeddings:
     """A folder of `CLIPModel` or `SiglipModel`."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -123,7 +124,7 @@ def in_transformers(folder: Path) -> Embeddings:
     return Embeddings("transformers", *embeddings, output.logits_per_image, model.logit_scale.exp().item())
 
 
-def in_open_clip(folder: Path) -> Embeddings:
+def embed_with_open_clip(folder: Path) -> Embeddings:
     """A folder for OpenCLIP's `local-dir:`."""
     # By name: neither peer is a dependency.
     open_clip = import_module("open_clip")
@@ -139,10 +140,10 @@ def in_open_clip(folder: Path) -> Embeddings:
     return Embeddings("open_clip", image_BD, text_BD, logits, model.logit_scale.exp().item())
 
 
-def in_openai(file: Path) -> Embeddings:
+def embed_with_openai(file: Path) -> Embeddings:
     """An archive or a state dict of OpenAI's."""
     clip = import_module("clip")
-    model = clip.model.build_model(read_torch_file(file).tensors).float()
+    model = clip.model.build_model(read_weights(file).tensors).float()
     preprocess = clip.clip._transform(model.visual.input_resolution)
     pixel_values = torch.stack([preprocess(image) for image in sample_images()])
     with torch.no_grad():
@@ -152,11 +153,11 @@ def in_openai(file: Path) -> Embeddings:
     return Embeddings("OpenAI's code", image_BD, text_BD, scale * image_BD @ text_BD.T, scale)
 
 
-def in_own_code(format_name: str, path: Path) -> Embeddings | None:
+def embed_with_original_code(format_name: str, path: Path) -> Embeddings | None:
     """The embeddings by the code that a format comes from; None where that cannot be imported."""
     if format_name == "transformers":
-        return in_transformers(path)
-    runners = {"open_clip": in_open_clip, "openai": in_openai}
+        return embed_with_transformers(path)
+    runners = {"open_clip": embed_with_open_clip, "openai": embed_with_openai}
     # Both peers need torchvision for their transforms, and say so only from deep within.
     if format_name not in runners or not is_torchvision_available():
         return None
@@ -189,13 +190,13 @@ def verify_conversion(
     theirs = None
     # What was told to `load` its own code does not know.
     if not set(options) - {*HUB_OPTIONS, "dtype", "device"}:
-        located = locate(source, **{name: options.get(name) for name in HUB_OPTIONS})
+        located = locate(source, HubOptions(**{name: options[name] for name in HUB_OPTIONS if name in options}))
         source_format = located.kind if located.kind != "file" else loaded[0].source_format
         if located.kind != "file" or source_format == "openai":
-            theirs = in_own_code(source_format, located.path)
-    one = theirs or in_hf_clip(*loaded)
-    other = in_own_code(result_format, result / "model.pt" if result_format == "openai" else result)
-    other = other or in_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
+            theirs = embed_with_original_code(source_format, located.path)
+    one = theirs or embed_with_hf_clip(*loaded)
+    other = embed_with_original_code(result_format, result / "model.pt" if result_format == "openai" else result)
+    other = other or embed_with_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
     verification = compare(one, other, MAX_DIFFERENCE_ROUNDED if is_rounded else MAX_DIFFERENCE)
     if not verification.is_passed:
         raise ConversionError(f"the result's embeddings or logits are not the source's: {verification}.")

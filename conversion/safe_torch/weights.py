@@ -35,9 +35,26 @@ MAX_NAMES = 100_000
 # How often the same bytes may be used: tied weights do so twice.
 MAX_SHARING = 4
 MAX_INDEX_BYTES = 64 * 1024 * 1024
+# The names of 100,000 tensors.
+MAX_HEADER_BYTES = 25 * 1024 * 1024
 _HEAD_BYTES = 1024
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _OLD_TORCH_PICKLES = 5
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _AGAIN = "fetch the file again."
 _ALONE = "save the model's state dict alone, with torch.save or as safetensors."
 
@@ -53,7 +70,8 @@ class WeightsFile:
             its `state_dict()` would, OpenAI's with the scalars `input_resolution`, `context_length` and `vocab_size`;
             a training checkpoint what is in its `state_dict`, `module.` prefixes too. Tied tensors share memory. Take
             them out one by one where they are copied or cast: each gives its memory back when it is let go. Those of
-            safetensors are private mappings, so that file must not be cut short while they live.
+            safetensors are private mappings, so that file must not be cut short while they live. On the meta device
+            where only names, shapes and dtypes were asked for.
         values: plain values beside the tensors: attributes of TorchScript modules by dotted name, top-level entries of
             a training checkpoint (epoch, name), metadata of safetensors.
     """
@@ -64,8 +82,11 @@ class WeightsFile:
     values: dict[str, Scalar]
 
 
-def read_torch_file(path: str | Path) -> WeightsFile:
+def read_weights(path: str | Path, *, on_meta: bool = False) -> WeightsFile:
     """Reads a file of weights, or a folder with one `*.safetensors.index.json`. Nothing in it is run.
+
+    Args:
+        on_meta: read names, shapes and dtypes alone, which takes no time, whatever the file's size.
 
     Raises:
         ConversionError: in one line, why the file cannot be read and what to do.
@@ -73,7 +94,7 @@ def read_torch_file(path: str | Path) -> WeightsFile:
     path = Path(path)
     try:
         index = _find_index(path)
-        return _read_file(path) if index is None else _read_shards(index)
+        return _read_file(path, on_meta) if index is None else _read_shards(index, on_meta)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
     except FileNotFoundError as error:
@@ -99,10 +120,10 @@ def _find_index(path: Path) -> Path | None:
         return path if _text(stream.read(_HEAD_BYTES)).startswith(b"{") else None
 
 
-def _read_file(path: Path) -> WeightsFile:
+def _read_file(path: Path, on_meta: bool) -> WeightsFile:
     size = path.stat().st_size
     with path.open("rb") as stream:
-        return _reader_of(stream.read(_HEAD_BYTES), size)(path, stream, size)
+        return _reader_of(stream.read(_HEAD_BYTES), size)(path, stream, size, on_meta)
 
 
 def _text(head: bytes) -> bytes:
@@ -110,7 +131,7 @@ def _text(head: bytes) -> bytes:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
 
 
-def _reader_of(head: bytes, size: int) -> Callable[[Path, BinaryIO, int], WeightsFile]:
+def _reader_of(head: bytes, size: int) -> Callable[[Path, BinaryIO, int, bool], WeightsFile]:
     if head.startswith(b"PK\3\4"):
         return _read_zip
     if head.startswith(_OLD_TORCH):
@@ -145,7 +166,7 @@ def _why_no_weights(head: bytes, size: int) -> str:
     )
 
 
-def _read_zip(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
+def _read_zip(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
     archive = Archive(stream, size)
     byte_order = archive.read("byteorder", 16).decode("latin-1") if "byteorder" in archive else "little"
     if byte_order != sys.byteorder:
@@ -163,6 +184,8 @@ def _read_zip(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
                 f"{storage.numel} elements of {storage.dtype}: it is damaged or hostile."
             )
     _check_sharing(records, size)
+    if on_meta:
+        return WeightsFile(path, kind, _on_meta(records), values)
     loaded: dict[StorageRecord, torch.Tensor] = {}
     tensors = {name: _tensor(archive, record, loaded) for name, record in records.items()}
     return WeightsFile(path, kind, tensors, values)
@@ -173,6 +196,12 @@ def _tensor(archive: Archive, record: TensorRecord, loaded: dict[StorageRecord, 
     if storage not in loaded:
         loaded[storage] = archive.read_tensor(f"data/{storage.key}").view(storage.dtype)
     return loaded[storage].as_strided(record.shape, record.stride, record.offset)
+
+
+def _on_meta(records: dict[str, TensorRecord]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.empty(record.shape, dtype=record.storage.dtype, device="meta") for name, record in records.items()
+    }
 
 
 def _check_sharing(records: dict[str, TensorRecord], size: int) -> None:
@@ -240,9 +269,11 @@ def _is_scalar(value: Any) -> bool:
     return type(value) in (bool, int, float, str, type(None))
 
 
-def _read_old_torch(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
+def _read_old_torch(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
     """A file of torch.save before 1.6: five pickles, the fourth of which is what was saved, then the storages."""
-    _walk_old_torch(stream, size)
+    records, values = _walk_old_torch(stream, size)
+    if on_meta:
+        return WeightsFile(path, "torch", _on_meta(records), values)
     stream.seek(0)
     try:
         # Given a path, torch goes by its suffix.
@@ -255,22 +286,27 @@ def _read_old_torch(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
     return WeightsFile(path, "torch", {name: tensor.detach() for name, tensor in tensors.items()}, values)
 
 
-def _walk_old_torch(stream: BinaryIO, size: int) -> None:
-    """Raises ConversionError where torch should not be given the file."""
+def _walk_old_torch(stream: BinaryIO, size: int) -> tuple[dict[str, TensorRecord], dict[str, Scalar]]:
+    """What the file holds. Raises ConversionError where torch should not be given it."""
     stream.seek(0)
     pickles = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
     walked = [walk_pickle(pickles) for _ in range(_OLD_TORCH_PICKLES)]
     root, storages = walked[3]
-    records, _ = _entries(root, TensorRecord)
+    records, values = _entries(root, TensorRecord)
     if pickles.tell() + sum(storage.numel * storage.dtype.itemsize for storage in storages.values()) > size:
         raise ConversionError(f"its storages are longer than its {size} bytes: it is cut short; {_AGAIN}")
     _check_sharing(records, size)
+    return records, values
 
 
-def _read_safetensors(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
+def _read_safetensors(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
+    stream.seek(0)
+    if (header_bytes := int.from_bytes(stream.read(8), "little")) > MAX_HEADER_BYTES:
+        raise ConversionError(f"its header has {header_bytes} bytes, more than the {MAX_HEADER_BYTES} of any model.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
+            names = list(file.keys())
+            tensors = {name: _slice_on_meta(file, name) if on_meta else file.get_tensor(name) for name in names}
             values = dict(file.metadata() or {})
     # SafetensorError, and what torch says of dtypes that it lacks.
     except Exception as error:
@@ -280,17 +316,24 @@ def _read_safetensors(path: Path, stream: BinaryIO, size: int) -> WeightsFile:
     return WeightsFile(path, "safetensors", _require(tensors, values), values)
 
 
-def _read_shards(index: Path) -> WeightsFile:
+def _slice_on_meta(file: Any, name: str) -> torch.Tensor:
+    part = file.get_slice(name)
+    if (dtype := _SAFETENSORS_DTYPES.get(part.get_dtype())) is None:
+        raise ValueError(f"the tensor {ascii(name[:80])} is of the unknown type {part.get_dtype()}")
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
+
+
+def _read_shards(index: Path, on_meta: bool) -> WeightsFile:
     """The files that an index names, beside it; each holds the tensors that the index says, and no other."""
     shards, values = _read_index(index)
     tensors: dict[str, torch.Tensor] = {}
     kinds = set()
     for shard, names in shards.items():
-        place = index.parent / shard
-        if not place.is_file():
+        file = index.parent / shard
+        if not file.is_file():
             raise ConversionError(f"the shard {ascii(shard)} is missing: fetch it into the same folder.")
         try:
-            part = _read_file(place)
+            part = _read_file(file, on_meta)
         except ConversionError as error:
             raise ConversionError(f"shard {ascii(shard)}: {error}") from error
         if part.tensors.keys() != names:

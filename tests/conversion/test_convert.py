@@ -99,7 +99,9 @@ LACKS = [
 @pytest.mark.parametrize("target, text, vision, named", LACKS)
 def test_a_target_names_everything_that_it_lacks(target, text, vision, named, tmp_path):
     dimensions = vision["hidden_size"] if "projection_type" in vision else 40
-    source = write_ours(tmp_path / "source", text, vision, projection_dim=dimensions)
+    edge = vision.get("image_size", 32)
+    image = {"size": {"shortest_edge": edge}, "crop_size": edge}
+    source = write_ours(tmp_path / "source", text, vision, image=image, projection_dim=dimensions)
     with pytest.raises(ConversionError, match="cannot express this model") as caught:
         convert(source, to=target, output_dir=tmp_path / "result")
     for phrase in named:
@@ -174,13 +176,13 @@ def test_one_embedding_that_is_off_fails_the_verification(part, difference):
 def test_the_scale_of_the_logits_is_verified(lost, source, tmp_path, monkeypatch):
     """The embeddings are the same with any."""
     if lost == "the scale":
-        in_hf_clip, scales = verify.in_hf_clip, iter([2.5, 2.501])
+        embed_with_hf_clip, scales = verify.embed_with_hf_clip, iter([2.5, 2.501])
 
         def with_another_scale(model, processor):
             model.logit_scale.data.fill_(next(scales))
-            return in_hf_clip(model, processor)
+            return embed_with_hf_clip(model, processor)
 
-        monkeypatch.setattr(verify, "in_hf_clip", with_another_scale)
+        monkeypatch.setattr(verify, "embed_with_hf_clip", with_another_scale)
     else:
         state = load_file(source / "model.safetensors")
         state["logit_scale"].fill_(1000.0)
@@ -203,15 +205,19 @@ def edited(file, **fields):
 
 
 UNUSABLE = [
-    ("processor_config.json", {"image_processor__image_std": [0, 0, 0]}, "make no numbers of pixels"),
+    ("processor_config.json", {"image_processor__image_std": [0, 0, 0]}, "make pixel values that are not finite"),
     ("processor_config.json", {"image_processor__image_mean": "abc"}, "source: .*abc"),
     ("processor_config.json", {"image_processor__resample": 99}, "source: .*99"),
     (
         "processor_config.json",
         {"image_processor__crop_size": {"height": 8, "width": 8}},
-        r"\(8, 8\).* takes \(32, 32\)",
+        "8 x 8 pixels.* takes 32 x 32",
     ),
-    ("config.json", {"text_config__eos_token_id": 10**9}, "eos_token_id=1000000000.*no token of 546"),
+    (
+        "config.json",
+        {"text_config__eos_token_id": 10**9},
+        "eos_token_id=1000000000.*not in the texts of the tokenizer",
+    ),
     ("config.json", {"vision_config__layer_norm_eps": math.nan}, "layer_norm_eps=nan"),
     ("config.json", {"vision_config__layer_norm_eps": -1.0}, r"layer_norm_eps=-1\.0"),
 ]
@@ -260,7 +266,9 @@ def test_the_peers_own_code_runs_what_was_written(source, tmp_path, monkeypatch)
     open_clip = load_open_clip()
     monkeypatch.setitem(sys.modules, "open_clip", open_clip)
     monkeypatch.setattr(open_clip.factory, "image_transform_v2", transform)
-    measured = verify.compare(verify.in_hf_clip(model, processor), verify.in_open_clip(tmp_path / "result"))
+    measured = verify.compare(
+        verify.embed_with_hf_clip(model, processor), verify.embed_with_open_clip(tmp_path / "result")
+    )
     assert measured.result_code == "open_clip" and measured.images <= 1e-5 and measured.texts <= 1e-5
 
 
@@ -277,7 +285,10 @@ def test_openais_own_code_runs_what_was_written(openai_file, tmp_path, monkeypat
     )
     monkeypatch.setitem(sys.modules, "clip", package)
     monkeypatch.setattr(verify, "is_torchvision_available", lambda: True)
-    ours, theirs = verify.in_hf_clip(model, processor), verify.in_own_code("openai", tmp_path / "result/model.pt")
+    ours, theirs = (
+        verify.embed_with_hf_clip(model, processor),
+        verify.embed_with_original_code("openai", tmp_path / "result/model.pt"),
+    )
     measured = verify.compare(ours, theirs)
     assert measured.result_code == "OpenAI's code" and measured.images <= 1e-5 and measured.texts <= 1e-5
 

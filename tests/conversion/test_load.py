@@ -7,6 +7,7 @@ come in, and what they do not say.
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,15 +34,16 @@ from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipMode
 from hf_clip.conversion import ConversionError, locating, open_clip
 from hf_clip.conversion import infer_config as shapes
 from hf_clip.conversion.openai import openai_rules
-from hf_clip.conversion.rules import to_theirs
+from hf_clip.conversion.rules import export_tensors
+from hf_clip.model.configuration_hf_clip import list_architectures
 from hf_clip.model.tokenization_hf_clip import canonicalize_text, clean_whitespace
 from tests.helpers.checkpoints import (
     IMAGES,
     TEXTS,
-    clip_tokenizer,
     open_clip_config,
     openai_model,
     randomize,
+    small_clip_tokenizer,
     tokenizer,
     unit_embeddings,
     write_open_clip_folder,
@@ -118,14 +120,14 @@ def test_openais_archives_need_no_word(vision, container, tmp_path, caplog):
         unit_embeddings(model, inputs["pixel_values"], inputs["input_ids"]),
         unit_embeddings(peer.float(), inputs["pixel_values"], padded),
     )
-    with pytest.raises(ValueError, match="hidden_act given, and .* says by itself"):
+    with pytest.raises(ValueError, match="says by itself .*leave out `hidden_act`"):
         load(file, hidden_act="gelu")
 
 
 def test_what_a_state_dict_does_not_say_must_be_said(tmp_path, monkeypatch):
     file = tmp_path / "weights"
     torch.save(openai_model().state_dict(), file)
-    with pytest.raises(ConversionError, match="no known architecture.*config=HFCLIPConfig"):
+    with pytest.raises(ConversionError, match="no known architecture.*`config`"):
         load(file, hidden_act="quick_gelu")
     said, _ = load(file, source_format="openai")
     whole, _ = load(file, config=said.config)
@@ -142,9 +144,14 @@ def test_what_a_state_dict_does_not_say_must_be_said(tmp_path, monkeypatch):
         "hf_clip.model.configuration_hf_clip.read_architectures", lambda: json.loads(json.dumps(known))
     )
     with pytest.raises(
-        ConversionError, match=r"activation: pass architecture='Small/8' \(quick_gelu\), .*hidden_act="
-    ):
+        ConversionError,
+        match=r"activation: pass `architecture=openai/Small/8` \(quick_gelu\) or "
+        r"`architecture=Small-8-gelu` \(gelu\), or `hidden_act=",
+    ) as error:
         load(file)
+    # What is proposed is accepted.
+    for name in re.findall("`architecture=(.+?)`", str(error.value)):
+        assert load(file, architecture=name)[0].config.vision_config.hidden_act in ("quick_gelu", "gelu")
     model, processor = load(file, hidden_act="gelu")
     assert model.config.text_config.hidden_act == model.config.vision_config.hidden_act == "gelu"
     assert processor.image_processor.size == {"height": 32, "width": 32}
@@ -155,9 +162,9 @@ def test_what_a_state_dict_does_not_say_must_be_said(tmp_path, monkeypatch):
     other = json.loads(json.dumps(known["Small/8"])) | {"name": "Other", "aliases": []}
     other["config"]["text_config"]["num_attention_heads"] = 4
     known["Other"] = other
-    with pytest.raises(ConversionError, match="several architectures.*'Small/8'.*'Other'"):
+    with pytest.raises(ConversionError, match="several architectures.*=openai/Small/8`.*=Other`"):
         load(file, hidden_act="quick_gelu")
-    with pytest.raises(ValueError, match="source_format='mine'"):
+    with pytest.raises(ValueError, match="`source_format=mine`"):
         load(file, source_format="mine")
     with pytest.raises(ValueError, match="leave one out"):
         load(file, architecture="Other", config=said.config)
@@ -190,8 +197,8 @@ def test_shapes_tell_published_architectures_apart():
         config = HFCLIPConfig.from_architecture(name)
         with torch.device("meta"):
             model = (HFCLIPSiglipModel if "SigLIP" in name else HFCLIPModel)(config)
-        seen = shapes.see_shape({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
-        found, again = shapes.config_of_shape(seen, config.vision_config.hidden_act)
+        seen = shapes.infer_shape({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+        found, again = shapes.match_architecture(seen, config.vision_config.hidden_act)
         assert again.vision_config.to_dict() == config.vision_config.to_dict(), (name, found)
         assert again.text_config.num_attention_heads == config.text_config.num_attention_heads
 
@@ -329,7 +336,7 @@ def test_siglip_of_open_clip(tmp_path, monkeypatch):
     theirs = [torch.nn.functional.normalize(one, dim=-1) for one in theirs]
     assert_near(unit_embeddings(model, inputs["pixel_values"], inputs["input_ids"]), theirs)
 
-    written = to_theirs(model.state_dict(), open_clip.open_clip_rules(model.config))
+    written = export_tensors(model.state_dict(), open_clip.open_clip_rules(model.config))
     before = load_file(tmp_path / "siglip/open_clip_model.safetensors")
     assert written.keys() == before.keys() and all(torch.equal(written[name], before[name]) for name in before)
 
@@ -426,7 +433,7 @@ def clip_folder(folder: Path) -> CLIPModel:
     vision = TINY | {"image_size": 32, "patch_size": 8}
     peer = randomize(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)))
     peer.save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
+    small_clip_tokenizer().save_pretrained(folder)
     transform = {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(transform))
     return peer
@@ -465,7 +472,7 @@ def test_our_own_folder(tmp_path):
     again, loaded = load(tmp_path, dtype=torch.float16, device="cpu")
     assert again.dtype == torch.float16 and again.source_format == "hf_clip" and type(loaded) is HFCLIPProcessor
     assert loaded(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
-    with pytest.raises(ValueError, match="architecture given"):
+    with pytest.raises(ValueError, match="leave out `architecture`"):
         load(tmp_path, architecture="ViT-B/32")
 
 
@@ -535,10 +542,10 @@ def test_settings_that_are_damaged_or_unknown(open_clip_folder):
 def test_folders_that_lack_something(tmp_path):
     clip_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").rename(tmp_path / "away")
-    with pytest.raises(ConversionError, match="no preprocessor_config.json.*preprocessing="):
+    with pytest.raises(ConversionError, match="no preprocessor_config.json.*`preprocessing`"):
         load(tmp_path)
     _, processor = load(
-        tmp_path, preprocessing={"resize_mode": "longest", "fill_color": 7}, tokenizer=clip_tokenizer()
+        tmp_path, preprocessing={"resize_mode": "longest", "fill_color": 7}, tokenizer=small_clip_tokenizer()
     )
     assert processor.image_processor.fill_color == 7 and processor.image_processor.size == {"longest_edge": 32}
     (tmp_path / "away").rename(tmp_path / "preprocessor_config.json")
@@ -570,7 +577,7 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
             load(source)
     with pytest.raises(ConversionError, match=r"looked for RN50\.pt in .*clip and .*Put the file there"):
         load("RN50")
-    with pytest.raises(ConversionError, match="'owner/name' is no file or folder here, and not in the Hub's cache"):
+    with pytest.raises(ConversionError, match="'owner/name' is no file or folder here and not in the Hub's cache"):
         load("hf-hub:owner/name")
     torch.save({"conv.weight": torch.ones(1)}, "other.pt")
     with pytest.raises(ConversionError, match="no CLIP of a known format; its tensors are conv.weight"):
@@ -583,7 +590,7 @@ def test_openais_names_find_the_file(tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     torch.save(openai_model().state_dict() | openai_numbers(32), cache / "ViT-L-14-336px.pt")
     assert load("ViT-L/14@336px")[0].source_format == "openai"
-    assert set(locating.OPENAI_FILES) <= {name.replace("-gelu", "") for name in shapes.list_architectures()}
+    assert set(locating.OPENAI_FILES) <= {name.replace("-gelu", "") for name in list_architectures()}
 
 
 def test_cleaning_is_open_clips():
@@ -595,7 +602,7 @@ def test_cleaning_is_open_clips():
 
 def test_the_openai_tokenizer_refuses_another_vocabulary(tmp_path):
     write_open_clip_folder(tmp_path / "theirs", open_clip_config(text={"hf_tokenizer_name": None}))
-    with pytest.raises(ConversionError, match="knows 546 tokens, OpenAI's vocabulary has 49408.*tokenizer="):
+    with pytest.raises(ConversionError, match="knows 546 tokens, OpenAI's vocabulary has 49408.*`tokenizer`"):
         load(tmp_path / "theirs")
     model, processor = load(tmp_path / "theirs", tokenizer=tokenizer())
     assert isinstance(processor.tokenizer, HFCLIPTokenizer)
@@ -621,7 +628,7 @@ def test_repositories_are_fetched_in_part_and_kept(tmp_path):
     program = """
 import sys
 from hf_clip import load
-for is_local in (False, True):
+for is_local in (False, False, True):
     for name in ("hf-hub:owner/clip", "owner/open_clip"):
         print(load(name, token=False, local_files_only=is_local)[0].source_format, flush=True)
 try:
@@ -631,11 +638,14 @@ except ValueError as error:
 """
     with running_hub({"owner/clip": tmp_path / "clip", "owner/open_clip": tmp_path / "open_clip"}) as hub:
         *formats, error = run_python(program, **hub.environment(tmp_path / "home"))
-    assert formats == ["transformers", "open_clip"] * 2
-    assert error.startswith("'owner/none'_is_no_file_or_folder_here,_and_the_Hub_does_not_give_it:")
+    assert formats == ["transformers", "open_clip"] * 3
+    assert error.startswith("'owner/none'_is_no_file_or_folder_here_and_not_in_the_Hub's_cache._The_Hub_has_no_such")
     assert {"owner/clip/model.safetensors", "owner/open_clip/open_clip_model.safetensors"} <= set(hub.downloaded)
     assert not any(name.endswith((".bin", ".msgpack")) for name in hub.downloaded)
     assert len(hub.downloaded) == len(set(hub.downloaded)), "the cache was enough for the second time"
+    # One question a call, and for the files of a commit that the cache has none.
+    assert hub.requests["GET", "/api/models/owner/clip"] == 2
+    assert max(count for (method, _), count in hub.requests.items() if method == "HEAD") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
@@ -648,19 +658,19 @@ def test_memory_stays_near_the_weights(tmp_path):
         state = HFCLIPModel(config).state_dict()
     for dtype in (torch.float32, torch.float16):
         zeros = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in state.items()}
-        torch.save(to_theirs(zeros, openai_rules(config)), tmp_path / f"{dtype}.pt")
+        torch.save(export_tensors(zeros, openai_rules(config)), tmp_path / f"{dtype}.pt")
     program = r"""
 import re, sys, torch
 from pathlib import Path
 from hf_clip import HFCLIPConfig, load
-from hf_clip.conversion.preprocessing import clip_tokenizer
+from hf_clip.conversion.preprocessing import openai_tokenizer
 
 def peak():
     # getrusage's peak begins with that of the process which started this one.
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 config = HFCLIPConfig.from_pretrained(sys.argv[1])
-clip_tokenizer(config.text_config)
+openai_tokenizer(config.text_config)
 models = []
 for name in ("torch.float32", "torch.float16"):
     before = peak()

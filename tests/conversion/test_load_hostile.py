@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_clip import load
 from hf_clip.conversion import ConversionError
-from hf_clip.conversion.verify import in_transformers
+from hf_clip.conversion.verify import embed_with_transformers
 from tests.helpers.checkpoints import TEXTS, open_clip_config, write_open_clip_folder
 from tests.helpers.toys import tiny_clip
 
@@ -47,14 +47,17 @@ def test_code_in_a_folder_is_neither_run_nor_asked_about(part, open_clip_folder,
     else:
         kind = {"processor_class": "Other", "auto_map": {"AutoProcessor": "other.Other"}}
         (folder / "processor_config.json").write_text(json.dumps(kind))
-    runs = {"tokenizer": lambda: load(open_clip_folder, tokenizer=folder), "verify": lambda: in_transformers(folder)}
+    runs = {
+        "tokenizer": lambda: load(open_clip_folder, tokenizer=folder),
+        "verify": lambda: embed_with_transformers(folder),
+    }
     asked = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
     with pytest.raises(ValueError, match="code"):
         runs.get(part, lambda: load(folder))()
     assert not asked and not mark.exists()
     if part == "image_processor":
-        with pytest.raises(ConversionError, match="not run: pass preprocessing= and tokenizer="):
+        with pytest.raises(ConversionError, match="not run: pass `preprocessing` .* and `tokenizer`"):
             load(folder)
         assert load(folder, preprocessing={})[1].image_processor.crop_size["height"] == 32
 

@@ -22,11 +22,11 @@ from tests.helpers.checkpoints import (
     CONTEXT_LENGTH,
     IMAGES,
     TEXTS,
-    clip_tokenizer,
     open_clip_config,
     openai_model,
     openai_state,
     randomize,
+    small_clip_tokenizer,
     tokenizer,
     unit_embeddings,
     write_open_clip_folder,
@@ -185,7 +185,7 @@ def clip_of_transformers(knobs: dict) -> CLIPModel:
 
 
 def processor_of_transformers() -> CLIPProcessor:
-    return CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32), clip_tokenizer())
+    return CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32), small_clip_tokenizer())
 
 
 def embeddings_in_transformers(peer, pixel_values, input_ids):

@@ -9,7 +9,7 @@ from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPSiglipConfig, HFCLIPSiglipM
 from hf_clip.conversion import ConversionError
 from hf_clip.conversion.open_clip import open_clip_rules
 from hf_clip.conversion.openai import openai_rules
-from hf_clip.conversion.rules import Rule, shapes_as_ours, to_ours, to_theirs
+from hf_clip.conversion.rules import Rule, export_tensors, import_tensors, renamed_shapes
 
 RULES = [
     Rule("blocks.*.in", ("layers.*.q", "layers.*.k", "layers.*.v")),
@@ -47,13 +47,13 @@ EXPECTED = {
 def test_there_and_back():
     given_tensors, before = theirs(), theirs()
     before = {name: tensor.clone() for name, tensor in given_tensors.items()}
-    ours = to_ours(given_tensors, RULES, EXPECTED)
+    ours = import_tensors(given_tensors, RULES, EXPECTED)
     assert not given_tensors, "what was moved must not be held twice"
     assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == EXPECTED
     assert torch.equal(ours["layers.0.k"], before["blocks.0.in"][2:4])
     assert torch.equal(ours["projection.weight"], before["proj"].T)
     assert torch.equal(ours["joined"], torch.cat([before["query"], before["keys_values"]]))
-    back = to_theirs(ours, RULES)
+    back = export_tensors(ours, RULES)
     del before["trunk.ids"]
     assert back.keys() == before.keys()
     assert all(torch.equal(back[name], before[name]) for name in before)
@@ -62,7 +62,7 @@ def test_there_and_back():
 def test_splits_are_views_and_nothing_else_is_copied():
     tensors = theirs()
     storages = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
-    ours = to_ours(tensors, RULES, EXPECTED)
+    ours = import_tensors(tensors, RULES, EXPECTED)
     for name, source in [("layers.0.q", "blocks.0.in"), ("layers.0.v", "blocks.0.in"), ("positions", "pos")]:
         assert ours[name].untyped_storage().data_ptr() == storages[source]
 
@@ -70,16 +70,16 @@ def test_splits_are_views_and_nothing_else_is_copied():
 def test_dtype_is_kept_or_cast_where_it_floats():
     tensors = {"scale": torch.ones((), dtype=torch.float16), "trunk.count": torch.tensor(3), "proj": torch.ones(2, 2)}
     expected = {"scale": (), "backbone.count": (), "projection.weight": (2, 2)}
-    kept = to_ours(dict(tensors), RULES, expected)
+    kept = import_tensors(dict(tensors), RULES, expected)
     assert [kept[name].dtype for name in expected] == [torch.float16, torch.int64, torch.float32]
-    cast = to_ours(dict(tensors), RULES, expected, torch.bfloat16)
+    cast = import_tensors(dict(tensors), RULES, expected, torch.bfloat16)
     assert [cast[name].dtype for name in expected] == [torch.bfloat16, torch.int64, torch.bfloat16]
 
 
 def failing(tensors: dict, expected: dict, rules=RULES) -> str:
     before = dict(tensors)
     with pytest.raises(ConversionError) as caught:
-        to_ours(tensors, rules, expected)
+        import_tensors(tensors, rules, expected)
     assert tensors.keys() == before.keys(), "nothing may move before all is checked"
     return str(caught.value)
 
@@ -108,15 +108,15 @@ def test_what_cannot_be_split_or_joined_says_so():
     assert "first axis should be of length 1" in failing({"pos": torch.ones(2, 3, 4)}, {"positions": (3, 4)})
     assert "keys_values" in failing({"query": torch.ones(2, 2)}, {"joined": (6, 2)})
     with pytest.raises(ConversionError, match="this format has no place for 1 tensor of the model: other"):
-        to_theirs({"other": torch.ones(1)}, RULES)
+        export_tensors({"other": torch.ones(1)}, RULES)
 
 
 def test_two_claims_are_refused():
     rules = [Rule("a.*", "b.*"), Rule("*.c", "d.*")]
     with pytest.raises(ConversionError, match="a.c is claimed by 2 rules"):
-        shapes_as_ours({"a.c": (1,)}, rules)
+        renamed_shapes({"a.c": (1,)}, rules)
     with pytest.raises(ConversionError, match="mixes two formats"):
-        shapes_as_ours({"a": (1,), "b": (1,)}, [Rule("a", "c"), Rule("b", "c")])
+        renamed_shapes({"a": (1,), "b": (1,)}, [Rule("a", "c"), Rule("b", "c")])
     with pytest.raises(ValueError, match="say why"):
         Rule("a")
 
@@ -124,9 +124,9 @@ def test_two_claims_are_refused():
 @given(st.lists(st.from_regex(r"[a-z0-9_]{1,5}", fullmatch=True), min_size=1, max_size=5))
 def test_stars_keep_what_they_stand_for(pieces):
     name = "trunk.x." + ".".join(pieces)
-    assert shapes_as_ours({name: (2,)}, RULES) == {name.replace("trunk", "backbone", 1): (2,)}
+    assert renamed_shapes({name: (2,)}, RULES) == {name.replace("trunk", "backbone", 1): (2,)}
     if len(pieces) == 1:
-        assert f"layers.{pieces[0]}.q" in shapes_as_ours({f"blocks.{pieces[0]}.in": (3,)}, RULES)
+        assert f"layers.{pieces[0]}.q" in renamed_shapes({f"blocks.{pieces[0]}.in": (3,)}, RULES)
 
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -164,8 +164,8 @@ def test_tables_are_whole_and_bijective(table, kind):
     state = {name: torch.randn(tensor.shape) for name, tensor in model.state_dict().items()}
     if table is openai_rules and kind in ("SigLIP", "layer scale"):
         with pytest.raises(ConversionError, match="this format has no place for"):
-            to_theirs(state, table(config))
+            export_tensors(state, table(config))
         return
-    names = to_theirs(state, table(config))
-    again = to_ours(names, table(config), {name: tensor.shape for name, tensor in state.items()})
+    names = export_tensors(state, table(config))
+    again = import_tensors(names, table(config), {name: tensor.shape for name, tensor in state.items()})
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)

@@ -21,7 +21,7 @@ from torch import nn
 from hf_clip.conversion.errors import ConversionError
 from hf_clip.conversion.safe_torch import weights
 from hf_clip.conversion.safe_torch.pickles import walk_pickle
-from hf_clip.conversion.safe_torch.weights import read_torch_file
+from hf_clip.conversion.safe_torch.weights import read_weights
 from tests.helpers import hostile_archives as hostile
 from tests.helpers.counts import soak_count
 from tests.helpers.hostile_archives import archive, call, integer, named, storage, table, tensor, text, whole, write
@@ -47,7 +47,7 @@ def assert_same(found: dict, expected: dict) -> None:
 def refusal(path: Path) -> str:
     """The message of the error, which must be one line that begins with the path."""
     with pytest.raises(ConversionError) as caught:
-        read_torch_file(path)
+        read_weights(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < len(str(path)) + 500
     return message
@@ -120,7 +120,7 @@ def test_openais_archives_give_the_state_dict_of_the_module(openai_model, vision
     if is_half:
         openai_model.convert_weights(model)
     path = torchscript(tmp_path / "x", model, torch.randn(1, 3, 64, 64), torch.randint(0, 39, (1, 7)))
-    read = read_torch_file(path)
+    read = read_weights(path)
     assert read.kind == "torchscript"
     assert_same(read.tensors, torch.jit.load(path).state_dict())
     assert_same(read.tensors, model.state_dict())
@@ -131,7 +131,7 @@ def test_openais_archives_give_the_state_dict_of_the_module(openai_model, vision
 @pytest.mark.parametrize("kind", ["torch", "old"])
 def test_a_training_checkpoint_gives_its_weights_and_what_else_it_tells(files, kind):
     path, expected = files[kind]
-    read = read_torch_file(path)
+    read = read_weights(path)
     assert (read.kind, read.values) == ("torch", {"epoch": 3, "name": "run"})
     assert_same(read.tensors, expected)
 
@@ -140,25 +140,25 @@ def test_a_training_checkpoint_gives_its_weights_and_what_else_it_tells(files, k
 def test_a_plain_state_dict(tmp_path, is_new):
     module = Tied().bfloat16()
     torch.save(module.state_dict(), tmp_path / "x", _use_new_zipfile_serialization=is_new)
-    assert_same(read_torch_file(tmp_path / "x").tensors, module.state_dict())
+    assert_same(read_weights(tmp_path / "x").tensors, module.state_dict())
     parameters = {"empty": nn.Parameter(torch.empty(0, 3)), "row": nn.Parameter(torch.arange(8.0)[2:6]), "epoch": 2}
     torch.save(parameters, tmp_path / "x", _use_new_zipfile_serialization=is_new)
-    read = read_torch_file(tmp_path / "x")
+    read = read_weights(tmp_path / "x")
     assert read.values == {"epoch": 2} and not read.tensors["row"].requires_grad
     assert_same(read.tensors, {name: parameters[name] for name in ("empty", "row")})
 
 
 def test_tied_weights_stay_tied_and_writing_to_them_leaves_the_file_alone(files):
     path, expected = files["torchscript"]
-    tensors = read_torch_file(path).tensors
+    tensors = read_weights(path).tensors
     tensors["head.weight"].fill_(7)
     assert tensors["tail.weight"].eq(7).all()
-    assert_same(read_torch_file(path).tensors, expected)
+    assert_same(read_weights(path).tensors, expected)
 
 
 def test_safetensors_whole_and_in_shards(files, tmp_path):
     path, expected = files["safetensors"]
-    read = read_torch_file(path)
+    read = read_weights(path)
     assert (read.kind, read.values) == ("safetensors", {"format": "pt"})
     assert_same(read.tensors, expected)
     halves = list(expected)[::2], list(expected)[1::2]
@@ -168,7 +168,7 @@ def test_safetensors_whole_and_in_shards(files, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": places}))
     for asked in (index, tmp_path):
-        read = read_torch_file(asked)
+        read = read_weights(asked)
         assert (read.kind, read.values, read.path) == ("safetensors", {"total_size": 9}, index)
         assert_same(read.tensors, expected)
     index.write_text(json.dumps({"weight_map": dict(list(places.items())[1:])}))
@@ -184,7 +184,7 @@ def test_safetensors_whole_and_in_shards(files, tmp_path):
 def test_the_name_of_a_file_means_nothing(files, tmp_path):
     for path, expected in files.values():
         for name in ("model.safetensors", "model.pt", "page.html"):
-            assert_same(read_torch_file(write(tmp_path / name, path.read_bytes())).tensors, expected)
+            assert_same(read_weights(write(tmp_path / name, path.read_bytes())).tensors, expected)
 
 
 # Nothing is run.
@@ -253,7 +253,7 @@ def test_what_a_pickle_calls_is_not_called(tmp_path, nest, is_new, protocol):
 
 
 def test_torchs_own_guard_stands_behind_the_walker(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_walk_old_torch", lambda *_: None)
+    monkeypatch.setattr(weights, "_walk_old_torch", lambda *_: ({}, {}))
     content = {"state_dict": {"w": torch.ones(2)}, "more": Runs(tmp_path / "written")}
     torch.save(content, tmp_path / "x", _use_new_zipfile_serialization=False)
     assert "torch cannot read it" in refusal(tmp_path / "x")
@@ -278,7 +278,7 @@ def test_the_code_of_an_archive_is_not_opened(files, tmp_path):
     assert sum(content == evil for _, content in members) > 5
     # Broken checksums show that what is not needed is not even read.
     content = hostile.pack(members).replace(evil, bytes(len(evil)))
-    assert_same(read_torch_file(write(tmp_path / "x", content)).tensors, expected)
+    assert_same(read_weights(write(tmp_path / "x", content)).tensors, expected)
     assert not (tmp_path / "written").exists()
 
 
@@ -318,9 +318,9 @@ def test_a_tensor_made_by_hand_reads(tmp_path):
         archive(table((W, tensor()))),
         hostile.old_file(table((W, tensor(storage("0", "FloatStorage", 4, b"N"))))),
     ):
-        assert read_torch_file(write(tmp_path / "x", content)).tensors["w"].tolist() == [1, 2, 3, 4]
+        assert read_weights(write(tmp_path / "x", content)).tensors["w"].tolist() == [1, 2, 3, 4]
     turned = archive(table((W, tensor(offset=1, shape=(2, 1), stride=(2, 9)))))
-    assert read_torch_file(write(tmp_path / "x", turned)).tensors["w"].tolist() == [[2], [4]]
+    assert read_weights(write(tmp_path / "x", turned)).tensors["w"].tolist() == [[2], [4]]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_every_flipped_bit_of_the_numbers_is_seen(files, kind, tmp_path):
     content = path.read_bytes()
     with zipfile.ZipFile(path) as file:
         needed = [info for info in file.infolist() if "/data/" in info.filename and info.file_size]
-    used = read_torch_file(path)
+    used = read_weights(path)
     rng = random.Random(0)
     seen = 0
     for info in needed:
@@ -407,7 +407,7 @@ def test_every_flipped_bit_of_the_numbers_is_seen(files, kind, tmp_path):
         flipped = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
         try:
             # What is the optimizer's is not read.
-            assert_same(read_torch_file(write(tmp_path / "x", flipped)).tensors, used.tensors)
+            assert_same(read_weights(write(tmp_path / "x", flipped)).tensors, used.tensors)
         except ConversionError as error:
             assert "checksum" in str(error)
             seen += 1
@@ -422,7 +422,7 @@ def test_damaged_zips_give_an_error_or_the_right_tensors(files, kind, tmp_path):
     for _ in range(count):
         damaged = write(tmp_path / "x", hostile.damage_bytes(rng, content))
         try:
-            read = read_torch_file(damaged)
+            read = read_weights(damaged)
         except ConversionError:
             refused += 1
             continue
@@ -438,7 +438,7 @@ def test_forged_zips_give_an_error_or_what_pythons_own_unpickler_gives(files, ki
     for _ in range(count):
         forged = hostile.forge(rng, content)
         try:
-            read = read_torch_file(write(tmp_path / "x", forged))
+            read = read_weights(write(tmp_path / "x", forged))
         except ConversionError:
             refused += 1
             continue
@@ -453,7 +453,7 @@ def test_damaged_files_without_checksums_give_an_error_or_no_more_than_they_hold
     for _ in range(soak_count(200, 2000)):
         damaged = hostile.damage_bytes(rng, content)
         try:
-            read = read_torch_file(write(tmp_path / "x", damaged))
+            read = read_weights(write(tmp_path / "x", damaged))
         except ConversionError:
             continue
         assert sum(value.nbytes for value in read.tensors.values()) <= 4 * len(damaged)
@@ -468,12 +468,12 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from hf_clip.conversion.errors import ConversionError
-from hf_clip.conversion.safe_torch.weights import read_torch_file
+from hf_clip.conversion.safe_torch.weights import read_weights
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 600_000_000,) * 2)
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     try:
-        read_torch_file(path)
+        read_weights(path)
     except ConversionError as error:
         assert not isinstance(error.__cause__, MemoryError), error
     else:
@@ -489,7 +489,7 @@ def test_reading_takes_the_weights_memory_once(tmp_path):
 import os, sys
 from pathlib import Path
 import torch
-from hf_clip.conversion.safe_torch.weights import read_torch_file
+from hf_clip.conversion.safe_torch.weights import read_weights
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 torch.ones(9).half().float().sum()
@@ -497,7 +497,7 @@ for path in sys.argv[1:]:
     if child := os.fork():
         os.waitpid(child, 0)
         continue
-    before, tensors = peak(), read_torch_file(path).tensors
+    before, tensors = peak(), read_weights(path).tensors
     kept = []
     while tensors:
         kept.append(tensors.popitem()[1].float())
@@ -562,7 +562,7 @@ def test_places_without_a_file_are_named(files, tmp_path):
     assert "a pipe" in refusal(tmp_path / "pipe")
     assert "no such file" in refusal(tmp_path / "nowhere")
     # The Hub's cache is made of links.
-    assert_same(read_torch_file(tmp_path / "link").tensors, files["torch"][1])
+    assert_same(read_weights(tmp_path / "link").tensors, files["torch"][1])
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def write_open_clip_folder(
     folder.mkdir()
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg or {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    (clip_tokenizer() if tokenizer is None else plain_tokenizer(tokenizer)).save_pretrained(folder)
+    (small_clip_tokenizer() if tokenizer is None else plain_tokenizer(tokenizer)).save_pretrained(folder)
     model = randomize(open_clip.create_model(f"local-dir:{folder}", pretrained_text=False))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return model
@@ -90,5 +90,5 @@ def openai_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return model.state_dict() | dict(zip(names, map(torch.tensor, numbers), strict=True))
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def small_clip_tokenizer() -> CLIPTokenizer:
     return plain_tokenizer(tokenizer())
