@@ -11,7 +11,7 @@ The stock pipeline encodes all labels anew for every image. Once this package is
 
 import base64
 import binascii
-import weakref
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
 
-from .embedding_hf_clip import check_finite, evaluation_mode, unit_image_embeds
+from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, unit_image_embeds
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .image_urls_hf_clip import fetch_image
-from .zero_shot_hf_clip import ZeroShotClassifier, uncompiled
+from .state_key_hf_clip import LiveState
+from .zero_shot_hf_clip import ZeroShotClassifier
 
 TASK = "hf-clip-zero-shot"
 # Sets of labels whose embeddings are kept.
@@ -57,7 +58,9 @@ class HFCLIPZeroShotPipeline(Pipeline):
             )
         if self.processor is None:
             raise ValueError("the pipeline has no processor: pass processor=, as hf_clip.load gives it.")
-        self._cache: OrderedDict[tuple, tuple[list, ZeroShotClassifier]] = OrderedDict()
+        self._cache: OrderedDict[tuple, tuple[LiveState, ZeroShotClassifier]] = OrderedDict()
+        # Threads that ask for the same labels wait for the first to encode them.
+        self._lock = threading.RLock()
 
     def __call__(self, image=None, candidate_labels=None, **kwargs):
         """Scores of labels for an image or several.
@@ -153,23 +156,19 @@ class HFCLIPZeroShotPipeline(Pipeline):
             rejection = REJECTION
         templates = [hypothesis_template] if templates is None else templates
         key = (_frozen(candidate_labels), _frozen(templates), _frozen(rejection))
-        weights, state = _weights(self.model)
-        things = [self.model, self.processor, getattr(self.processor, "tokenizer", self.processor), *weights]
-        found = self._cache.pop(key, None)
-        # Identity by weak references: an id may be that of a tensor that is gone.
-        if (
-            found is None
-            or found[1] != state
-            or any(one() is not two for one, two in zip(found[0], things, strict=True))
-        ):
-            classifier = ZeroShotClassifier(
-                self.model, self.processor, candidate_labels, templates, rejection=rejection
-            )
-            found = [weakref.ref(thing) for thing in things], state, classifier
-        self._cache[key] = found
-        while len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
-        return found[2]
+        state = LiveState(self.model, self.processor, "text")
+        with self._lock:
+            kept_state, classifier = self._cache.get(key, (None, None))
+            # Its state may be equal and its model another wrapper of it, or one that wraps it no more.
+            if classifier is None or kept_state != state or classifier.model is not dual_encoder(self.model):
+                classifier = ZeroShotClassifier(
+                    self.model, self.processor, candidate_labels, templates, rejection=rejection
+                )
+            self._cache[key] = state, classifier
+            self._cache.move_to_end(key)
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        return classifier
 
 
 # Of `save_pretrained`, which writes the task into config.json. Under a name of its own: under the stock one the
@@ -199,16 +198,3 @@ def _fetched(image, fetching: dict):
 
 def _frozen(value):
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _weights(model) -> tuple[list[torch.Tensor], list[tuple]]:
-    """The text tower's tensors, and what changes when one of them is written or moved."""
-    model = uncompiled(model)
-    named = [*model.named_parameters(), *model.named_buffers()]
-    weights = [tensor for name, tensor in named if name.startswith("text_")]
-    state = [
-        # Tensors of inference mode have no version, and can't be written outside it.
-        (0 if weight.is_inference() else weight._version, weight.data_ptr(), weight.device, weight.dtype)
-        for weight in weights
-    ]
-    return weights, state

@@ -6,9 +6,9 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 # Shapes: B images of a batch, N images, C classes, T classes of a tile, K labels kept, D width of the shared
 # space.
 
-import hashlib
 import json
 import os
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from .embedding_hf_clip import batched, check_finite, encode_texts, evaluation_mode, image_batches
+from .embedding_hf_clip import batched, check_finite, dual_encoder, encode_texts, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
+from .state_key_hf_clip import check_probe, probe_embeds, state_parts
 from .typing_hf_clip import DualEncoder, Processor
 
 # The paper's first choice (section 3.1.4), for models that were not saved with templates of their own.
@@ -33,24 +34,6 @@ FILE_FORMAT = "hf_clip zero-shot classifier"
 def templates_of(model) -> tuple[str, ...]:
     """The templates that a model is to be evaluated with: those of its config, else `DEFAULT_TEMPLATES`."""
     return tuple(getattr(getattr(model, "config", None), "zero_shot_templates", None) or DEFAULT_TEMPLATES)
-
-
-def uncompiled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model that `torch.compile` wraps, whose tensors bear their own names; any other as it is."""
-    return getattr(model, "_orig_mod", model)
-
-
-def hash_of_text_tower(model: torch.nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of the text tower's tensors: what label embeddings depend on.
-
-    It reads every weight once (a quarter of a second for ViT-B/32's), so it is for saving and loading, not for calls.
-    """
-    found = hashlib.sha256()
-    for name, tensor in sorted(uncompiled(model).state_dict().items()):
-        if name.startswith("text_"):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 class ZeroShotClassifier:
@@ -105,6 +88,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
         batch_size: int = 256,
     ):
+        model = dual_encoder(model)
         classes = _checked_classes(labels)
         templates = tuple(_checked_texts("templates", templates_of(model) if templates is None else templates))
         for template in templates:
@@ -131,7 +115,13 @@ class ZeroShotClassifier:
         return getattr(self.model, "logit_bias", None) is not None
 
     def save(self, file: str | Path) -> Path:
-        """Writes embeddings and words to a safetensors file, with the hash of the text tower that they belong to."""
+        """Writes embeddings and words to a safetensors file, with the key of the state that they belong to.
+
+        Weights, adapters, settings and tokenizer are in the key; the embeddings of two probe texts stand beside it.
+
+        Raises:
+            ValueError: if the model's weights are not in memory.
+        """
         file, embeddings = Path(file), self.class_embeddings
         if self.rejection_embedding is not None:
             embeddings = torch.cat([embeddings, self.rejection_embedding])
@@ -143,35 +133,45 @@ class ZeroShotClassifier:
         }
         # Not in the header, which safetensors holds to 100 MB.
         text = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file(
-            {"embeddings": embeddings.cpu().contiguous(), "words": text},
-            partial,
-            {"format": FILE_FORMAT, "text_tower": hash_of_text_tower(self.model)},
-        )
-        os.replace(partial, file)
+        content = {
+            "embeddings": embeddings.cpu().contiguous(),
+            "words": text,
+            "probe": probe_embeds(self.model, self.processor, "text"),
+        }
+        state = json.dumps(state_parts(self.model, self.processor, "text"))
+        # Not by the process's id: threads and machines may write to one folder.
+        partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        try:
+            save_file(content, partial, {"format": FILE_FORMAT, "state": state})
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
         return file
 
     @classmethod
-    def load(cls, file: str | Path, model, processor) -> "ZeroShotClassifier":
-        """The classifier of a file that `save` wrote, without encoding a text.
+    def load(cls, file: str | Path, model: DualEncoder, processor: Processor) -> "ZeroShotClassifier":
+        """The classifier of a file that `save` wrote, without encoding a label.
 
         Raises:
-            ValueError: if the file holds no classifier, or one of other weights than the model's text tower.
+            ValueError: if the file holds no classifier, or one of another state: other weights, another adapter,
+                activation, tokenizer or dtype.
         """
+        model = dual_encoder(model)
         try:
             with safe_open(file, framework="pt") as content:
                 metadata = content.metadata() or {}
-                if metadata.get("format") != FILE_FORMAT:
+                if metadata.get("format") != FILE_FORMAT or "state" not in metadata:
                     raise ValueError(f"{file} holds no zero-shot classifier: write one with ZeroShotClassifier.save.")
-                embeddings, text = content.get_tensor("embeddings"), content.get_tensor("words")
+                embeddings, text, probe = map(content.get_tensor, ("embeddings", "words", "probe"))
         except SafetensorError as error:
             raise ValueError(f"{file} cannot be read ({error}): write it again.") from None
-        if metadata["text_tower"] != hash_of_text_tower(model):
+        kept, found = json.loads(metadata["state"]), state_parts(model, processor, "text")
+        if others := [part for part in found if kept.get(part) != found[part]]:
             raise ValueError(
-                f"{file} belongs to other weights than this model's text tower: load the model that it was saved "
-                "with, in the same dtype, or make the classifier anew from its labels."
+                f"{file} belongs to another state of the text tower: other {', '.join(others)}. Load the model that "
+                "it was saved with, in the same dtype, or make the classifier again from its labels."
             )
+        check_probe(probe, model, processor, "text", file)
         words = json.loads(text.numpy().tobytes())
         classes = tuple(map(tuple, words["classes"]))
         rejection = None if words["rejection"] is None else tuple(words["rejection"])
