@@ -1,5 +1,6 @@
 # Every habit of the project is one target. `make` alone lists them.
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 RUN ?= runs/emoji
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,7 +10,7 @@ TOOLS := $(VENV)/.tools
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools format check quick test soak demo bench clean
+.PHONY: help setup tools format check quick test soak demo bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ demo: setup ## train on the bundled images (five minutes) and show the model; a 
 bench: tools ## every benchmarks/bench_*.py in turn
 	@$(if $(BENCHMARKS),,echo "There is no benchmarks/bench_*.py yet.")
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(PY) $$file; done
+
+gpu: ## on a machine with an NVIDIA GPU: correctness, then speed beside the peers, with its own Python (GPU_PYTHON)
+	@$(GPU_PYTHON) benchmarks/gpu.py
 
 clean: ## remove .venv, caches and build outputs (runs/ stays)
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
