@@ -1,7 +1,7 @@
 """Everything that a user reads is in the words of papers and of the Hub, in American spelling.
 
-The list is exact: what is on it stands nowhere in README, docs, examples' pages, the card template, help texts, strings
-and docstrings of the product, nor in its comments.
+The list is exact: what is on it stands nowhere in README, docs, examples' pages, the card template, help texts,
+strings, docstrings and comments of the product.
 """
 
 import io
