@@ -1,103 +1,171 @@
-"""The work of `hf-clip classify`: what images show as a table, JSON lines or CSV, and as a contact sheet."""
+"""`hf-clip classify`: what images show among labels, as a table, JSON lines or CSV, and as a contact sheet."""
 
-import csv
-import json
-import math
+import argparse
+import glob
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from .arguments import (
+    Labels,
+    add_model,
+    add_templates,
+    add_verb,
+    amount,
+    check_model,
+    check_templates,
+    fraction,
+    load_options,
+    positive,
+)
+from .outputs import Outputs
+from .rows import WRITERS
+from .usage import UsageError, one_line, printable, start_library
 
-from hf_clip import sources
-from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
-from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
-from hf_clip.prompts import load_prompts
+if TYPE_CHECKING:
+    from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
-from .usage import UsageError, printable
-
-# Of a contact sheet, in pixels; more images would make one that few programs open.
-THUMBNAIL, MARGIN, LINE, LINES = 160, 8, 14, 2
+# More images would make a sheet that few programs open.
 MAX_ON_SHEET = 400
 
-Guess = list[dict]
-Write = Callable[[str, Guess], None]
+
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "classify",
+        run,
+        "name what images show, among labels of yours",
+        "hf-clip classify photos/*.jpg --labels cat dog --model openai/clip-vit-base-patch32",
+        usage="hf-clip classify IMAGE ... --labels NAME ... --model MODEL [options]",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs, before any flag")
+    add_model(parser)
+    parser.add_argument("--labels", action=Labels, metavar="NAME", help="class names, or @FILE with one a line")
+    add_templates(parser)
+    parser.add_argument("--reject", metavar="LABEL", help="a label for what is none of the others")
+    parser.add_argument("--multi-label", action="store_true", help="score each label by itself")
+    parser.add_argument("--top-k", type=positive, default=3, metavar="N", help="labels for each image (default 3)")
+    parser.add_argument(
+        "--threshold", type=fraction, default=0.0, metavar="SCORE", help="least score of a label shown"
+    )
+    temperature = "above 1 makes scores less sure (eval finds one)"
+    parser.add_argument("--temperature", type=amount, default=1.0, metavar="NUMBER", help=temperature)
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default 32)")
+    formats = f"{', '.join(WRITERS)} (default: table)"
+    parser.add_argument("--format", choices=tuple(WRITERS), default="table", metavar="NAME", help=formats)
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images with their labels to this PNG")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file at --sheet of any kind")
+
+
+def run(options: argparse.Namespace) -> int:
+    check_model(options.model)
+    check_templates(options.prompts, options.templates)
+    if options.labels is None and options.prompts is None:
+        raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
+    for item in options.images:
+        _check_image(item)
+    start_library()
+    from .models import open_model, usable_device
+
+    labels, templates = choose_words(options.labels, options.prompts, options.templates)
+    images = find_images(options.images)
+    if options.sheet is not None:
+        _outputs(options, images).file("--sheet", options.sheet, "a sheet in PNG")
+    rejection = _rejection(labels, options.reject, options.multi_label)
+    model, processor = open_model(options.model, usable_device(options.device), load_options(options))
+    classifier = make_classifier(
+        model, processor, labels, templates, rejection=rejection, temperature=options.temperature
+    )
+    # A sheet is drawn for those who read no rows as well.
+    sys.stdout.stops = options.sheet is None  # pyright: ignore[reportAttributeAccessIssue]
+    unreadable = classify_images(
+        classifier,
+        images,
+        top_k=options.top_k,
+        style=options.format,
+        threshold=options.threshold,
+        multi_label=options.multi_label,
+        batch_size=options.batch_size,
+        sheet=options.sheet,
+    )
+    if unreadable:
+        print(f"hf-clip: {unreadable} of {len(images)} images could not be read.", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _check_image(item: str) -> None:
+    if not item:
+        raise UsageError("'' names no image: a folder is '.', and a variable of the shell may be empty.")
+    if not Path(item).exists() and not glob.glob(item, recursive=True):
+        raise UsageError(f"{item}: there is no such image.")
+
+
+def _outputs(options: argparse.Namespace, images: Sequence[str]) -> Outputs:
+    outputs = Outputs(options.overwrite)
+    outputs.reads("IMAGE", images)
+    outputs.reads("--model", [options.model], is_data=False)
+    outputs.reads("--labels", getattr(options, "list_files", []))
+    outputs.reads("--prompts", [options.prompts])
+    return outputs
 
 
 def choose_words(
-    labels: str | None, prompts: str | None, templates: Sequence[str] | None
-) -> tuple[list[str | Sequence[str]], Sequence[str]]:
-    """Classes and templates from what the command was given.
+    labels: list[str] | None, prompts: str | None, templates: Sequence[str] | None
+) -> tuple[list[str | Sequence[str]], Sequence[str] | None]:
+    """Classes and templates; None for the templates of the model.
 
     Args:
-        labels: with commas between, or @FILE with one a line.
+        labels: class names, of which each counts once.
         prompts: a data set of `list_prompts` or a file of prompts: its templates, and its classes without `labels`.
         templates: instead of those of `prompts`.
 
     Raises:
-        UsageError: if there are no labels, two kinds of templates, or a file that cannot be read.
+        UsageError: if there are no labels, or the prompts cannot be read.
     """
-    if prompts is not None and templates:
-        raise UsageError("--prompts and --template both give templates: leave one out.")
+    from hf_clip.prompts import load_prompts
+
     try:
         found = None if prompts is None else load_prompts(prompts)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--prompts {prompts}: {error}") from error
-    if labels is not None:
-        classes = _read_labels(labels)
-    elif found is not None and found.classes:
-        classes = list(found.classes)
-    else:
+        raise UsageError(f"--prompts {prompts}: {one_line(error)}") from error
+    if labels is None and (found is None or not found.classes):
         raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
-    return classes, found.templates if found else templates or ["{}"]
-
-
-def _read_labels(labels: str) -> list[str]:
-    if labels.startswith("@"):
-        file = Path(labels[1:])
-        try:
-            # With or without the byte order mark that Windows' editors write.
-            names = file.read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            raise UsageError(f"--labels {labels}: there is no file {file}.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--labels {labels}: {file} is no text in UTF-8 that can be read ({error}).") from None
-    else:
-        names = labels.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UsageError(f"--labels {labels!r} names no label: give some with commas between.")
-    return names
+    classes: list[str | Sequence[str]] = list(dict.fromkeys(labels or ())) or list(found.classes if found else ())
+    return classes, found.templates if found else templates
 
 
 def find_images(given: Sequence[str]) -> list[str]:
     """The images that files, folders and patterns name. Raises UsageError for one without any."""
+    from hf_clip import sources
+
     try:
         return sources.find_images(given)
     except sources.SourceError as error:
         raise UsageError(str(error)) from None
 
 
+def _rejection(labels: Sequence, given: str | None, multi_label: bool) -> str | None:
+    rejection = "something else" if multi_label and given is None else given
+    if any(rejection in ([names] if isinstance(names, str) else names) for names in labels):
+        raise UsageError(f"--reject {rejection!r} is one of the labels: name it otherwise.")
+    return rejection
+
+
 def make_classifier(
     model,
     processor,
     classes: Sequence,
-    templates: Sequence[str],
+    templates: Sequence[str] | None,
     *,
     rejection: str | None,
-    multi_label: bool,
     temperature: float = 1.0,
-) -> ZeroShotClassifier:
-    """The classifier; its warnings are lines on standard error. Unfit templates and rejections are wrong usage."""
-    for template in templates:
-        if "{}" not in template:
-            raise UsageError(f"--template {template!r} has no '{{}}': put '{{}}' where the label belongs.")
-    if multi_label and rejection is None:
-        rejection = "something else"
-    if any(rejection in ([names] if isinstance(names, str) else names) for names in classes):
-        raise UsageError(f"--reject {rejection!r} is one of the labels: name it otherwise.")
+) -> "ZeroShotClassifier":
+    """The classifier; its warnings are lines on standard error."""
+    from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
+
     with _warnings_as_lines():
         return ZeroShotClassifier(model, processor, classes, templates, rejection=rejection, temperature=temperature)
 
@@ -111,7 +179,7 @@ def _warnings_as_lines():
 
 
 def classify_images(
-    classifier: ZeroShotClassifier,
+    classifier: "ZeroShotClassifier",
     images: Sequence[str],
     *,
     top_k: int,
@@ -124,18 +192,20 @@ def classify_images(
     """Prints a row for each image that can be read, and a line on standard error for each that cannot.
 
     Args:
-        style: one of WRITERS. CSV has columns image, label_1, score_1, ...; empty ones where `threshold` left out
+        style: one of WRITERS. CSV has columns image, label_1, score_1, ...; empty ones where `threshold` skipped
             labels.
         sheet: PNG of the first MAX_ON_SHEET images with their best labels.
 
     Returns:
         The number of images that could not be read.
     """
+    from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
+
     top_k = min(top_k, len(classifier.labels) + (classifier.rejection is not None and not multi_label))
-    write = WRITERS[style](classifier, images, top_k)
+    write = WRITERS[style](classifier.labels, images, top_k)
     # A bar among the rows of a terminal would garble both.
     show_progress = sys.stderr.isatty() and not sys.stdout.isatty()
-    guesses = classifier.stream(
+    guesses: Any = classifier.stream(
         images,
         batch_size,
         top_k,
@@ -153,70 +223,11 @@ def classify_images(
         write(image, guess)
         if sheet is not None and len(shown) < MAX_ON_SHEET:
             shown.append((image, guess))
-    if shown:
-        draw_sheet(shown).save(sheet, "PNG")
-        left_out = len(images) - unreadable - len(shown)
-        if left_out:
-            print(f"hf-clip: {sheet} shows the first {len(shown)}, without {left_out} more.", file=sys.stderr)
+    if shown and sheet is not None:
+        from .sheet import write_sheet
+
+        write_sheet(shown, sheet)
+        skipped = len(images) - unreadable - len(shown)
+        if skipped:
+            print(f"hf-clip: {sheet} shows the first {len(shown)}, without {skipped} more.", file=sys.stderr)
     return unreadable
-
-
-def _write_table(classifier: ZeroShotClassifier, images: Sequence[str], top_k: int) -> Write:
-    width = min(max(len("image"), *(len(printable(image)) for image in images)), 48)
-    label_width = max(2, min(max(len(printable(label)) for label in classifier.labels), 40))
-    header = "  ".join(f"label {place:<{label_width}}" for place in range(1, top_k + 1))
-    print(f"{'image':{width}}  {header}".rstrip())
-
-    def write(image: str, guess: Guess) -> None:
-        cells = [f"{one['score']:.3f} {printable(one['label'])[:label_width]:{label_width}}" for one in guess]
-        print(f"{printable(image)[-width:]:{width}}  {'  '.join(cells) or '-'}".rstrip())
-
-    return write
-
-
-def _write_jsonl(classifier: ZeroShotClassifier, images: Sequence[str], top_k: int) -> Write:
-    def write(image: str, guess: Guess) -> None:
-        print(json.dumps({"image": image, "labels": guess}, ensure_ascii=False, allow_nan=False))
-
-    return write
-
-
-def _write_csv(classifier: ZeroShotClassifier, images: Sequence[str], top_k: int) -> Write:
-    table, places = csv.writer(sys.stdout, lineterminator="\n"), range(1, top_k + 1)
-    table.writerow(["image", *(f"{what}_{place}" for place in places for what in ("label", "score"))])
-
-    def write(image: str, guess: Guess) -> None:
-        cells = [cell for one in guess for cell in (one["label"], f"{one['score']:.6f}")]
-        table.writerow([image, *cells, *[""] * (2 * top_k - len(cells))])
-
-    return write
-
-
-WRITERS = {"table": _write_table, "jsonl": _write_jsonl, "csv": _write_csv}
-
-
-def draw_sheet(shown: Iterable[tuple[str, Guess]]) -> Image.Image:
-    """A contact sheet: thumbnails in rows, with the best labels and their scores below each."""
-    shown = list(shown)
-    columns = min(len(shown), max(4, math.ceil(math.sqrt(len(shown)))))
-    width, height = THUMBNAIL + MARGIN, THUMBNAIL + MARGIN + LINE * LINES
-    sheet = Image.new("RGB", (columns * width + MARGIN, math.ceil(len(shown) / columns) * height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for index, (image, guess) in enumerate(shown):
-        left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
-        small = decode_image(image).copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        sheet.paste(small, (left + (THUMBNAIL - small.width) // 2, top + (THUMBNAIL - small.height) // 2))
-        texts = [f"{one['score']:.2f} {one['label']}" for one in guess[:LINES]] or ["-"]
-        for line, text in enumerate(texts):
-            at = (left, top + THUMBNAIL + line * LINE)
-            draw.text(at, _shortened(text, font), "black" if line == 0 else "gray", font)
-    return sheet
-
-
-def _shortened(text: str, font) -> str:
-    # What has no place on one line of a sheet, such as a line break, is a space.
-    text = " ".join(text.split())
-    while font.getlength(text) > THUMBNAIL:
-        text = text.removesuffix("...")[:-1] + "..."
-    return text

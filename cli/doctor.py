@@ -1,16 +1,19 @@
-"""What is installed here, what works, and what would be fast."""
+"""`hf-clip doctor`: what is installed, what works, what would be fast. It answers whatever is missing or broken."""
 
+import argparse
+import json
 import os
 import platform
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from hf_clip.training.device import arrange_for_speed, choose_precision, is_fast_at_bf16
+from .arguments import add_verb
+from .usage import one_line
 
 PACKAGES = (
     "hf_clip", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "pillow", "numpy", "ftfy",
@@ -23,21 +26,66 @@ NEEDED_FOR = {
     "omegaconf": "training",
     "matplotlib": "plots of the model card",
 }
+# Modules that fail in ways of their own where two packages do not fit together, in an order that blames the cause.
+MODULES = ("numpy", "torch", "torchvision", "transformers.modeling_utils", "hf_clip")
+FIXES = {
+    "torchvision": "it is optional: pip uninstall torchvision, or install the one for this torch",
+    "transformers.modeling_utils": "pip install --force-reinstall transformers",
+    "torch": "https://pytorch.org/get-started has the command for this machine",
+    "numpy": "pip install --force-reinstall numpy",
+}
+
+
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "doctor",
+        run,
+        "what is installed, what works, what would be fast",
+        "hf-clip doctor",
+        prints_results=True,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for bug reports")
+    parser.add_argument(
+        "--architectures", action="store_true", help="the architectures that can be named, with their sizes"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.architectures:
+        findings, show = read_architectures(), table_of_architectures
+    else:
+        findings, show = examine(), table
+    print(json.dumps(findings, indent=2) if options.json else show(findings))
+    return 0
+
+
+def read_architectures() -> list[dict[str, Any]]:
+    """All published architectures, sorted by name, read without the library."""
+    folder = Path(__file__).parents[1] / "hf_clip/assets/architectures"
+    files = sorted(folder.glob("*.json"), key=lambda file: _parts(file.stem))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _parts(name: str) -> list[str | int]:
+    """A key by which RN50x4 comes before RN50x16: words at even places, whole numbers at odd ones."""
+    parts = re.split(r"(\d+)", re.sub(r"[^a-z0-9]+", "", name.lower()))
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices and what training would choose there. Nothing is downloaded and no weights are loaded."""
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    if torch.mps.is_available():
-        devices.append(torch.device("mps"))
+    """Versions, broken packages, devices and what training would choose there.
+
+    Nothing is downloaded and no weights are loaded.
+    """
+    broken = _broken_modules()
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
-        "torchvision_works": _torchvision_works(),
-        "devices": [_examine_device(device) for device in devices],
+        "broken": broken,
+        "torchvision_works": None if find_spec("torchvision") is None else "torchvision" not in broken,
+        "devices": [] if "torch" in broken else _examine_devices("hf_clip" not in broken),
     }
 
 
@@ -48,33 +96,64 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _torchvision_works() -> bool | None:
-    """None where it is not installed. Installed but broken, it breaks transformers' image processors."""
-    if find_spec("torchvision") is None:
-        return None
-    try:
-        import_module("torchvision")
-    # A build for another torch fails in ways of its own (missing operators, missing symbols).
-    except Exception:
-        return False
-    return True
+def _broken_modules() -> dict[str, str]:
+    """Why each of MODULES cannot be imported. An optional one that is not installed is not broken."""
+    broken = {}
+    for name in MODULES:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if name != "torchvision" or error.name != "torchvision":
+                broken[name] = one_line(error)[:300]
+        # A build for another torch fails in ways of its own: missing operators, missing symbols.
+        except Exception as error:
+            broken[name] = one_line(error)[:300]
+    return broken
 
 
-def _examine_device(device: torch.device) -> dict[str, Any]:
-    from hf_clip.model.configuration_hf_clip import HFCLIPConfig
-    from hf_clip.model.modeling_hf_clip import HFCLIPModel
+def _examine_devices(has_library: bool) -> list[dict[str, Any]]:
+    import torch
 
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = HFCLIPModel(HFCLIPConfig(text_config=tower, vision_config=tower))
-    arrange_for_speed(model, device)
-    is_cpu = device.type == "cpu"
-    is_cuda = device.type == "cuda"
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.mps.is_available():
+        devices.append(torch.device("mps"))
+    return [_examine_device(device, has_library) for device in devices]
+
+
+def _examine_device(device, has_library: bool) -> dict[str, Any]:
+    import torch
+
+    is_cpu, is_cuda = device.type == "cpu", device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_cuda else platform.processor() or platform.machine()
-    return {
+    found = {
         "device": str(device),
         "name": name,
         "threads": torch.get_num_threads() if is_cpu else None,
         "cores": os.cpu_count() if is_cpu else None,
+        "bf16_is_fast": None,
+        "training_precision": None,
+        "training_attention": None,
+    }
+    if has_library:
+        try:
+            found |= _examine_training(device)
+        # A device may be there and out of memory, or its driver too old.
+        except Exception as error:
+            found["problem"] = one_line(error)[:300]
+    return found
+
+
+def _examine_training(device) -> dict[str, Any]:
+    from hf_clip.model.configuration_hf_clip import HFCLIPConfig
+    from hf_clip.model.modeling_hf_clip import HFCLIPModel
+    from hf_clip.training.device import arrange_for_speed, choose_precision, is_fast_at_bf16
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = HFCLIPModel(HFCLIPConfig(text_config=tower, vision_config=tower))
+    arrange_for_speed(model, device)
+    return {
         "bf16_is_fast": is_fast_at_bf16(device),
         "training_precision": choose_precision("auto", device),
         "training_attention": model.config.text_config._attn_implementation,
@@ -88,14 +167,19 @@ def table(findings: dict[str, Any]) -> str:
         need = NEEDED_FOR.get(name)
         missing = f"not installed (needed for {need}: pip install {name})" if need else "not installed (optional)"
         lines.append(f"{name:18}{installed or missing}")
-    if findings["torchvision_works"] is False:
-        lines.append(
-            "torchvision is installed but cannot be imported, which breaks transformers: pip uninstall torchvision"
-        )
+    if findings["broken"]:
+        lines.append("")
+    for name, reason in findings["broken"].items():
+        lines.append(f"{name} cannot be imported: {reason}")
+        if name in FIXES:
+            lines.append(f"  fix: {FIXES[name]}")
     for device in findings["devices"]:
         lines += ["", f"{device['device']}: {device['name']}"]
         if device["threads"] is not None:
             lines.append(f"  {device['threads']} threads on {device['cores']} cores")
+        if device["training_precision"] is None:
+            lines.append(f"  not tried: {device.get('problem', 'hf_clip cannot be imported')}")
+            continue
         lines.append(
             f"  trains in {device['training_precision'].replace('no', 'fp32')}, "
             f"with {device['training_attention']} attention"

@@ -1,324 +1,249 @@
-"""The work of `hf-clip eval`: opens the data, measures, and writes the result where it is wanted."""
+"""`hf-clip eval`: a task's arguments, and all that can be wrong with them before anything heavy is imported."""
 
+import argparse
 import json
-import os
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
-from hf_clip.evaluation.features import Encoding
-from hf_clip.evaluation.few_shot import evaluate_few_shot
-from hf_clip.evaluation.linear_probe import evaluate_linear_probe
-from hf_clip.evaluation.retrieval import evaluate_retrieval
-from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift, fit_baselines
-from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
-from hf_clip.hub.card_updates import push_to_card, read_card
-from hf_clip.prompts import Prompts, load_prompts
-from hf_clip.sources import Source, open_source
-from hf_clip.sources.files import is_hub_id
-from hf_clip_cli.usage import UsageError, check_file
+from .arguments import (
+    OrderedLabels,
+    Parser,
+    Several,
+    add_data,
+    add_model,
+    add_templates,
+    add_verb,
+    amount,
+    check_data,
+    check_model,
+    check_templates,
+    natural,
+    positive,
+    values_by_column,
+)
+from .outputs import Outputs
+from .usage import UsageError, start_library
 
-LANGUAGE_COLUMN = "lang"
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
-
-def run_evaluation(options: Namespace, load: Callable[[str, Any], tuple]) -> None:
-    """Runs a protocol as `hf-clip eval` was asked to, prints its table and writes what was wanted.
-
-    Where a launcher started several processes they share the work, and the first one prints and writes.
-
-    Args:
-        options: of the verb's parser.
-        load: gives model and processor for `options.model` and a device.
-
-    Raises:
-        UsageError: for arguments that cannot go together or places that cannot be written to, before any work.
-    """
-    _check_places(options)
-    words = _read_words(options)
-    baselines = _read_baselines(options)
-    sources = _open_sources(options)
-    _make_folders(options)
-    processes = _join_processes(options.device)
-    model, processor = load(options.model, options.device if processes is None else str(processes.device))
-    encoding = Encoding(
-        options.batch_size,
-        cache=None if options.no_cache else FeatureCache(options.cache_dir or default_cache_folder()),
-        processes=processes,
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "eval",
+        run,
+        "evaluate models on a data set",
+        "hf-clip eval retrieval --model runs/emoji --data examples/emoji/twemoji.parquet --where split=test",
     )
-    measure = PROTOCOLS[options.protocol]
-    more = {"title": options.title, "encoding": encoding}
-    if options.protocol == "robustness" and "shifted" in sources:
-        more["baselines"] = baselines
-    result = measure(options, model, processor, sources, words | more)
-    if processes is None or processes.is_main_process:
-        _tell(options, result)
-
-
-def _zero_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    more |= {"multi_label": options.multi_label, "temperature": options.temperature, **_extras(options)}
-    return evaluate_zero_shot(model, processor, sources["data"], by=_by(options, sources), **more)
-
-
-def _retrieval(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    return evaluate_retrieval(
-        model, processor, sources["data"], by=_by(options, sources), captions=options.captions, **more
-    )
-
-
-def _linear_probe(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    by, validation = _by(options, sources), sources.get("validation")
-    return evaluate_linear_probe(
-        model, processor, sources["train"], sources["data"], validation=validation, seed=options.seed, by=by, **more
-    )
-
-
-def _few_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    more |= {"shots": options.shots, "num_seeds": options.seeds, "validation": sources.get("validation")}
-    return evaluate_few_shot(model, processor, sources["train"], sources["data"], **more)
-
-
-def _robustness(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
-    if "shifted" in sources:
-        return evaluate_shift(model, processor, sources["data"], sources["shifted"], **more)
-    chosen = {"corruptions": options.corruption, "severities": options.severity}
-    return evaluate_corruptions(
-        model, processor, sources["data"], **more, **{key: value for key, value in chosen.items() if value}
-    )
-
-
-PROTOCOLS = {
-    "zero-shot": _zero_shot,
-    "retrieval": _retrieval,
-    "linear-probe": _linear_probe,
-    "few-shot": _few_shot,
-    "robustness": _robustness,
-}
-
-
-def _extras(options: Namespace) -> dict[str, bool]:
-    """What else is to be found on the images, as `evaluate_zero_shot` names it."""
-    return {
-        "per_template": options.per_template,
-        "select_templates": options.select_templates is not None,
-        "fit_temperature": options.fit_temperature,
-    }
-
-
-def _check_places(options: Namespace) -> None:
-    """What would fail after hours of work fails now."""
-    if options.output is not None:
-        check_file("--output", options.output, "result.json")
-    if (chosen := getattr(options, "select_templates", None)) is not None:
-        check_file("--select-templates", chosen, "templates.yaml")
-        if chosen.suffix.lower() not in (".yaml", ".yml"):
-            raise UsageError(f"--select-templates {chosen}: name a file that ends in .yaml, as --prompts reads it.")
-    if options.plots is not None:
-        if options.plots.exists() and not options.plots.is_dir():
-            raise UsageError(f"--plots {options.plots} is a file: name a folder.")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise UsageError("--plots needs matplotlib: pip install 'hf_clip[demo]'.") from error
-    if options.push_to_card:
-        place = Path(options.model)
-        if place.is_file():
-            raise UsageError(f"--push-to-card: {place} is a file, which has no card: convert it to a folder first.")
-        if not place.is_dir():
-            from huggingface_hub import get_token
-
-            if get_token() is None:
-                raise UsageError(f"--push-to-card: there is no token to write to {options.model} with: log in first.")
-        try:
-            read_card(options.model)
-        except ValueError as error:
-            raise UsageError(f"--push-to-card: {error}") from error
-
-
-def _make_folders(options: Namespace) -> None:
-    """What cannot be made after the work cannot be made now; some places tell only those who try."""
-    cache = None if options.no_cache else options.cache_dir or default_cache_folder()
-    for option, folder, mend in (
-        ("--plots", options.plots, "name another folder"),
-        ("--cache-dir", cache, "name another folder, or give --no-cache"),
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
+    fashion, noto, twemoji = "fashion/test_small.parquet", "emoji/noto.parquet", "emoji/twemoji.parquet"
+    train_and_test = f"--train-data examples/{noto} --data examples/{twemoji} --label-column group"
+    for name, add_task, columns, description, example in (
+        ("zero-shot", _add_zero_shot, ["label"], "images among classes, by their names", f"--data examples/{fashion}"),
+        (
+            "retrieval",
+            _add_retrieval,
+            ["caption", "concept"],
+            "images among captions, captions among images",
+            f"--data examples/{twemoji} --by group",
+        ),
+        (
+            "linear-probe",
+            _add_linear_probe,
+            ["label"],
+            "logistic regression on the image tower's features",
+            train_and_test,
+        ),
+        (
+            "few-shot",
+            _add_few_shot,
+            ["label"],
+            "linear probes on 1 to 16 images a class",
+            f"{train_and_test} --shots 1 2 4",
+        ),
+        (
+            "robustness",
+            _add_robustness,
+            ["label"],
+            "zero-shot on damaged images, or on other data",
+            f"--data examples/{fashion} --corruptions jpeg",
+        ),
     ):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{option} {folder} cannot be made ({error.strerror}): {mend}.") from None
-
-
-def _read_words(options: Namespace) -> dict[str, Any]:
-    """Templates and class names for the protocols that put classes into words."""
-    if not hasattr(options, "template"):
-        return {}
-    if options.prompts is not None and options.template:
-        raise UsageError("--prompts and --template both give templates: leave one out.")
-    names = None if options.label_names is None else _read_names(options.label_names)
-    templates = options.template or DEFAULT_TEMPLATES
-    for template in templates:
-        if "{}" not in template:
-            raise UsageError(f"--template {template!r} has no '{{}}': put '{{}}' where the class's name belongs.")
-    if options.prompts is not None:
-        prompts = _read_prompts(options.prompts)
-        names, templates = names or prompts.classes or None, prompts.templates
-    if options.protocol == "zero-shot":
-        _check_studies(options, templates)
-    return {"labels": names, "templates": templates}
-
-
-def _check_studies(options: Namespace, templates: Sequence[str]) -> None:
-    if options.multi_label and any(_extras(options).values()):
-        raise UsageError(
-            "--per-template, --select-templates and --fit-temperature need one label an image: leave out "
-            "--multi-label."
+        usage = f"hf-clip eval {name} --model MODEL --data DATA [options]"
+        one = add_verb(
+            tasks, name, None, description, f"hf-clip eval {name} --model runs/emoji {example}", usage=usage
         )
-    if len(templates) < 2 and (options.per_template or options.select_templates):
+        add_model(one, several=True)
+        add_data(one, columns)
+        add_task(one)
+        _add_outcome(one)
+
+
+def _add_outcome(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of features (default: in HF_HOME)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    parser.add_argument("--title", help="name of the result")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file of another kind")
+    parser.add_argument("--push-to-card", action="store_true", help="write the numbers into the model's card")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    labels = "class names in the order of their indices, or @FILE"
+    parser.add_argument("--labels", action=OrderedLabels, metavar="NAME", help=labels)
+    add_templates(parser)
+
+
+def _add_by(parser: argparse.ArgumentParser) -> None:
+    help_of_by = "measure each value of these columns too, as of lang"
+    parser.add_argument("--by", action=Several, default=[], metavar="COLUMN", help=help_of_by)
+
+
+def _add_zero_shot(parser: argparse.ArgumentParser) -> None:
+    _add_words(parser)
+    _add_by(parser)
+    parser.add_argument("--multi-label", action="store_true", help="labels are lists: mean average precision")
+    parser.add_argument("--per-template", action="store_true", help="measure each template alone too")
+    selection = "write templates that help, for --prompts to read"
+    parser.add_argument("--select-templates", type=Path, metavar="FILE", help=selection)
+    temperature = "divides logits, before calibration is measured"
+    parser.add_argument("--temperature", type=amount, default=1.0, metavar="NUMBER", help=temperature)
+    parser.add_argument("--fit-temperature", action="store_true", help="find the temperature that fits scores best")
+
+
+def _add_retrieval(parser: argparse.ArgumentParser) -> None:
+    captions = "captions of an image that are candidates (default: all)"
+    parser.add_argument("--captions", choices=("first", "all"), default="all", help=captions)
+    _add_by(parser)
+
+
+def _add_training_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train-data", action=Several, metavar="DATA", help="data to train on (default: as --data)")
+    parser.add_argument("--train-split", metavar="NAME", help="split to train on")
+    where = "keep these rows to train on"
+    parser.add_argument("--train-where", action=Several, default=[], metavar="COL=VALUE", help=where)
+    validation = "split of the training data (default: a fifth of it)"
+    parser.add_argument("--validation-split", metavar="NAME", help=validation)
+
+
+def _add_linear_probe(parser: argparse.ArgumentParser) -> None:
+    _add_training_data(parser)
+    _add_by(parser)
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", default=0, help="seed of the validation split (default 0)"
+    )
+
+
+def _add_few_shot(parser: argparse.ArgumentParser) -> None:
+    _add_training_data(parser)
+    _add_words(parser)
+    shots = "images of each class (default 1 2 4 8 16)"
+    parser.add_argument("--shots", action=Several, convert=positive, default=[1, 2, 4, 8, 16], metavar="N", help=shots)
+    parser.add_argument("--num-seeds", type=positive, default=5, metavar="N", help="number of trials (default 5)")
+
+
+def _add_robustness(parser: argparse.ArgumentParser) -> None:
+    _add_words(parser)
+    parser.add_argument("--corruptions", action=Several, metavar="NAME", help="kinds of damage (default: all)")
+    severities = "degrees of damage, of 1 to 5 (default: all)"
+    parser.add_argument("--severities", action=Several, convert=positive, metavar="N", help=severities)
+    parser.add_argument(
+        "--shifted-data", action=Several, metavar="DATA", help="other data of the same classes instead"
+    )
+    baselines = "JSON: [{top_1, shifted_top_1}, ...] of others"
+    parser.add_argument("--baselines", type=Path, metavar="FILE", help=baselines)
+
+
+def run(options: argparse.Namespace) -> int:
+    for model in options.model:
+        check_model(model)
+    check_words(options)
+    _check_task(options)
+    for flag in ("--data", "--train-data", "--shifted-data"):
+        check_data(getattr(options, flag[2:].replace("-", "_"), None) or [], flag)
+    _check_outputs(options)
+    start_library()
+    from .tasks import run_evaluation
+
+    run_evaluation(options)
+    return 0
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """Templates and conditions that cannot be meant."""
+    if hasattr(options, "templates"):
+        check_templates(options.prompts, options.templates)
+    values_by_column(options.where)
+    if options.task == "zero-shot":
+        studies = options.per_template or options.select_templates
+        if options.multi_label and (studies or options.fit_temperature):
+            raise UsageError(
+                "--per-template, --select-templates and --fit-temperature need one label an image: give them without "
+                "--multi-label."
+            )
+        if studies and options.templates is not None:
+            check_comparison(options.templates)
+
+
+def check_comparison(templates: Sequence[str]) -> None:
+    """Raises UsageError for too few templates to compare."""
+    if len(templates) < 2:
         raise UsageError(
-            "--per-template and --select-templates compare templates: give two or more with --template, or --prompts."
+            "--per-template and --select-templates compare templates: give two or more with --templates, or --prompts."
         )
 
 
-def _read_prompts(name: str) -> Prompts:
+def _check_task(options: argparse.Namespace) -> None:
+    """Arguments of a task that need each other, or exclude each other."""
+    if hasattr(options, "train_data"):
+        if not (options.train_data or options.train_split or options.train_where):
+            raise UsageError(f"{options.task} trains: say on what, with --train-data, --train-split or --train-where.")
+        values_by_column(options.train_where, "--train-where")
+    if options.task != "robustness":
+        return
+    if options.shifted_data and (options.corruptions or options.severities):
+        raise UsageError("--shifted-data and --corruptions are two measurements: ask for one at a time.")
+    if options.baselines is not None:
+        if not options.shifted_data:
+            raise UsageError("--baselines are of two data sets: name the second with --shifted-data.")
+        read_baselines(options.baselines)
+
+
+def read_baselines(file: Path) -> list[tuple[float, float]]:
+    """Pairs (top-1, top-1 on shifted data) of other models from a JSON file."""
     try:
-        return load_prompts(name)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--prompts {name}: {error}") from error
-
-
-def _read_names(file: Path) -> list[str]:
-    try:
-        # With or without the byte order mark that Windows' editors write.
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--label-names {file}: this is no text file in UTF-8 that can be read ({error}).") from None
-    if not names or "" in names:
-        place = f"line {names.index('') + 1} is empty" if names else "it is empty"
-        raise UsageError(f"--label-names {file}: {place}: write the name of one class a line, in their order.")
-    return names
-
-
-def _read_baselines(options: Namespace) -> list[tuple[float, float]]:
-    file = getattr(options, "baselines", None)
-    if file is None:
-        return []
-    if not options.shifted_data:
-        raise UsageError("--baselines are of two data sets: name the second with --shifted-data.")
-    try:
-        found = [(float(row["top_1"]), float(row["shifted_top_1"])) for row in json.loads(file.read_text("utf-8"))]
+        return [(float(row["top_1"]), float(row["shifted_top_1"])) for row in json.loads(file.read_text("utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--baselines {file} is no JSON list of objects with top_1 and shifted_top_1 ({error})."
         ) from None
-    try:
-        fit_baselines(found)
-    except ValueError as error:
-        raise UsageError(f"--baselines {file}: {error}") from None
-    return found
 
 
-def _open_sources(options: Namespace) -> dict[str, Source]:
-    """The data by its role; all of it is opened before any is encoded."""
-    where = values_by_column(options.where)
-    data = _open(options, options.data, options.split, where)
-    wanted = list(options.by) if hasattr(options, "by") else []
-    for column in wanted:
-        if column not in data.columns:
-            raise UsageError(f"--by {column}: {data.name} has the columns {', '.join(data.columns)}.")
-    if hasattr(options, "by") and LANGUAGE_COLUMN in data.columns and LANGUAGE_COLUMN not in wanted:
-        wanted.append(LANGUAGE_COLUMN)
-    sources = {"data": _open(options, options.data, options.split, where, wanted) if wanted else data}
-    if hasattr(options, "train_data"):
-        if not (options.train_data or options.train_split or options.train_where):
-            raise UsageError(
-                f"{options.protocol} trains: say on what, with --train-data, --train-split or --train-where."
-            )
-        train_data = options.train_data or options.data
-        train_where = values_by_column(options.train_where, "--train-where")
-        sources["train"] = _open(options, train_data, options.train_split, train_where)
-        if options.validation_split is not None:
-            sources["validation"] = _open(options, train_data, options.validation_split, train_where)
-    if getattr(options, "shifted_data", None):
-        if options.corruption or options.severity:
-            raise UsageError("--shifted-data and --corruption are two measurements: ask for one at a time.")
-        sources["shifted"] = _open(options, options.shifted_data, options.split, {})
-    need = Source.require_captions if options.protocol == "retrieval" else Source.require_label
-    return {role: need(source) for role, source in sources.items()}
-
-
-def _open(options: Namespace, data, split: str | None, where: dict, by: Sequence[str] = ()) -> Source:
-    return open_source(
-        data[0] if len(data) == 1 else data,
-        split=split,
-        image_column=options.image_column,
-        caption_columns=getattr(options, "caption_column", None),
-        keyword_columns=by,
-        label_column=getattr(options, "label_column", None),
-        concept_column=getattr(options, "concept_column", None),
-        where=where,
-    )
-
-
-def _by(options: Namespace, sources: dict[str, Source]) -> tuple[str, ...]:
-    return sources["data"].keyword_columns
-
-
-def values_by_column(conditions: Sequence[str], option: str = "--where") -> dict[str, list[str]]:
-    """The values that rows may have in each column; a column named twice may have either value."""
-    values: dict[str, list[str]] = {}
-    for condition in conditions:
-        column, equals, value = condition.partition("=")
-        if not equals or not column:
-            raise UsageError(f"{option} {condition!r} is not COLUMN=VALUE.")
-        values.setdefault(column, []).append(value)
-    return values
-
-
-def _join_processes(device: str | None):
-    """Accelerate's state where a launcher started several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    from accelerate import PartialState
-
-    return PartialState(cpu=device == "cpu")
-
-
-def _tell(options: Namespace, result) -> None:
-    groups = getattr(result, "groups", {})
-    if len(groups.get(LANGUAGE_COLUMN, ())) == 1 and LANGUAGE_COLUMN not in options.by:
-        # All in one language: the same numbers again.
-        result = replace(result, groups={name: rows for name, rows in groups.items() if name != LANGUAGE_COLUMN})
-    print(result.table())
-    content = {"model": options.model, "data": options.data, **result.to_dict()}
-    if is_hub_id(options.data[0]):
-        content["dataset"] = options.data[0].partition(":")[0]
+def _check_outputs(options: argparse.Namespace) -> None:
+    """What would fail after hours of work fails now."""
+    outputs = Outputs(options.overwrite)
+    outputs.reads("--model", options.model, is_data=False)
+    outputs.reads("@FILE", getattr(options, "list_files", []))
+    for name in ("data", "train_data", "shifted_data"):
+        outputs.reads(f"--{name.replace('_', '-')}", getattr(options, name, None) or [])
+    for name in ("prompts", "baselines"):
+        outputs.reads(f"--{name}", [getattr(options, name, None)])
+    chosen = getattr(options, "select_templates", None)
     if options.output is not None:
-        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if getattr(options, "select_templates", None) is not None:
-        _write_prompts(result, options.select_templates)
-        print(f"prompts: {options.select_templates}")
+        outputs.file("--output", options.output, "a result in JSON")
+        if chosen is not None and options.output.absolute() == chosen.absolute():
+            raise UsageError("--output and --select-templates name one file: name two.")
+    if chosen is not None:
+        if chosen.suffix.lower() not in (".yaml", ".yml"):
+            raise UsageError(f"--select-templates {chosen}: name a file that ends in .yaml, as --prompts reads it.")
+        outputs.file("--select-templates", chosen, "templates in YAML")
+    if options.cache_dir is not None and not options.no_cache:
+        outputs.folder("--cache-dir", options.cache_dir)
     if options.plots is not None:
-        from hf_clip.evaluation.plots.result_charts import draw_charts
-
-        for plot in draw_charts(result, options.plots):
-            print(f"plot: {plot}")
-    if options.push_to_card:
-        print(f"card: {push_to_card(options.model, content)}")
-
-
-def _write_prompts(result: ZeroShotResult, file: Path) -> None:
-    """The chosen templates and the classes, as `load_prompts` reads them."""
-    import yaml
-
-    classes = [names[0] if len(names) == 1 else list(names) for names in result.class_names]
-    content = {
-        "name": file.stem,
-        "source": f"chosen by forward selection: {result.title}",
-        "templates": [template for template, _ in result.selected_templates],
-        "classes": classes,
-    }
-    file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+        outputs.folder("--plots", options.plots)
+        if find_spec("matplotlib") is None:
+            raise UsageError("--plots needs matplotlib: pip install 'hf_clip[demo]'.")
+    for model in options.model if options.push_to_card else []:
+        if Path(model).is_file():
+            raise UsageError(f"--push-to-card: {model} is a file, which has no card: convert it to a folder first.")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.checkpoints import openai_model, openai_state
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def test_commands_of_the_page_run(place):
     run = [command for command in commands if Path(command[1]).exists() or command[1].startswith("runs/")]
     assert len(run) >= 4
     for command in commands:
-        cli.make_parser().parse_args(command)
+        make_parser().parse_args(command)
     for command in run:
         assert cli.main(command) == 0
     assert (place / "runs/openai/model.pt").is_file()

@@ -10,7 +10,7 @@ import torch
 
 from hf_clip import HFCLIPConfig, HFCLIPImageProcessor, HFCLIPModel, HFCLIPProcessor, HFCLIPTokenizer
 from hf_clip.training import load_recipe
-from hf_clip_cli.main import make_parser
+from hf_clip_cli.running import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -90,7 +90,7 @@ def next_commands(folder: Path, image: Path, name: str) -> list[str]:
     command = ".venv/bin/hf-clip"
     return [
         f'{command} classify {image} --labels "{name},a cat,a flag" --model {folder}',
-        f"{command} eval zero-shot --model {folder} --data examples/fashion/test_small.parquet --template '{{}}'",
+        f"{command} eval zero-shot --model {folder} --data examples/fashion/test_small.parquet --templates '{{}}'",
         f"{command} train --recipe emoji --output-dir {folder}-other --set seed=1",
     ]
 

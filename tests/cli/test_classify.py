@@ -17,7 +17,8 @@ from PIL import Image
 
 from hf_clip_cli import main as cli
 from hf_clip_cli import models as opening
-from hf_clip_cli.classify import draw_sheet, find_images
+from hf_clip_cli.classify import find_images
+from hf_clip_cli.sheet import draw_sheet
 from tests.helpers.squares import NAMES, SIZE, encode, rows
 from tests.helpers.toys import gray, tiny_clip
 
@@ -100,7 +101,7 @@ def test_words_of_a_data_set_or_a_file(capsys, tmp_path):
     assert {one["label"] for one in as_json(own)[0]["labels"]} == {"red square", "blue"}
     assert cli.main([*command, "--prompts", str(file), "--labels", "red square,blue"]) == 0
     fewer_names = capsys.readouterr().out
-    assert cli.main([*command, "--labels", "red square,blue", "--template", "a {}", "--template", "the {}"]) == 0
+    assert cli.main([*command, "--labels", "red square,blue", "--templates", "a {}", "the {}"]) == 0
     assert capsys.readouterr().out == fewer_names != own
 
 
@@ -181,7 +182,7 @@ def test_an_empty_name_is_not_the_working_folder(capsys):
 
 
 def test_a_reader_that_has_seen_enough_ends_it_in_peace(place):
-    command = [sys.executable, "-m", "hf_clip_cli.main", "prompts", "ImageNet"]
+    command = [sys.executable, "-m", "hf_clip", "prompts", "ImageNet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     # Closed before a line is written.
@@ -193,18 +194,18 @@ def test_a_reader_that_has_seen_enough_ends_it_in_peace(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--labels @photos/0.png", "photos/0.png is no text in UTF-8"),
-        ("--labels @photos", "photos is no text in UTF-8 that can be read"),
+        ("--labels @photos/0.png", "photos/0.png is not a text file in UTF-8"),
+        ("--labels @photos", "photos is not a text file in UTF-8"),
         ("", "there are no labels: give some with --labels"),
         ("--prompts eurosatt", "'eurosatt' is not a data set with known prompts. Nearest: EuroSAT"),
-        ("--prompts gone.yaml", "There is no file gone.yaml"),
-        ("--labels a --prompts eurosat --template {}", "--prompts and --template both"),
+        ("--prompts gone.yaml", "there is no file gone.yaml"),
+        ("--labels a --prompts eurosat --templates {}", "--prompts and --templates both"),
         ("--labels a --sheet gone/sheet.png", "there is no folder gone"),
         ("--labels a --sheet photos", "--sheet photos is a folder: name a file, such as photos/sheet.png"),
         ("--labels a,b --reject b", "--reject 'b' is one of the labels"),
         ("--labels 'something else,b' --multi-label", "--reject 'something else' is one of the labels"),
         ("--labels a --device cuda", "--device cuda cannot be used"),
-        ("--labels a --device meta", "--device meta cannot be used"),
+        ("--labels a --device meta", "'meta' is not a device"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys, options, message):

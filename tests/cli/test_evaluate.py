@@ -28,6 +28,7 @@ from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.prompts import load_prompts
 from hf_clip.sources import open_source
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import COLOURS, NAMES, SIZE, rows, write_parquet
 from tests.helpers.toys import tiny_clip
@@ -35,7 +36,7 @@ from tests.helpers.toys import tiny_clip
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
 DATA = "--model model --data squares.parquet --batch-size 16"
-SEVERAL = "--template 'a {} square' --template 'a {} thing' --template '{}'"
+SEVERAL = "--templates 'a {} square' 'a {} thing' '{}'"
 TRAINED = f"{DATA} --where part=test --train-where part=train"
 
 
@@ -86,7 +87,7 @@ def test_help_of_a_protocol_fits_one_screen(protocol, capsys):
     # It stands on the data that comes along.
     command, root = shlex.split(example), ROOT
     assert command[:3] == ["hf-clip", "eval", protocol]
-    options = cli.make_parser().parse_args(command[1:])
+    options = make_parser().parse_args(command[1:])
     assert all((root / data).is_file() for data in [*options.data, *(getattr(options, "train_data", None) or [])])
 
 
@@ -108,9 +109,9 @@ def test_an_example_of_the_help_works(tmp_path, monkeypatch, capsys):
         (f"zero-shot {DATA}", {"confusion.png", "calibration.png"}),
         (f"retrieval {DATA}", {"recall.png"}),
         (f"linear-probe {TRAINED}", {"sweep.png"}),
-        (f"few-shot {TRAINED} --shots 1 2 --seeds 2", {"few_shot.png"}),
+        (f"few-shot {TRAINED} --shots 1 2 --num-seeds 2", {"few_shot.png"}),
         (f"zero-shot {DATA} {SEVERAL} --per-template", {"confusion.png", "calibration.png", "per_template.png"}),
-        (f"robustness {DATA} --corruption jpeg --severity 1 --severity 3", {"robustness.png"}),
+        (f"robustness {DATA} --corruptions jpeg --severities 1 3", {"robustness.png"}),
         (f"robustness {DATA} --shifted-data squares.parquet", {"robustness.png"}),
     ],
 )
@@ -127,10 +128,10 @@ def test_every_protocol_gives_a_table_json_and_plots(command_line, plots, tmp_pa
 
 
 def test_numbers_get_names_from_a_file_or_from_prompts(tmp_path):
-    by_word = evaluate(f"zero-shot {DATA} --template 'a {{}} square'", tmp_path)
+    by_word = evaluate(f"zero-shot {DATA} --templates 'a {{}} square'", tmp_path)
     # Words are sorted, numbers have the order of the file: the same images are right.
     numbers = f"zero-shot {DATA} --label-column number"
-    by_file = evaluate(f"{numbers} --label-names names.txt --template 'a {{}} square'", tmp_path)
+    by_file = evaluate(f"{numbers} --labels @names.txt --templates 'a {{}} square'", tmp_path)
     by_prompts = evaluate(f"{numbers} --prompts prompts.yaml", tmp_path)
     assert by_file["top_1"] == by_prompts["top_1"] == by_word["top_1"]
     assert [row["label"] for row in by_prompts["per_class"]] == list(COLOURS)
@@ -173,7 +174,7 @@ def test_accuracy_is_measured_by_template(place, tmp_path, capsys):
     model, processor, embeddings, classes = unit_embeddings(place)
     wanted = per_template_accuracy(model, processor, embeddings, classes, sorted(COLOURS), templates)
     assert result["per_template"] == json.loads(json.dumps(wanted.to_dict())) and wanted.table() in out
-    alone = [evaluate(f"zero-shot {DATA} --template {shlex.quote(one)}", tmp_path)["top_1"] for one in templates]
+    alone = [evaluate(f"zero-shot {DATA} --templates {shlex.quote(one)}", tmp_path)["top_1"] for one in templates]
     assert [*result["per_template"]["templates"].values()] == alone and result["per_template"]["ensemble"] == result[
         "top_1"
     ]
@@ -183,7 +184,7 @@ def test_accuracy_is_measured_by_template(place, tmp_path, capsys):
     assert load_prompts(tmp_path / "few.yaml").templates == tuple(template for template, _ in chosen)
     again = evaluate(f"zero-shot {DATA} --prompts {tmp_path / 'few.yaml'}", tmp_path)
     assert again["top_1"] == chosen[-1][1] and again["templates"] == [template for template, _ in chosen]
-    by_number = f"zero-shot {DATA} --label-column number --label-names names.txt {SEVERAL}"
+    by_number = f"zero-shot {DATA} --label-column number --labels @names.txt {SEVERAL}"
     evaluate(f"{by_number} --select-templates {tmp_path / 'few.yaml'}", tmp_path)
     again = evaluate(f"zero-shot {DATA} --label-column number --prompts {tmp_path / 'few.yaml'}", tmp_path)
     assert again["top_1"] == chosen[-1][1]
@@ -191,7 +192,7 @@ def test_accuracy_is_measured_by_template(place, tmp_path, capsys):
 
 def test_the_temperature_is_found_and_used(place, tmp_path, capsys):
     # One that likes neither end: the model is untrained.
-    command = f"zero-shot {DATA} --template '{{}} {{}}'"
+    command = f"zero-shot {DATA} --templates '{{}} {{}}'"
     before = evaluate(command, tmp_path)
     assert before["temperature"] == 1 and "calibration" not in before and "per_template" not in before
     found = evaluate(f"{command} --fit-temperature", tmp_path)["calibration"]
@@ -210,7 +211,7 @@ def test_the_temperature_is_found_and_used(place, tmp_path, capsys):
 
 @pytest.mark.parametrize("by_name", [True, False])
 def test_few_shot_stands_beside_zero_shot_where_classes_have_names(by_name, tmp_path, capsys):
-    few = f"few-shot {TRAINED} --shots 1 2 --seeds 2 --plots {tmp_path}"
+    few = f"few-shot {TRAINED} --shots 1 2 --num-seeds 2 --plots {tmp_path}"
     if by_name:
         result = evaluate(few, tmp_path)
         alone = evaluate(f"zero-shot {DATA} --where part=test", tmp_path)
@@ -220,13 +221,13 @@ def test_few_shot_stands_beside_zero_shot_where_classes_have_names(by_name, tmp_
     assert result["zero_shot_top_1"] is None and result["templates"] == []
     assert "zero-shot needs the classes' names" in capsys.readouterr().out
     if by_name:
-        named = evaluate(f"{few} --label-column number --label-names names.txt", tmp_path)
+        named = evaluate(f"{few} --label-column number --labels @names.txt", tmp_path)
         assert named["zero_shot_top_1"] == alone["top_1"] and named["shots"] == result["shots"]
 
 
 def test_several_labels(tmp_path, capsys):
     result = evaluate(
-        f"zero-shot {DATA} --label-column several --multi-label --label-names names.txt --plots {tmp_path}", tmp_path
+        f"zero-shot {DATA} --label-column several --multi-label --labels @names.txt --plots {tmp_path}", tmp_path
     )
     assert result["images"] == 72 and result["mean_per_class"] is None
     assert [row["images"] for row in result["per_class"]] == [72, *[12] * 5]
@@ -249,25 +250,24 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
     [
         (f"zero-shot {DATA} --output model", "--output model is a folder: name a file, such as model/result.json"),
         (f"zero-shot {DATA} --plots squares.parquet", "--plots squares.parquet is a file"),
-        (f"zero-shot {DATA} --label-names gone.txt", "--label-names gone.txt"),
-        (f"zero-shot {DATA} --per-template", "compare templates: give two or more with --template, or --prompts"),
+        (f"zero-shot {DATA} --labels @gone.txt", "--labels: @gone.txt: there is no file gone.txt"),
         (
             f"zero-shot {DATA} {SEVERAL} --per-template --multi-label",
-            "need one label an image: leave out --multi-label",
+            "need one label an image",
         ),
         (
             f"zero-shot {DATA} {SEVERAL} --select-templates a/b.yaml",
             "a/b.yaml: there is no folder a",
         ),
         (f"zero-shot {DATA} {SEVERAL} --select-templates few.txt", "name a file that ends in .yaml"),
-        (f"zero-shot {DATA} --label-names gap.txt", "line 2 is empty"),
+        (f"zero-shot {DATA} --labels @gap.txt", "line 2 is empty"),
         (f"zero-shot {DATA} --prompts nothing", "--prompts nothing: 'nothing' is not a data set with known prompts"),
-        (f"zero-shot {DATA} --prompts CIFAR10 --template 'a {{}}'", "both give templates"),
-        (f"zero-shot {DATA} --template nothing", "--template 'nothing' has no '{}'"),
+        (f"zero-shot {DATA} --prompts CIFAR10 --templates 'a {{}}'", "both give templates"),
+        (f"zero-shot {DATA} --templates nothing", "--templates 'nothing' has no '{}'"),
         (f"zero-shot {DATA} --by color", "--by color: squares.parquet has the columns image, caption"),
         (f"linear-probe {DATA}", "linear-probe trains: say on what, with --train-data"),
         (f"few-shot {DATA} --train-where part", "--train-where 'part' is not COLUMN=VALUE"),
-        (f"robustness {DATA} --shifted-data squares.parquet --corruption jpeg", "two measurements"),
+        (f"robustness {DATA} --shifted-data squares.parquet --corruptions jpeg", "two measurements"),
         (f"robustness {DATA} --baselines names.txt", "name the second with --shifted-data"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines names.txt", "is no JSON list of objects"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines none.json", "0 baselines make no line"),
@@ -275,14 +275,14 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
         (f"zero-shot {DATA} --plots names.txt/plots", "--plots names.txt/plots cannot be made (Not a directory)"),
         (
             f"zero-shot {DATA} --cache-dir names.txt",
-            "--cache-dir names.txt cannot be made (File exists): name another",
+            "--cache-dir names.txt is a file: name a folder",
         ),
         ("zero-shot --model owner/model --data squares.parquet --push-to-card", "there is no token"),
         ("zero-shot --model squares.parquet --data squares.parquet --push-to-card", "is a file, which has no card"),
     ],
 )
 def test_wrong_usage_is_told_before_the_model_is_loaded(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("The model was loaded."))
+    monkeypatch.setattr("hf_clip_cli.models.open_model", lambda *_: pytest.fail("The model was loaded."))
     assert cli.main(["eval", *shlex.split(arguments)]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and err.startswith("hf-clip: ") and len(err.splitlines()) == 1
@@ -290,7 +290,12 @@ def test_wrong_usage_is_told_before_the_model_is_loaded(arguments, message, caps
 
 def test_numbers_without_names_are_told_the_option(capsys):
     assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} --label-column number")]) == 1
-    assert "labels" in capsys.readouterr().err
+    assert "--labels" in capsys.readouterr().err
+
+
+def test_templates_of_the_model_are_compared_only_if_there_are_several(capsys):
+    assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} --per-template")]) == 2
+    assert "compare templates: give two or more with --templates, or --prompts" in capsys.readouterr().err
 
 
 def evaluate_on_this_rank(place: str, folder: str) -> list[str]:
@@ -318,7 +323,7 @@ def test_started_by_a_launcher_two_processes_write_what_one_writes(place, tmp_pa
     one = evaluate(shlex.join(arguments), tmp_path) | {"seconds": 0}
     printed = capsys.readouterr().out
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*start, "-m", "hf_clip_cli.main", "eval", *arguments, "--output", tmp_path / "two.json"]
+    command = [*start, "-m", "hf_clip", "eval", *arguments, "--output", tmp_path / "two.json"]
     completed = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
     assert completed.returncode == 0, completed.stderr
     assert json.loads((tmp_path / "two.json").read_text()) | {"seconds": 0} == one
@@ -340,7 +345,7 @@ def test_two_processes_give_what_one_gives_and_one_of_them_prints(place, tmp_pat
 
 
 def test_results_stand_in_the_card_and_are_replaced(place, tmp_path, capsys):
-    for protocol in (f"zero-shot {DATA}", f"few-shot {TRAINED} --shots 1 2 --seeds 2", f"zero-shot {DATA}"):
+    for protocol in (f"zero-shot {DATA}", f"few-shot {TRAINED} --shots 1 2 --num-seeds 2", f"zero-shot {DATA}"):
         result = evaluate(f"{protocol} --title 'my {protocol.split(' ')[0]}' --push-to-card", tmp_path)
     card = check_model_card((place / "model/README.md").read_text())
     found = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
@@ -503,7 +508,7 @@ def test_commands_of_the_page_are_as_it_says(tmp_path, monkeypatch, capsys):
     commands = [shlex.split(one) for one in re.findall(r"^    (?:.*-m hf_clip|hf-clip) ([^#\n]+)", page, re.M)]
     assert {command[1] for command in commands if command[0] == "eval"} == set(PROTOCOLS)
     for command in commands:
-        cli.make_parser().parse_args(command)
+        make_parser().parse_args(command)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/emoji").symlink_to(Path("model").absolute())
     (tmp_path / "examples").symlink_to(root / "examples")

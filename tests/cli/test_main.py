@@ -12,12 +12,14 @@ import torch
 
 from hf_clip.training import load_recipe
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.checkpoints import openai_model, openai_state
 from tests.helpers.squares import NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 from tests.helpers.toys import tiny_clip
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "plan", "eval", "classify", "prompts", "convert", "doctor")
+VERBS = ("train", "plan", "eval", "classify", "prompts", "convert", "push", "doctor")
+TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
 LABELS = ",".join(NAMES[:4])
 
 
@@ -29,6 +31,9 @@ def place(tmp_path_factory):
     model, processor = tiny_clip(NAMES, SIZE)
     model.save_pretrained(place / "runs/emoji")
     processor.save_pretrained(place / "runs/emoji")
+    # By the Hub id of the help's example.
+    (place / "openai").mkdir()
+    (place / "openai/clip-vit-base-patch32").symlink_to(place / "runs/emoji")
     (place / "photos/more").mkdir(parents=True)
     content = rows(1)
     for index, row in enumerate(content[:3]):
@@ -58,12 +63,12 @@ def stand_there(place, monkeypatch):
 
 def help_of(verb: str, capsys) -> str:
     with pytest.raises(SystemExit) as ended:
-        cli.main([verb, "--help"] if verb else ["--help"])
+        cli.main([*verb.split(), "--help"])
     assert ended.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *VERBS, *(f"eval {task}" for task in TASKS)])
 def test_help_fits_one_screen(verb, capsys):
     text = help_of(verb, capsys)
     assert len(text.splitlines()) <= 40
@@ -89,7 +94,7 @@ def test_the_example_of_the_help_works(verb, capsys):
 
 def test_the_example_of_train_is_a_run(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = cli.make_parser().parse_args(example_of("train", capsys))
+    options = make_parser().parse_args(example_of("train", capsys))
     assert load_recipe(options.recipe, options.overrides).steps == 500
 
 
@@ -108,7 +113,7 @@ def test_classify_as_json_lines_gives_every_label_with_its_score(capsys, tmp_pat
     names = tmp_path / "labels.txt"
     names.write_text("\n".join([*NAMES[:4], "", NAMES[0], "ein grünes, nein: rotes Quadrat"]))
     command = ["classify", "photos/*.jpg", "--labels", f"@{names}", "--model", "runs/emoji", "--format", "jsonl"]
-    assert cli.main([*command, "--top-k", "9", "--batch-size", "2", "--template", "see {}"]) == 0
+    assert cli.main([*command, "--top-k", "9", "--batch-size", "2", "--templates", "see {}"]) == 0
     guesses = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [guess["image"] for guess in guesses] == [f"photos/{n}.jpg" for n in range(3)]
     for guess in guesses:
@@ -131,21 +136,21 @@ def test_a_label_longer_than_the_model_reads_is_cut(capsys):
     assert "a very long story" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("protocol", "number"), [("retrieval", "image_to_text"), ("zero-shot", "top_1")])
-def test_eval_prints_a_table_and_writes_json(protocol, number, capsys, tmp_path):
+@pytest.mark.parametrize(("task", "number"), [("retrieval", "image_to_text"), ("zero-shot", "top_1")])
+def test_eval_prints_a_table_and_writes_json(task, number, capsys, tmp_path):
     file = tmp_path / "result.json"
-    command = ["eval", protocol, "--model", "runs/emoji", "--data", "pairs.parquet", "--output", str(file)]
+    command = ["eval", task, "--model", "runs/emoji", "--data", "pairs.parquet", "--output", str(file)]
     assert cli.main(command) == 0
     result = json.loads(file.read_text())
-    assert result["task"] == protocol and number in result
+    assert result["task"] == task and number in result
     assert "24" in capsys.readouterr().out
-    assert cli.main([*command, "--where", "label=red", "--where", "label=blue"]) == 0
+    assert cli.main([*command, "--where", "label=red", "label=blue"]) == 0
     assert "8" in capsys.readouterr().out and json.loads(file.read_text()) != result
 
 
 def test_a_column_named_twice_may_have_either_value(capsys):
     command = ["eval", "zero-shot", "--model", "runs/emoji", "--data", "pairs.parquet", "--label-column", "label"]
-    assert cli.main([*command, "--where", "label=red", "--where", "label=blue"]) == 0
+    assert cli.main([*command, "--where", "label=red", "label=blue"]) == 0
     assert " 8 " in capsys.readouterr().out
 
 
@@ -202,7 +207,9 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         # train
         ("train --output-dir out", 2, "--recipe is missing: name one of emoji"),
         ("train --output-dir out --resume", 2, "There is no run to resume in out: start one with --recipe"),
-        ("train --output-dir out --recipe emojis", 2, "There is no recipe 'emojis'"),
+        ("train --output-dir out --recipe emojis", 2, "There is no recipe 'emojis': did you mean emoji?"),
+        ("train --output-dir out --recipe gone.yaml", 2, "There is no file 'gone.yaml': name one of emoji"),
+        (f"{TRAIN} --set steps", 2, "--set 'steps' is not KEY=VALUE: write it as --set steps=500"),
         ("train --output-dir out --recipe misspelt.yaml", 2, "step is not a key of a recipe. Did you mean steps?"),
         (f"{TRAIN} --set stepz=3", 2, "Did you mean steps?"),
         (f"{TRAIN} --set data.train=[gone.parquet]", 1, "gone.parquet"),
@@ -214,7 +221,7 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         (f"{TRAIN} --set data.where.color=red", 1, "color"),
         (f"{TRAIN} --set model.config.text_config.num_attention_heads=5", 2, "cannot be divided into"),
         ("train --output-dir photos --recipe recipe.yaml", 1, "photos is not empty: go on with the run in it"),
-        ("train --output-dir recipe.yaml --recipe recipe.yaml", 1, "recipe.yaml is a file"),
+        ("train --output-dir recipe.yaml --recipe recipe.yaml", 2, "--output-dir recipe.yaml is a file"),
         # plan
         ("plan", 2, "--recipe is missing: name one of emoji"),
         ("plan --recipe emojis", 2, "There is no recipe 'emojis'"),
@@ -224,21 +231,21 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         ("classify gone.png --labels a,b --model runs/emoji", 2, "gone.png: there is no such image"),
         ("classify empty --labels a,b --model runs/emoji", 2, "empty: there is no such image, and none in such a"),
         ("classify gone/*.png --labels a,b --model runs/emoji", 2, "gone/*.png: there is no such image"),
-        ("classify photos/0.jpg --labels ,, --model runs/emoji", 2, "--labels ',,' names no label"),
+        ("classify photos/0.jpg --labels ,, --model runs/emoji", 2, "--labels: ',,' names no label"),
         ("classify photos/0.jpg --labels @gone.txt --model runs/emoji", 2, "there is no file gone.txt"),
         ("classify photos/0.jpg --labels a,b --model no_config", 1, "no_config has neither config.json nor"),
         ("classify photos/0.jpg --labels a,b --model ./gone", 2, "--model ./gone does not exist: give a checkpoint"),
         ("classify photos/0.jpg --labels a,b --model gone", 2, "--model gone does not exist"),
-        (f"{CLASSIFY} --device nonsense", 2, "--device nonsense cannot be used"),
-        (f"{CLASSIFY} --template nothing", 2, "--template 'nothing' has no '{}'"),
+        (f"{CLASSIFY} --device nonsense", 2, "--device: 'nonsense' is not a device: use one of cpu, cuda"),
+        (f"{CLASSIFY} --templates nothing", 2, "--templates 'nothing' has no '{}'"),
         # eval
-        ("eval retrieval --model runs/emoji --data gone.parquet", 1, "gone.parquet"),
+        ("eval retrieval --model runs/emoji --data gone.parquet", 2, "--data gone.parquet does not exist"),
         ("eval retrieval --model runs/emoji --data empty", 1, "empty"),
-        ("eval retrieval --model runs/emoji --data images_only.parquet", 1, "or --caption-column ... (eval)"),
+        ("eval retrieval --model runs/emoji --data images_only.parquet", 1, "no column that looks like a caption"),
         ("eval zero-shot --model runs/emoji --data unlabeled.parquet", 1, "no column that looks like a label"),
         (f"{EVAL} --where shape=round", 1, "shape"),
         (f"{EVAL} --where label=pink", 1, "no row of 'pairs.parquet' has label=pink"),
-        (f"{EVAL} --where label", 2, "--where 'label' is not COLUMN=VALUE"),
+        (f"{EVAL} --where label", 2, "--where 'label' is not COLUMN=VALUE: write it as --where label=cat"),
         (f"{EVAL} --output gone/result.json", 2, "--output gone/result.json: there is no folder gone"),
         ("eval retrieval --model runs/emoji --data broken.parquet", 1, "no image could be read (24 unknown_format)"),
     ],
@@ -253,16 +260,32 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(place, capsys, comma
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["", "draw", "train", "plan --recipe emoji --device-memory 0", "eval guess --model m --data d",
-     "classify p --labels a", f"{CLASSIFY} --top-k 0", f"{EVAL} --batch-size many", f"{EVAL} --template {{}}",
-     f"{CLASSIFY} --format xml", "eval linear-probe --model m --data d --seed -1"],
-)  # fmt: skip
-def test_arguments_that_do_not_parse_are_wrong_usage(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(shlex.split(command))
-    assert ended.value.code == 2
-    assert "usage: hf-clip" in capsys.readouterr().err
+    ("command", "message"),
+    [
+        ("", "the following arguments are required: VERB: see hf-clip --help"),
+        ("draw", "VERB: invalid choice: 'draw'"),
+        ("train", "required: --output-dir: see hf-clip train --help"),
+        ("plan --recipe emoji --device-memory 0", "--device-memory: '0' is not a number above 0"),
+        ("eval guess --model m --data d", "TASK: invalid choice: 'guess'"),
+        ("classify p --labels a", "required: --model"),
+        ("classify --model m --labels a p.png", "required: IMAGE (images come before flags, or after --)"),
+        (f"{CLASSIFY} --top-k 0", "--top-k: '0' is not a whole number of 1 or more"),
+        (f"{EVAL} --batch-size many", "--batch-size: 'many' is not a whole number"),
+        (f"{EVAL} --template {{}}", "--template is not a flag of hf-clip eval retrieval"),
+        ("eval zero-shot --model m --data d --template {}", "did you mean --templates?"),
+        # The misspelt flag is told, rather than the one that it leaves missing.
+        ("classify photos --labls a --model m", "--labls is not a flag of hf-clip classify: did you mean --labels?"),
+        (f"{CLASSIFY} --format xml", "--format: invalid choice: 'xml'"),
+        ("eval linear-probe --model m --data d --seed -1", "--seed: '-1' is not a whole number of 0 or more"),
+        ("doctor now", "'now' is one argument too many: see hf-clip doctor --help"),
+        (f"{CLASSIFY} --labels @gone.txt", "--labels: @gone.txt: there is no file gone.txt"),
+        (f"{CLASSIFY} --device cud", "did you mean cuda?"),
+    ],
+)
+def test_arguments_that_do_not_parse_are_one_line_of_wrong_usage(command, message, capsys):
+    assert cli.main(shlex.split(command)) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("hf-clip: ") and len(err.splitlines()) == 1 and out == ""
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys):

@@ -288,7 +288,7 @@ def test_results_are_pushed_to_the_card_on_the_hub_once(hub, squares_on_the_hub,
     assert cli.main(command) == 0
     assert hub.commits[NAME] == count == 2 and file.read_text() == after
     # In place of the former: another set of templates.
-    assert cli.main([*command, "--template", "the {}"]) == 0
+    assert cli.main([*command, "--templates", "the {}"]) == 0
     again = ModelCard(file.read_text())
     assert again.text.count("| my squares |") == 1 and '"the {}"' in again.text
     assert len(again.data.eval_results) == len(found)

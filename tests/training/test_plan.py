@@ -17,6 +17,7 @@ from hf_clip.training.device import arrange_for_speed
 from hf_clip.training.objective import ContrastiveObjective
 from hf_clip.training.plan import flops_of_step, footprint, largest_micro_batch, plan, report
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.squares import recipe, write_recipe
 from tests.helpers.toys import tiny_clip
 
@@ -232,7 +233,7 @@ def test_recipes_of_the_page_can_be_read_and_its_commands_parsed(tmp_path):
     assert len(commands) >= 8
     for command in commands:
         words = shlex.split(command)
-        cli.make_parser().parse_args(words if words[0] in ("train", "plan") else ["train", *words])
+        make_parser().parse_args(words if words[0] in ("train", "plan") else ["train", *words])
 
 
 @pytest.mark.parametrize("row", [row for row in PAGE.splitlines() if re.match(r"\| ViT-B/32 ", row)])

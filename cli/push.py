@@ -1,0 +1,53 @@
+"""`hf-clip push`: a model's folder to the Hub."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from .arguments import add_verb
+from .usage import UsageError, start_library
+
+
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "push",
+        run,
+        "put a model on the Hub, with its processor, card and code",
+        "hf-clip push runs/emoji owner/emoji-clip --private",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a model's folder, of any format")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name; made where there is none")
+    parser.add_argument("--private", action="store_true", help="make the repository private; one that exists must be")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made where there is none (default: main)")
+    parser.add_argument(
+        "--to",
+        choices=("hf_clip", "transformers"),
+        default="hf_clip",
+        help="format; transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
+    )
+    parser.add_argument("--message", help="message of the commit")
+
+
+def run(options: argparse.Namespace) -> int:
+    if not options.folder.is_dir():
+        raise UsageError(f"FOLDER {options.folder} is not a folder: give one that holds a model.")
+    start_library()
+    from hf_clip.hub import PushArgumentError
+    from hf_clip.hub.push import push
+
+    try:
+        url = push(
+            options.folder,
+            options.repo_id,
+            private=options.private,
+            revision=options.revision,
+            to=options.to,
+            message=options.message,
+            say=partial(print, file=sys.stderr),
+        )
+    except PushArgumentError as error:
+        raise UsageError(str(error)) from error
+    print(url)
+    return 0

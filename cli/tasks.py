@@ -1,0 +1,279 @@
+"""The work of `hf-clip eval`: opens the data, measures each model, and writes the results where they are wanted."""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
+from hf_clip.evaluation.features import Encoding
+from hf_clip.evaluation.few_shot import evaluate_few_shot
+from hf_clip.evaluation.linear_probe import evaluate_linear_probe
+from hf_clip.evaluation.retrieval import evaluate_retrieval
+from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift, fit_baselines
+from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
+from hf_clip.hub.card_updates import push_to_card, read_card
+from hf_clip.model.zero_shot_hf_clip import templates_of
+from hf_clip.prompts import Prompts, load_prompts
+from hf_clip.sources import DataSpec, Source
+from hf_clip.sources.files import is_hub_id
+
+from .arguments import load_options, values_by_column
+from .evaluate import check_comparison, check_words, read_baselines
+from .models import open_model, usable_device
+from .usage import UsageError, one_line
+
+LANGUAGE_COLUMN = "lang"
+
+
+def run_evaluation(options: Namespace) -> None:
+    """Runs a task as `hf-clip eval` was asked to, prints its table and writes what was wanted.
+
+    Where a launcher started several processes they share the work, and the first one prints and writes.
+
+    Args:
+        options: of the task's parser.
+
+    Raises:
+        UsageError: for arguments that cannot go together or files that cannot be written, before any work.
+    """
+    _check_cards(options)
+    words = _read_words(options)
+    baselines = _read_baselines(options)
+    sources = _open_sources(options)
+    _make_folders(options)
+    processes = _join_processes(options.device)
+    device = usable_device(options.device) if processes is None else processes.device
+    encoding = Encoding(
+        options.batch_size,
+        cache=None if options.no_cache else FeatureCache(options.cache_dir or default_cache_folder()),
+        processes=processes,
+    )
+    more = words | {"title": options.title, "encoding": encoding}
+    if "shifted" in sources:
+        more["baselines"] = baselines
+    results = {}
+    for name in options.model:
+        model, processor = open_model(name, device, load_options(options))
+        chosen = _templates_for(options, model, words)
+        results[name] = TASKS[options.task](options, model, processor, sources, {**more, **chosen})
+        # Of several models one at a time takes memory.
+        del model, processor
+    if processes is None or processes.is_main_process:
+        _tell(options, results)
+
+
+def _templates_for(options: Namespace, model, words: dict[str, Any]) -> dict[str, Sequence[str]]:
+    """The templates that were given, or those of the model; nothing for a task without texts."""
+    if "templates" not in words:
+        return {}
+    templates = words["templates"] or templates_of(model)
+    if options.task == "zero-shot" and (options.per_template or options.select_templates):
+        check_comparison(templates)
+    return {"templates": templates}
+
+
+def _zero_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    more |= {"multi_label": options.multi_label, "temperature": options.temperature, **_extras(options)}
+    return evaluate_zero_shot(model, processor, sources["data"], by=_by(sources), **more)
+
+
+def _retrieval(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    return evaluate_retrieval(model, processor, sources["data"], by=_by(sources), captions=options.captions, **more)
+
+
+def _linear_probe(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    by, validation = _by(sources), sources.get("validation")
+    return evaluate_linear_probe(
+        model, processor, sources["train"], sources["data"], validation=validation, seed=options.seed, by=by, **more
+    )
+
+
+def _few_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    more |= {"shots": options.shots, "num_seeds": options.num_seeds, "validation": sources.get("validation")}
+    return evaluate_few_shot(model, processor, sources["train"], sources["data"], **more)
+
+
+def _robustness(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    if "shifted" in sources:
+        return evaluate_shift(model, processor, sources["data"], sources["shifted"], **more)
+    chosen = {"corruptions": options.corruptions, "severities": options.severities}
+    return evaluate_corruptions(
+        model, processor, sources["data"], **more, **{key: value for key, value in chosen.items() if value}
+    )
+
+
+TASKS = {
+    "zero-shot": _zero_shot,
+    "retrieval": _retrieval,
+    "linear-probe": _linear_probe,
+    "few-shot": _few_shot,
+    "robustness": _robustness,
+}
+
+
+def _extras(options: Namespace) -> dict[str, bool]:
+    """What else is to be found on the images, as `evaluate_zero_shot` names it."""
+    return {
+        "per_template": options.per_template,
+        "select_templates": options.select_templates is not None,
+        "fit_temperature": options.fit_temperature,
+    }
+
+
+def _check_cards(options: Namespace) -> None:
+    """Whether each model has a card that can be written."""
+    for model in options.model if options.push_to_card else []:
+        if not Path(model).is_dir():
+            from huggingface_hub import get_token
+
+            if get_token() is None:
+                raise UsageError(f"--push-to-card: there is no token to write to {model} with: log in first.")
+        try:
+            read_card(model)
+        except ValueError as error:
+            raise UsageError(f"--push-to-card: {one_line(error)}") from error
+
+
+def _make_folders(options: Namespace) -> None:
+    """What cannot be made after the work cannot be made now; some file systems say so only to those who try."""
+    for option, folder, fix in (
+        ("--plots", options.plots, "name another folder"),
+        ("--cache-dir", None if options.no_cache else options.cache_dir, "name another folder, or give --no-cache"),
+    ):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{option} {folder} cannot be made ({error.strerror}): {fix}.") from None
+
+
+def _read_words(options: Namespace) -> dict[str, Any]:
+    """Templates and class names for the tasks that put classes into words; None for the model's templates."""
+    if not hasattr(options, "templates"):
+        return {}
+    labels, templates = options.labels, options.templates
+    if options.prompts is not None:
+        prompts = _read_prompts(options.prompts)
+        labels, templates = labels or prompts.classes or None, prompts.templates
+        check_words(Namespace(**{**vars(options), "prompts": None, "templates": templates}))
+    return {"labels": labels, "templates": templates}
+
+
+def _read_prompts(name: str) -> Prompts:
+    try:
+        return load_prompts(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--prompts {name}: {one_line(error)}") from error
+
+
+def _read_baselines(options: Namespace) -> list[tuple[float, float]]:
+    file = getattr(options, "baselines", None)
+    if file is None:
+        return []
+    found = read_baselines(file)
+    try:
+        fit_baselines(found)
+    except ValueError as error:
+        raise UsageError(f"--baselines {file}: {error}") from None
+    return found
+
+
+def _open_sources(options: Namespace) -> dict[str, Source]:
+    """The data by its role; all of it is opened before any is encoded."""
+    where = values_by_column(options.where)
+    spec = _spec(options, options.data, options.split, where)
+    data = spec.open()
+    wanted = list(options.by) if hasattr(options, "by") else []
+    for column in wanted:
+        if column not in data.columns:
+            raise UsageError(f"--by {column}: {data.name} has the columns {', '.join(data.columns)}.")
+    if hasattr(options, "by") and LANGUAGE_COLUMN in data.columns and LANGUAGE_COLUMN not in wanted:
+        wanted.append(LANGUAGE_COLUMN)
+    sources = {"data": replace(spec, keyword_columns=wanted).open() if wanted else data}
+    if hasattr(options, "train_data"):
+        train_data = options.train_data or options.data
+        train_where = values_by_column(options.train_where, "--train-where")
+        sources["train"] = _spec(options, train_data, options.train_split, train_where).open()
+        if options.validation_split is not None:
+            sources["validation"] = _spec(options, train_data, options.validation_split, train_where).open()
+    if getattr(options, "shifted_data", None):
+        sources["shifted"] = _spec(options, options.shifted_data, options.split, {}).open()
+    need = Source.require_captions if options.task == "retrieval" else Source.require_label
+    return {role: need(source) for role, source in sources.items()}
+
+
+def _spec(options: Namespace, data: Sequence[str], split: str | None, where: dict[str, list[str]]) -> DataSpec:
+    return DataSpec(
+        data[0] if len(data) == 1 else data,
+        split=split,
+        where=where,
+        image_column=options.image_column,
+        caption_columns=getattr(options, "caption_columns", None),
+        label_column=getattr(options, "label_column", None),
+        concept_column=getattr(options, "concept_column", None),
+    )
+
+
+def _by(sources: dict[str, Source]) -> tuple[str, ...]:
+    return tuple(sources["data"].keyword_columns)
+
+
+def _join_processes(device: str | None):
+    """Accelerate's state where a launcher started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu")
+
+
+def _tell(options: Namespace, results: dict[str, Any]) -> None:
+    """Files first: what is printed may have no reader."""
+    contents = []
+    for model, result in results.items():
+        content = {"model": model, "data": options.data, **_without_one_language(options, result).to_dict()}
+        if is_hub_id(options.data[0]):
+            content["dataset"] = options.data[0].partition(":")[0]
+        contents.append(content)
+    if options.output is not None:
+        content = contents[0] if len(contents) == 1 else {"results": contents}
+        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for result in results.values():
+        print(_without_one_language(options, result).table())
+    for content, result in zip(contents, results.values(), strict=True):
+        if getattr(options, "select_templates", None) is not None:
+            _write_prompts(result, options.select_templates)
+            print(f"prompts: {options.select_templates}")
+        if options.plots is not None:
+            from hf_clip.evaluation.plots.result_charts import draw_charts
+
+            for plot in draw_charts(result, options.plots):
+                print(f"plot: {plot}")
+        if options.push_to_card:
+            print(f"card: {push_to_card(content['model'], content)}")
+
+
+def _without_one_language(options: Namespace, result):
+    """A result without its languages, where there is one: the same numbers again."""
+    groups = getattr(result, "groups", {})
+    if len(groups.get(LANGUAGE_COLUMN, ())) != 1 or LANGUAGE_COLUMN in options.by:
+        return result
+    return replace(result, groups={name: rows for name, rows in groups.items() if name != LANGUAGE_COLUMN})
+
+
+def _write_prompts(result: ZeroShotResult, file: Path) -> None:
+    """The chosen templates and the classes, as `load_prompts` reads them."""
+    import yaml
+
+    classes = [names[0] if len(names) == 1 else list(names) for names in result.class_names]
+    content = {
+        "name": file.stem,
+        "source": f"chosen by forward selection: {result.title}",
+        "templates": [template for template, _ in result.selected_templates],
+        "classes": classes,
+    }
+    file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")

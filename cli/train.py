@@ -1,0 +1,87 @@
+"""`hf-clip train`: a recipe and a folder to a run."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from .arguments import Several, add_verb
+from .outputs import Outputs
+from .usage import UsageError, start_library
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "train",
+        run,
+        "train a dual encoder from a recipe",
+        "hf-clip train --recipe emoji --output-dir runs/emoji --set steps=500",
+    )
+    add_recipe(parser)
+    parser.add_argument("--output-dir", required=True, type=Path, help="folder of the model, its card and its logs")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """`--recipe` and `--set`."""
+    parser.add_argument("--recipe", help="a recipe's name or the path of a YAML file")
+    parser.add_argument(
+        "--set",
+        action=Several,
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="replace values of the recipe, such as optimizer.learning_rate=1e-3 steps=500",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe = options.recipe
+    if recipe is None and not options.resume:
+        raise missing_recipe()
+    if recipe is None:
+        recipe = options.output_dir / "recipe.yaml"
+        if not recipe.is_file():
+            raise UsageError(f"There is no run to resume in {options.output_dir}: start one with --recipe.")
+    check_recipe(str(recipe), options.overrides)
+    start_library()
+    from hf_clip.training import load_recipe
+    from hf_clip.training import train as run_training
+
+    config = load_recipe(recipe, options.overrides)
+    outputs = Outputs()
+    outputs.reads("--recipe", [recipe] if options.recipe is not None else [])
+    outputs.reads("data.train", config.data.train)
+    for name, evaluation in config.evaluations.items():
+        outputs.reads(f"evaluations.{name}.data", [getattr(evaluation, "data", None)])
+    outputs.folder("--output-dir", options.output_dir)
+    run_training(config, options.output_dir, resume=options.resume)
+    return 0
+
+
+def known_recipes() -> list[str]:
+    """Names of the recipes that come with the package, found without importing it."""
+    root = Path(__file__).parents[1]
+    # Installed, and in the tree.
+    folders = (root / "hf_clip/training/recipes", root / "training/recipes")
+    return sorted(file.stem for folder in folders for file in folder.glob("*.yaml"))
+
+
+def missing_recipe() -> UsageError:
+    return UsageError(f"--recipe is missing: name one of {', '.join(known_recipes())}, or a YAML file.")
+
+
+def check_recipe(recipe: str, overrides: list[str]) -> None:
+    """Raises UsageError for a recipe that is not there and overrides that are none, before anything heavy."""
+    known = known_recipes()
+    if recipe not in known and not Path(recipe).is_file():
+        near = difflib.get_close_matches(recipe, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"name one of {', '.join(known)}, or a YAML file."
+        what = "file" if recipe.endswith(RECIPE_SUFFIXES) else "recipe"
+        raise UsageError(f"There is no {what} {recipe!r}: {hint}")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--set {override!r} is not KEY=VALUE: write it as --set steps=500.")
