@@ -229,7 +229,11 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         ("plan --recipe recipe.yaml --set mixed_precision=fp16 --device cpu", 2, "fp16 needs a CUDA GPU"),
         # classify
         ("classify gone.png --labels a,b --model runs/emoji", 2, "gone.png: there is no such image"),
-        ("classify empty --labels a,b --model runs/emoji", 2, "empty: there is no such image, and none in such a"),
+        (
+            "classify empty --labels a,b --model runs/emoji",
+            2,
+            "empty: there is no such image, and no folder of that name with images",
+        ),
         ("classify gone/*.png --labels a,b --model runs/emoji", 2, "gone/*.png: there is no such image"),
         ("classify photos/0.jpg --labels ,, --model runs/emoji", 2, "--labels: ',,' names no label"),
         ("classify photos/0.jpg --labels @gone.txt --model runs/emoji", 2, "there is no file gone.txt"),
