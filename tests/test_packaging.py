@@ -2,19 +2,26 @@
 
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import hf_clip
+from tests.helpers.mock_hub import running_hub
+from tests.helpers.toys import tiny_clip
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"eval", "train", "demo", "test", "dev"}
@@ -89,6 +96,68 @@ sys.exit({module}.{function}())
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "train" in run.stdout
+
+
+def transformers_clip(folder: Path) -> Path:
+    """A small CLIP of random weights as transformers saves its own, for the Hub."""
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=dict(tower), vision_config=tower | {"image_size": 32}, projection_dim=8))
+    model.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = CLIPProcessor(
+        CLIPImageProcessorPil(**size), CLIPTokenizerFast.from_pretrained(openai_tokenizer(folder))
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def openai_tokenizer(folder: Path) -> Path:
+    hf_clip.HFCLIPTokenizer().save_pretrained(folder)
+    return folder
+
+
+README_RUNS = r"""
+import json, re, shlex, sys
+sys.path.insert(0, sys.argv[1])
+readme = open(sys.argv[2], encoding="utf-8").read()
+import hf_clip
+assert hf_clip.__file__.startswith(sys.argv[1]), hf_clip.__file__
+names = {}
+for code in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S):
+    exec(compile(code, "README.md", "exec"), names)
+assert names["image_embeds"].shape == (1, names["text_embeds"].shape[1])
+assert names["similarity"].shape == (1, 2) and abs(names["image_embeds"].norm() - 1) < 1e-6
+from hf_clip_cli.main import main
+[classify] = [line for line in readme.splitlines() if line.startswith("    hf-clip classify ")]
+sys.exit(main(shlex.split(classify, comments=True)[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_the_readme_runs_word_for_word_from_the_installed_wheel(unpacked, tmp_path):
+    """Its Hub id is served by a mock of the Hub, with a small random model behind it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "photos").symlink_to(ROOT / "examples/emoji")
+    demo = tmp_path / "runs/emoji"
+    for part in tiny_clip(["a red apple", "a snowman"]):
+        part.save_pretrained(demo)
+    script = tmp_path / "walk.py"
+    script.write_text(README_RUNS)
+    peer = transformers_clip(tmp_path / "peer")
+    with running_hub({"openai/clip-vit-base-patch32": peer}) as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        run = subprocess.run(
+            [sys.executable, str(script), str(unpacked), str(ROOT / "README.md")],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^'?(photos/)?.*apple\.png.* a (dog|cat|bird)", run.stdout, re.M), run.stdout
+    # Each file is fetched once, by whatever of the walk comes first.
+    assert max(Counter(hub.downloaded).values()) == 1
 
 
 def test_constraints_pin_all_that_the_extras_bring():
