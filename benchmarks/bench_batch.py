@@ -31,8 +31,9 @@ from torch import nn
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.distributed import make_accelerator, prepare
-from hf_clip.training.step import Updater
+from hf_clip.training.decisions import decide
+from hf_clip.training.prepare import prepare
+from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import Batch
 
 OURS, OPEN_CLIP, PEER = "hf_clip", "OpenCLIP", "sentence-transformers"
@@ -50,15 +51,17 @@ def distinct_caption(draw: random.Random, index: int) -> str:
     return f"{' '.join(draw.choices(WORDS, k=8))} {index}"
 
 
-def pixel_values(updater: Updater, images_BHWC: torch.Tensor) -> torch.Tensor:
-    processor = updater.processor.image_processor
+def pixel_values(train_step: TrainStep, images_BHWC: torch.Tensor) -> torch.Tensor:
+    processor = train_step.processor.image_processor
     mean, std = (torch.tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
     return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def encode(updater: Updater, images: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=updater.accelerator.mixed_precision == "bf16"):
-        model: HFCLIPModel = updater.model
+def encode(
+    train_step: TrainStep, images: torch.Tensor | None = None, tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=train_step.decisions.precision == "bf16"):
+        model: HFCLIPModel = train_step.model
         tower = model.get_text_features(tokens) if images is None else model.get_image_features(images)
         return unit_embeddings(tower.pooler_output)
 
@@ -72,29 +75,29 @@ def open_clip_loss() -> type[nn.Module]:
     return module.ClipLoss
 
 
-def by_open_clip(updater: Updater, batch: Batch, micro: int) -> Callable[[], float]:
+def by_open_clip(train_step: TrainStep, batch: Batch, micro: int) -> Callable[[], float]:
     images, tokens = (
-        pixel_values(updater, batch.images_BHWC),
-        updater.processor(text=batch.captions, return_tensors="pt"),
+        pixel_values(train_step, batch.images_BHWC),
+        train_step.processor(text=batch.captions, return_tensors="pt"),
     )
     spans = [slice(first, first + micro) for first in range(0, len(images), micro)]
     loss_of, tokens = open_clip_loss()(), tokens["input_ids"]
 
     def step() -> float:
         with torch.no_grad():
-            cached = [(encode(updater, images[rows]), encode(updater, None, tokens[rows])) for rows in spans]
+            cached = [(encode(train_step, images[rows]), encode(train_step, None, tokens[rows])) for rows in spans]
         for index, rows in enumerate(spans):
-            own = (encode(updater, images[rows]), encode(updater, None, tokens[rows]))
+            own = (encode(train_step, images[rows]), encode(train_step, None, tokens[rows]))
             image, text = (
                 torch.cat(
                     [*(each[side] for each in cached[:index]), own[side], *(e[side] for e in cached[index + 1 :])]
                 )
                 for side in (0, 1)
             )
-            loss = loss_of(image, text, updater.model.logit_scale.exp())
+            loss = loss_of(image, text, train_step.model.logit_scale.exp())
             loss.backward()
-        updater.optimizer.step()
-        updater.optimizer.zero_grad()
+        train_step.optimizer.step()
+        train_step.optimizer.zero_grad()
         return loss.item()
 
     return step
@@ -103,41 +106,41 @@ def by_open_clip(updater: Updater, batch: Batch, micro: int) -> Callable[[], flo
 class _BothTowers(nn.Module):
     """What sentence-transformers takes for its one encoder."""
 
-    def __init__(self, updater: Updater):
+    def __init__(self, train_step: TrainStep):
         super().__init__()
-        self.encode = lambda features: encode(updater, features.get("images"), features.get("tokens"))
+        self.encode = lambda features: encode(train_step, features.get("images"), features.get("tokens"))
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sentence_embedding": self.encode(features)}
 
 
-def by_sentence_transformers(updater: Updater, batch: Batch, micro: int) -> Callable[[], float]:
+def by_sentence_transformers(train_step: TrainStep, batch: Batch, micro: int) -> Callable[[], float]:
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
     from sentence_transformers.util import dot_score
 
     loss_of = CachedMultipleNegativesRankingLoss(
-        nn.Sequential(_BothTowers(updater)),
-        scale=updater.model.logit_scale.exp().item(),
+        nn.Sequential(_BothTowers(train_step)),
+        scale=train_step.model.logit_scale.exp().item(),
         similarity_fct=dot_score,
         mini_batch_size=micro,
         directions=("query_to_doc", "doc_to_query"),
         partition_mode="per_direction",
     )
-    tokens = updater.processor(text=batch.captions, return_tensors="pt")["input_ids"]
-    columns = [{"images": pixel_values(updater, batch.images_BHWC)}, {"tokens": tokens}]
+    tokens = train_step.processor(text=batch.captions, return_tensors="pt")["input_ids"]
+    columns = [{"images": pixel_values(train_step, batch.images_BHWC)}, {"tokens": tokens}]
 
     def step() -> float:
         loss = loss_of(columns, None)
         loss.backward()
-        updater.optimizer.step()
-        updater.optimizer.zero_grad()
+        train_step.optimizer.step()
+        train_step.optimizer.zero_grad()
         return loss.item()
 
     return step
 
 
-def by_hf_clip(updater: Updater, batch: Batch, micro: int) -> Callable[[], float]:
-    return lambda: updater.update(batch, 0).loss.item()
+def by_hf_clip(train_step: TrainStep, batch: Batch, micro: int) -> Callable[[], float]:
+    return lambda: train_step.update(batch, 0).loss.item()
 
 
 METHODS = {OURS: by_hf_clip, OPEN_CLIP: by_open_clip, PEER: by_sentence_transformers}
@@ -153,12 +156,12 @@ def measure(method: str, size: int, micro: int) -> None:
         batch_size=size,
         micro_batch_size=micro,
     )
-    accelerator = make_accelerator(config)
+    decisions = decide(config)
     model, processor = build_start(config.model, [], config.seed)
-    updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
+    train_step = TrainStep(config, decisions, *prepare(model, config, decisions), processor)
     # What a first step alone does (moments, kernels) is not to be counted.
-    METHODS[method](updater, make_batch(micro, SIZE, distinct_caption), micro)()
-    step = METHODS[method](updater, make_batch(size, SIZE, distinct_caption), micro)
+    METHODS[method](train_step, make_batch(micro, SIZE, distinct_caption), micro)()
+    step = METHODS[method](train_step, make_batch(size, SIZE, distinct_caption), micro)
     started = time.perf_counter()
     loss = step()
     print(loss, time.perf_counter() - started, held_bytes("self", "VmHWM"))

@@ -11,7 +11,6 @@ plan without weights and optimizer. Linux only.
 import argparse
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from bench_batch import SIZE, distinct_caption
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.distributed import make_accelerator, prepare
-from hf_clip.training.plan import footprint, plan
-from hf_clip.training.step import Updater
+from hf_clip.training.decisions import decide
+from hf_clip.training.plan import footprint, plan_memory
+from hf_clip.training.prepare import prepare
+from hf_clip.training.step import TrainStep
 
 TOWER = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
 SHAPE = {
@@ -70,17 +70,17 @@ def main():
         optimizer=OptimizerConfig(warmup_steps=1),
     )
     size = options.micro_batch_size
-    planned = plan(config, footprint(config, "cpu"), 1, is_sharded=False, micro_batch_size=size, device="cpu")
-    accelerator = make_accelerator(config)
+    planned = plan_memory(config, footprint(config, "cpu"), 1, is_sharded=False, micro_batch_size=size, device="cpu")
+    decisions = decide(config)
     batch = partial(make_batch, pixels=SIZE, caption=distinct_caption)
     model, processor = build_start(config.model, (), config.seed)
-    objective, optimizer = prepare(model, config, accelerator)
-    Updater(replace(config, batch_size=8), accelerator, objective, optimizer, processor).update(batch(8), 0)
+    objective, optimizer = prepare(model, config, decisions)
+    TrainStep(config, decisions, objective, optimizer, processor).update(batch(8), 0)
     # A step gives its gradients back: they are part of what grows.
-    said = planned.whole - planned.lines["weights"] - planned.lines["optimizer"]
-    updater = Updater(config, accelerator, objective, optimizer, processor)
+    said = planned.total - planned.lines["weights"] - planned.lines["optimizer"]
+    train_step = TrainStep(config, decisions, objective, optimizer, processor)
     started = time.perf_counter()
-    grown = growth(lambda: updater.update(batch(options.pairs), 1))
+    grown = growth(lambda: train_step.update(batch(options.pairs), 1))
     seconds = time.perf_counter() - started
     print(
         f"{options.pairs} pairs in micro-batches of {size}: {grown / 1e6:,.0f} MB measured, {said / 1e6:,.0f} MB "

@@ -25,8 +25,9 @@ from transformers import CLIPModel
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from hf_clip.training.distributed import make_accelerator, prepare
-from hf_clip.training.step import Updater
+from hf_clip.training.decisions import decide
+from hf_clip.training.prepare import prepare
+from hf_clip.training.step import TrainStep
 
 SIZE = 64
 
@@ -59,11 +60,11 @@ def recipe(options: argparse.Namespace) -> TrainConfig:
 
 def our_step(options: argparse.Namespace) -> Callable[[], float]:
     config = recipe(options)
-    accelerator = make_accelerator(config)
+    decisions = decide(config)
     model, processor = build_start(config.model, [], config.seed)
-    updater = Updater(config, accelerator, *prepare(model, config, accelerator), processor)
+    train_step = TrainStep(config, decisions, *prepare(model, config, decisions), processor)
     batch = make_batch(options.pairs, SIZE, caption)
-    return lambda: updater.update(batch, 0).loss.item()
+    return lambda: train_step.update(batch, 0).loss.item()
 
 
 def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], float]:

@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
         check_recipe(options.recipe, options.overrides)
     start_library()
     from hf_clip.training import load_recipe
-    from hf_clip.training.plan import EXPLANATION, report
+    from hf_clip.training.plan import EXPLANATION, describe_plan
 
     if options.explain:
         print(EXPLANATION)
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides)
-        print(report(config, options.processes, options.device, options.device_memory, options.tflops))
+        print(describe_plan(config, options.processes, options.device, options.device_memory, options.tflops))
     return 0

@@ -4,10 +4,11 @@ from importlib import import_module
 
 # On first use: `hf-clip doctor` runs where what training needs is not installed.
 _HOME = {
-    "RecipeError": "config",
+    "RecipeError": "recipe_error",
     "TrainConfig": "config",
-    "list_recipes": "config",
-    "load_recipe": "config",
+    "list_recipes": "recipe",
+    "load_recipe": "recipe",
+    "recipe_reference": "recipe_reference",
     "train": "loop",
 }
 

@@ -56,7 +56,7 @@ def mix_neighbours(images: torch.Tensor, share: float) -> torch.Tensor:
     return torch.lerp(images, swap_neighbours(images), share) if share else images
 
 
-def mixed_share(seed: int, step: int, mixup: float) -> float:
+def mixed_fraction(seed: int, step: int, mixup: float) -> float:
     """What neighbours have of each other in a step's images, from Beta(mixup, mixup); 0 where mixup is 0."""
     return float(np.random.default_rng([seed, step]).beta(mixup, mixup)) if mixup else 0.0
 

@@ -1,5 +1,6 @@
 """The processor and the model that a recipe describes, from random weights or from others'."""
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,8 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
-from .config import ModelConfig, RecipeError
+from .config import ModelConfig
+from .recipe_error import RecipeError
 
 # More captions than these teach a byte-pair vocabulary nothing, and take hours.
 MAX_CAPTIONS_FOR_VOCABULARY = 2_000_000
@@ -43,7 +45,8 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
     if config.start_from is not None:
         from hf_clip.conversion import load
 
-        model, processor = load(config.start_from, dtype=torch.float32)
+        model, processor = load(config.start_from, dtype=torch.float32, **config.reading())
+        _require_normalization(processor.image_processor, f"The processor of model.start_from={config.start_from}")
         for tower, given in config.config.items():
             for name, value in given.items():
                 setattr(getattr(model.config, tower), name, value)
@@ -57,6 +60,15 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
         return model, processor
     processor = build_processor(config, captions)
     return build_model(config, processor, seed), processor
+
+
+def _require_normalization(image_processor: HFCLIPImageProcessor, name: str) -> None:
+    mean, std = list(image_processor.image_mean), list(image_processor.image_std)
+    if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+        raise RecipeError(
+            f"{name} normalizes by image_mean={mean} and image_std={std}, which gives images that are not finite: "
+            "correct them in its preprocessor's file."
+        )
 
 
 def build_again(checkpoint: Path) -> tuple[HFCLIPModel, HFCLIPProcessor]:

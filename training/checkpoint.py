@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is written to a folder beside its place, flushed to disk, given a manifest with the hash of every file,
-and only then renamed. A full disk or a kill leaves the last one as it was. Hashes are checked on reading, as
+A checkpoint is written to a temporary folder, flushed to disk, given a manifest with the hash of every file, and only
+then renamed. A full disk or a kill leaves the last one as it was. Hashes are checked on reading, as
 safetensors notices a file cut short but not a flipped bit.
 """
 
@@ -58,7 +58,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             raise
         raise CheckpointError(
             f"{folder} could not be written ({str(error).splitlines()[0]}). Nothing of it is left and earlier "
-            "checkpoints are whole: free some space, then run again with --resume."
+            "checkpoints are whole: free some space, then go on with `resume`."
         ) from error
 
 
@@ -120,7 +120,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return path
         warn(f"{path} is damaged ({problem}): going back to the one before.")
     if paths:
-        raise CheckpointError(f"All checkpoints in {folder} are damaged: start again in another --output-dir.")
+        raise CheckpointError(f"All checkpoints in {folder} are damaged: start again in another `output_dir`.")
     return None
 
 

@@ -1,4 +1,4 @@
-"""What the training data is known again by: a resumed run must find that with which it began.
+"""What the training data is recognized by: a resumed run must find that with which it began.
 
 Names, sizes and the number of rows, as reading every byte would take as long as an epoch.
 """
@@ -20,7 +20,7 @@ class DataChangedError(ValueError):
 def fingerprint(data: Sequence[str], num_rows: int | None) -> dict[str, int | str]:
     """The size of each file of `data` in bytes, by its path, and of everything the number of files and rows.
 
-    Ids on the Hub have no sizes here; they are known by their rows alone.
+    Ids on the Hub have no sizes here; they are recognized by their rows alone.
     """
     sizes: dict[str, int | str] = {}
     for item in data:
@@ -45,6 +45,6 @@ def require_same_data(before: dict[str, int | str], now: dict[str, int | str]) -
         shown = "; ".join(f"{name}: {before.get(name)} before, {now.get(name)} now" for name in changed[:3])
         more = f"; {len(changed) - 3} more" if len(changed) > 3 else ""
         raise DataChangedError(
-            f"The training data is not that with which the run began ({shown}{more}): put that back in its place, or "
-            "start a run with the new one in another --output-dir."
+            f"The training data is not that with which the run began ({shown}{more}): restore it, or start a "
+            "run with the new one in another `output_dir`."
         )

@@ -10,14 +10,14 @@ from accelerate.utils import DistributedType
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper, DeepSpeedOptimizerWrapper
 from torch import nn
 
-from .config import RecipeError, TrainConfig
+from .recipe_error import RecipeError
 
 
 def runs_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
+def configure_deepspeed(accelerator: Accelerator, pairs_per_process: int) -> None:
     """There is no data loader that would tell DeepSpeed the size of a batch, and the step clips and casts itself.
 
     Raises RecipeError for ZeRO's stages, which leave each process a part of the optimizer's state (a checkpoint holds
@@ -29,15 +29,15 @@ def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
             f"DeepSpeed's zero_stage={plugin.zero_stage} leaves parts of the optimizer's state on each process, from "
             "which no checkpoint here can be put together: set zero_stage: 0 in Accelerate's config, or use FSDP2."
         )
-    told = plugin.deepspeed_config
+    settings = plugin.deepspeed_config
     for dtype in ("bf16", "fp16"):
-        if str(told.get(dtype, {}).get("enabled", False)).lower() == "true":
+        if str(settings.get(dtype, {}).get("enabled", False)).lower() == "true":
             raise RecipeError(
                 f"DeepSpeed's config enables {dtype}, which makes it keep the weights in it: take it out, and set the "
                 "recipe's mixed_precision=bf16, which keeps them in float32."
             )
-    told["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
-    told["gradient_clipping"] = 0.0
+    settings["train_micro_batch_size_per_gpu"] = pairs_per_process
+    settings["gradient_clipping"] = 0.0
 
 
 def autocast_forward(objective: nn.Module, device: torch.device, precision: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .full_tensors import sharded_like, whole
+from .distributed import full_tensor, sharded_like
 
 
 class WeightAverage:
@@ -49,7 +49,7 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Collective where weights are sharded."""
-        return {"updates": self.updates, "weights": {name: whole(each) for name, each in self._averages.items()}}
+        return {"updates": self.updates, "weights": {name: full_tensor(each) for name, each in self._averages.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

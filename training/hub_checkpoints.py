@@ -20,16 +20,16 @@ class CheckpointPusher:
     """Pushes one checkpoint at a time to a model repository, laid out as the run's folder: it can be resumed there.
 
     A checkpoint that is saved while another is under way waits; of several that wait, the newest goes. Older copies
-    are removed once a newer one is whole. Nothing is raised: a push that failed after its retries is one line.
+    are removed once a newer one is whole. Nothing is raised: a push that failed after its retries goes to `fail`.
 
     Args:
         repo_id: the repository; it is made, as a private one, where there is none.
         folder: the run's folder.
-        say: takes a line for the user.
+        fail: takes a line about a push that failed.
     """
 
-    def __init__(self, repo_id: str, folder: Path, say: Callable[[str], None]):
-        self.repo_id, self.folder, self.say = repo_id, folder, say
+    def __init__(self, repo_id: str, folder: Path, fail: Callable[[str], None]):
+        self.repo_id, self.folder, self.fail = repo_id, folder, fail
         self.in_use: Path | None = None
         self._next: Path | None = None
         self._changed = threading.Condition()
@@ -50,8 +50,8 @@ class CheckpointPusher:
             self._is_closing.set()
             self._changed.notify()
         self._thread.join(PATIENCE_SECONDS)
-        if self._thread.is_alive():
-            self.say(f"The push to {self.repo_id} was still under way at the end of the run, and is left.")
+        if self._thread.is_alive() or self._next is not None:
+            self.fail(f"The push to {self.repo_id} was not finished at the end of the run, and is given up.")
 
     def _work(self) -> None:
         while True:
@@ -61,8 +61,10 @@ class CheckpointPusher:
                     return
                 self.in_use, self._next = self._next, None
                 self._changed.notify_all()
-            self._push(self.in_use)
-            self.in_use = None
+            try:
+                self._push(self.in_use)
+            finally:
+                self.in_use = None
 
     def _push(self, checkpoint: Path) -> None:
         for delay in (*RETRY_SECONDS, None):
@@ -74,21 +76,19 @@ class CheckpointPusher:
                 reason = redact(" ".join(str(error).split())) or type(error).__name__
             if delay is None or self._is_closing.wait(delay):
                 break
-        self.say(
-            f"{checkpoint.name} could not be pushed to {self.repo_id} ({reason[:300]}). Training does not need it."
-        )
+        self.fail(f"{checkpoint.name} could not be pushed to {self.repo_id} ({reason[:300]}).")
 
     def _upload(self, checkpoint: Path) -> None:
-        api, place = HfApi(), f"{CHECKPOINTS}/{checkpoint.name}"
+        api, copy = HfApi(), f"{CHECKPOINTS}/{checkpoint.name}"
         api.create_repo(self.repo_id, private=True, exist_ok=True)
         # The manifest is among the files: a copy that was cut short shows.
         api.upload_folder(
             repo_id=self.repo_id,
             folder_path=self.folder,
-            allow_patterns=[RECIPE, f"{place}/*"],
+            allow_patterns=[RECIPE, f"{copy}/*"],
             commit_message=f"Checkpoint of step {checkpoint.name.rpartition('-')[2]}",
         )
         there = api.list_repo_files(self.repo_id)
         copies = {"/".join(file.split("/")[:2]) for file in there if file.startswith(f"{CHECKPOINTS}/")}
-        for older in sorted(copies - {place}):
-            api.delete_folder(older, self.repo_id, commit_message=f"{place} takes its place")
+        for older in sorted(copies - {copy}):
+            api.delete_folder(older, self.repo_id, commit_message=f"{copy} replaces it")

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
-from .config import OptimizerConfig, RecipeError, TowerConfig
+from .config import OptimizerConfig, TowerConfig
+from .recipe_error import RecipeError
 
 TOWERS = ("vision_tower", "text_tower")
 
@@ -50,27 +51,27 @@ def _layers(trunk: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _locked_parts(model: HFCLIPModel, tower: str, config: TowerConfig) -> list[list[nn.Module]]:
-    if config.unlocked_groups is None:
+def _frozen_parts(model: HFCLIPModel, tower: str, config: TowerConfig) -> list[list[nn.Module]]:
+    if config.trainable_groups is None:
         return []
     parts = tower_parts(model, tower)
-    if config.unlocked_groups > len(parts):
+    if config.trainable_groups > len(parts):
         raise RecipeError(
-            f"optimizer.{tower}.unlocked_groups={config.unlocked_groups}: the tower has {len(parts)} parts: leave it "
-            "out to train all."
+            f"optimizer.{tower}.trainable_groups={config.trainable_groups}: the tower has {len(parts)} groups: null "
+            "trains all."
         )
-    return parts[: len(parts) - config.unlocked_groups]
+    return parts[: len(parts) - config.trainable_groups]
 
 
-def locked_modules(model: HFCLIPModel, config: OptimizerConfig) -> list[nn.Module]:
+def frozen_modules(model: HFCLIPModel, config: OptimizerConfig) -> list[nn.Module]:
     """The modules that do not learn. Raises RecipeError where a tower has fewer parts than are to be unlocked."""
-    parts = [part for tower in TOWERS for part in _locked_parts(model, tower, getattr(config, tower))]
+    parts = [part for tower in TOWERS for part in _frozen_parts(model, tower, getattr(config, tower))]
     return [module for part in parts for module in part]
 
 
-def lock(model: HFCLIPModel, config: OptimizerConfig) -> None:
-    """Takes what is locked out of training. Raises what `locked_modules` raises."""
-    for module in locked_modules(model, config):
+def freeze(model: HFCLIPModel, config: OptimizerConfig) -> None:
+    """Takes what is locked out of training. Raises what `frozen_modules` raises."""
+    for module in frozen_modules(model, config):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
 
@@ -89,7 +90,7 @@ def learning_rate_factors(model: HFCLIPModel, config: OptimizerConfig) -> dict[n
 
 def has_batch_statistics(model: HFCLIPModel, config: OptimizerConfig) -> bool:
     """Whether a batch norm that learns makes an image's embedding hang on the others in its (micro-)batch."""
-    locked = set(locked_modules(model, config))
+    locked = set(frozen_modules(model, config))
     return any(module not in locked for module in _batch_norms(model))
 
 

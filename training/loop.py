@@ -1,65 +1,49 @@
-"""The training loop: what happens, in the order in which it happens.
+"""Training from its start to its end: what happens, in the order in which it happens.
 
 Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, T tokens.
 """
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from hf_clip.model.modeling_hf_clip import HFCLIPModel
-from hf_clip.model.processing_hf_clip import HFCLIPProcessor
+from hf_clip.messages import in_callers_words
+from hf_clip.sources import SourceError
 
 from .build import build_again, build_start
-from .checkpoint import SaveClock, load_state, newest_checkpoint, remove_old_checkpoints, save_state, write_folder
-from .config import TrainConfig
-from .data_fingerprint import fingerprint, require_same_data
-from .distributed import (
-    load_optimizer_state,
-    make_accelerator,
-    note_on_batch_statistics,
-    optimizer_state,
-    prepare,
-    whole_model,
-)
+from .checkpoint import CheckpointError, SaveClock, newest_checkpoint
+from .config import DataConfig, TrainConfig
+from .data_fingerprint import fingerprint
+from .decisions import Decisions, decide
 from .ema import WeightAverage
-from .finish import circumstances, evaluate, finish, open_evaluations
-from .full_tensors import whole
+from .evaluate import Evaluation, open_evaluations, run_evaluations
+from .export import describe_model, export_model, gather_results, write_results
 from .hub_checkpoints import CheckpointPusher
-from .optimizer import learning_rate_fraction
-from .progress import Report
-from .run_folder import BAD_BATCHES, CHECKPOINTS, RunFolder, claim_folder, require_space
-from .signals import StopNow, StopRequest
-from .step import Outcome, Updater
-from .stream import Batch, PairStream, Position, open_training_source
+from .prepare import note_on_batch_statistics, prepare
+from .progress import ProgressLog, one_line
+from .recipe import keys_that_stay
+from .recipe_error import RecipeError
+from .run_folder import CHECKPOINTS, RunFolder, claim_folder, require_space
+from .signals import StopNow
+from .step import TrainStep
+from .stream import DataError, PairStream, TrainingData, open_training_source
+from .trainer import Progress, Trainer, TrainingDiverged
 
 
 class TrainingStopped(Exception):
-    """A signal ended the run after it saved; `--resume` goes on from there."""
+    """A signal ended the run after it saved; it can be resumed."""
 
     exit_code = 3
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss or the weights are no longer numbers."""
+class TrainingIncomplete(RuntimeError):
+    """The model is trained and exported, but an evaluation or a push that the recipe asks for failed."""
+
+    exit_code = 1
 
 
-@dataclass
-class Progress:
-    """Where a run stands: all that a resumed one needs besides weights and optimizer."""
-
-    step: int = 0
-    position: Position = field(default_factory=dict)
-    train_seconds: float = 0.0
-
-
-def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) -> dict:
+def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains a dual encoder and leaves a complete model folder.
 
     Args:
@@ -76,279 +60,193 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         SourceError, DataError: the data cannot be read or is too small. DataChangedError: it is not that with which
         the run began. CheckpointError: the disk is full. TrainingDiverged: loss or weights are not finite.
         TrainingStopped: a signal came; a checkpoint was saved. RecipeError: what only device and data can tell.
+        TrainingIncomplete: the model is exported, but an evaluation or a push failed.
     """
-    accelerator = make_accelerator(config)
-    folder = claim_folder(Path(output_dir), config, resume, accelerator)
     progress = Progress()
     try:
-        return _train(config, folder, accelerator, resume, progress)
+        decisions = decide(config)
+        run_folder = claim_folder(Path(output_dir), config, resume, decisions.accelerator)
+        try:
+            return _train(config, decisions, run_folder, resume, progress)
+        except StopNow:
+            raise
+        except BaseException:
+            if not resume and progress.step == 0:
+                run_folder.clear()
+            raise
+        finally:
+            run_folder.close()
     except StopNow as stop:
         raise TrainingStopped(
-            f"{stop}: saved at step {progress.step}. Go on with --resume --output-dir {folder.path}"
+            f"{stop}: saved at step {progress.step}. Go on with `resume` and `output_dir={output_dir}`"
         ) from None
-    except BaseException:
-        if not resume and progress.step == 0:
-            folder.clear()
+    except (RecipeError, DataError) as error:
+        if resume and progress.step == progress.saved_step and (kept := keys_that_stay(str(error))):
+            raise type(error)(
+                f"{error} But a resumed run keeps its {' and '.join(kept)}: resume it on the device and the number of "
+                "processes that it began with, or start another run."
+            ) from error
         raise
-    finally:
-        folder.close()
 
 
 def _train(
-    config: TrainConfig, run_folder: RunFolder, accelerator: Accelerator, resume: bool, progress: Progress
-) -> dict:
-    folder = run_folder.path
-    for note in run_folder.notes:
-        accelerator.print(f"{note}.")
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS, accelerator.print) if resume else None
-    data = open_training_source(config.data)
-    evaluations = open_evaluations(config)
+    config: TrainConfig, decisions: Decisions, run_folder: RunFolder, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    log = ProgressLog(run_folder.path, config.steps, decisions.is_main)
+    try:
+        for note in run_folder.notes:
+            log.say(f"{note}.")
+        data = _open_training_data(config.data)
+        evaluations = open_evaluations(config)
+        trainer = _start(config, decisions, run_folder.path, data, log, resume, progress)
+        stream = PairStream(
+            data,
+            config.data,
+            trainer.train_step.processor.image_processor,
+            config.batch_size,
+            config.seed,
+            config.augmentation,
+            decisions.accelerator.process_index,
+            decisions.processes,
+            trainer.stop.is_asked,
+        )
+        with trainer.stop:
+            try:
+                run_steps(trainer, stream, evaluations)
+                results = finish(trainer, stream, evaluations)
+            finally:
+                if trainer.pusher is not None:
+                    trainer.pusher.close()
+            if decisions.is_main:
+                write_results(trainer, results)
+    finally:
+        log.close()
+    if log.failures:
+        raise TrainingIncomplete(
+            f"The model in {run_folder.path} is trained and exported, but not all that its recipe asks for was done: "
+            f"{' '.join(log.failures)}"
+        )
+    return results
+
+
+def _open_training_data(config: DataConfig) -> TrainingData:
+    try:
+        return open_training_source(config)
+    except SourceError as error:
+        keys = {name: f"data.{name}" for name in DataConfig.__dataclass_fields__} | {"data": "data.train"}
+        raise SourceError(in_callers_words(str(error), keys)) from error
+
+
+def _start(
+    config: TrainConfig,
+    decisions: Decisions,
+    folder: Path,
+    data: TrainingData,
+    log: ProgressLog,
+    resume: bool,
+    progress: Progress,
+) -> Trainer:
+    """Model, objective and optimizer, at the first step or at that of the newest checkpoint."""
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS, log.say) if resume else None
     if checkpoint is None:
         model, processor = build_start(config.model, data.captions(), config.seed)
     else:
         model, processor = build_again(checkpoint)
+    if config.templates is not None:
+        model.config.zero_shot_templates = config.templates
     require_space(folder, model, config.steps, config.checkpoints)
-    objective, optimizer = prepare(model, config, accelerator)
-    data_fingerprint = fingerprint(config.data.train, data.num_rows)
-    run = Run(config, folder, accelerator, objective, optimizer, processor, progress, data_fingerprint)
+    objective, optimizer = prepare(model, config, decisions)
+    average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
+    train_step = TrainStep(config, decisions, objective, optimizer, processor, average)
+    trainer = Trainer(config, folder, train_step, progress, log, fingerprint(config.data.train, data.num_rows))
     if checkpoint is not None:
-        state = load_state(checkpoint)
-        require_same_data(state["data"], data_fingerprint)
-        _restore(run, state)
-
-    stream = PairStream(
-        data,
-        config.data,
-        processor.image_processor,
-        config.batch_size,
-        config.seed,
-        config.augmentation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        run.stop.is_asked,
-    )
-    run.report = Report(folder, progress.step, config.steps, accelerator.is_main_process)
-    if note := note_on_batch_statistics(model, config, accelerator.num_processes):
-        run.report.say(note)
-    if config.checkpoints.push_to is not None and accelerator.is_main_process:
-        run.pusher = CheckpointPusher(config.checkpoints.push_to, folder, run.report.say)
-    try:
-        with run.stop:
-            loop(run, stream, evaluations)
-            run.report.say(f"Trained {config.steps} steps in {run.progress.train_seconds:.0f} s.")
-            left_out = stream.skipped(stream.gather(progress.position))
-            if left_out:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-                run.report.say(f"Left out {left_out.total()} pairs that cannot be read: {reasons}.")
-            return finish(run, evaluations, left_out)
-    finally:
-        if run.pusher is not None:
-            run.pusher.close()
-        run.report.close()
+        trainer.restore(checkpoint)
+    log.begin(progress.step)
+    if note := note_on_batch_statistics(model, config, decisions.micro_batch_size):
+        log.say(note)
+    if config.checkpoints.push_to is not None and decisions.is_main:
+        trainer.pusher = CheckpointPusher(config.checkpoints.push_to, folder, log.fail)
+    return trainer
 
 
-def loop(run: "Run", stream: PairStream, evaluations: dict) -> None:
+def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluation]) -> None:
     """Steps until the last, with what is due in between. Raises StopNow once a signal came and all is saved."""
-    config, progress = run.config, run.progress
-    # On a CPU the next batch would only compete with the step for the cores.
-    batches = stream.batches(progress.position, reads_ahead=run.accelerator.device.type != "cpu")
+    config, progress, log = trainer.config, trainer.progress, trainer.log
     clock = SaveClock(config.checkpoints.save_minutes)
-    with closing(batches):
-        since, seconds_since = progress.step, 0.0
-        while progress.step < config.steps:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
-                _save(run, stream)
-                signal, _ = run.agree(run.stop.signal, False)
-                raise StopNow(signal)
-            outcome = run.update(batch)
-            is_due = (progress.step + 1) % config.log_every == 0 or progress.step + 1 == config.steps
-            is_due = is_due and outcome.is_update
-            progress.step, progress.position = progress.step + 1, batch.position
-            seconds_since += time.perf_counter() - started
-            progress.train_seconds += time.perf_counter() - started
-            run.report.step()
-            if is_due:
-                steps, numbers = progress.step - since, run.read_numbers(outcome)
-                numbers["pairs_per_second"] = steps * config.batch_size / seconds_since
-                numbers["epoch"] = stream.epoch(progress.position)
-                numbers["train_seconds"] = progress.train_seconds
-                seconds_left = seconds_since / steps * (config.steps - progress.step)
-                run.report.log(progress.step, numbers, seconds_left)
-                since, seconds_since = progress.step, 0.0
-            if progress.step % config.eval_every == 0 and progress.step < config.steps:
-                evaluate(run, evaluations, during_training=True)
-            signal, is_late = run.agree(run.stop.signal, clock.is_due())
-            is_at_mark = progress.step % config.checkpoints.save_every == 0 or progress.step == config.steps
-            if is_at_mark or is_late or signal:
-                _save(run, stream)
-                clock.restart()
-            if signal and progress.step < config.steps:
-                raise StopNow(signal)
+    logged_step, seconds = progress.step, 0.0
+    with closing(stream.batches(progress.position, reads_ahead=trainer.decisions.reads_ahead)) as batches:
+        try:
+            while progress.step < config.steps:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
+                    trainer.save(stream)
+                    raise StopNow(trainer.agree(trainer.stop.signal)[0])
+                result = trainer.update(batch)
+                progress.step, progress.position = progress.step + 1, batch.position
+                seconds += time.perf_counter() - started
+                progress.train_seconds += time.perf_counter() - started
+                is_last = progress.step == config.steps
+                log.step()
+                if result.is_update and (progress.step % config.log_every == 0 or is_last):
+                    steps, numbers = progress.step - logged_step, trainer.read_numbers(result)
+                    numbers["pairs_per_second"] = steps * config.batch_size / seconds
+                    numbers["epoch"] = stream.epoch(progress.position)
+                    numbers["train_seconds"] = progress.train_seconds
+                    log.log(progress.step, numbers, seconds / steps * (config.steps - progress.step))
+                    logged_step, seconds = progress.step, 0.0
+                signal, is_late = trainer.agree(trainer.stop.signal, clock.is_due())
+                if signal or is_late or is_last or progress.step % config.checkpoints.save_every == 0:
+                    trainer.save(stream)
+                    clock.restart()
+                if not signal and not is_last and progress.step % config.eval_every == 0:
+                    run_evaluations(trainer, evaluations, during_training=True)
+                    signal, _ = trainer.agree(trainer.stop.signal)
+                    if signal and progress.saved_step < progress.step:
+                        trainer.save(stream)
+                if signal and not is_last:
+                    raise StopNow(signal)
+        except Exception as error:
+            _save_before_it_ends(trainer, stream, error)
+            raise
 
 
-def _save(run: "Run", stream: PairStream) -> None:
-    run.progress.position = stream.gather(run.progress.position)
-    run.save()
-
-
-@dataclass
-class Run:
-    """The objects that the steps of a run share."""
-
-    config: TrainConfig
-    folder: Path
-    accelerator: Accelerator
-    objective: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    processor: HFCLIPProcessor
-    progress: Progress
-    data_fingerprint: dict[str, int | str] = field(default_factory=dict)
-    report: Report | None = None
-    pusher: CheckpointPusher | None = None
-    stop: StopRequest = field(default_factory=StopRequest)
-
-    def __post_init__(self):
-        decay = self.config.ema_decay
-        average = None if decay is None else WeightAverage(self.model, decay)
-        self.updater = Updater(self.config, self.accelerator, self.objective, self.optimizer, self.processor, average)
-
-    @property
-    def model(self) -> HFCLIPModel:
-        return self.accelerator.unwrap_model(self.objective).model
-
-    def update(self, batch: Batch) -> Outcome:
-        """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids.
-
-        So does the run's last one, where all that were to be logged were among those in a row.
-        """
-        outcome = self.updater.update(batch, self.progress.step)
-        in_a_row = len(self.updater.bad_batches)
-        if in_a_row and not outcome.is_update:
-            what = (
-                f"The loss is {outcome.loss.item()} and its gradient's norm {float(outcome.gradient_norm)} at step "
-                f"{self.progress.step + 1}"
-            )
-            is_last = self.progress.step + 1 == self.config.steps
-            logged_nothing = is_last and in_a_row > self.config.steps - self.config.log_every
-            if in_a_row >= self.config.max_bad_steps or logged_nothing:
-                self._keep_bad_batches()
-                raise TrainingDiverged(
-                    f"{what}, the last of {in_a_row} in a row that updated nothing; {self.folder / BAD_BATCHES} has "
-                    f"the ids of their samples: {self.mend_of_divergence}."
-                )
-            if self.report is not None:
-                self.report.say(f"{what}: no update ({in_a_row} in a row; max_bad_steps={self.config.max_bad_steps}).")
-        return outcome
-
-    def _keep_bad_batches(self) -> None:
-        """The steps (from 1) in a row that were bad, and their batches' sample ids, all ranks' in order."""
-        lines = []
-        for step, ids in self.updater.bad_batches:
-            all_ids = self.accelerator.gather(torch.tensor(ids, device=self.accelerator.device))
-            lines.append(json.dumps({"step": step + 1, "sample_ids": all_ids.tolist()}) + "\n")
-        if self.accelerator.is_main_process:
-            (self.folder / BAD_BATCHES).write_text("".join(lines), encoding="utf-8")
-
-    @contextmanager
-    def released_model(self) -> Iterator[HFCLIPModel]:
-        """The model as it is judged and handed out, within the block: averaged where the recipe says so, and whole.
-
-        Collective where weights are sharded.
-        """
-        average = self.updater.average
-        with nullcontext() if average is None else average.in_place():
-            yield whole_model(self.model)
-
-    @property
-    def mend_of_divergence(self) -> str:
-        return (
-            f"lower optimizer.learning_rate (now {self.config.optimizer.learning_rate}) or raise "
-            f"optimizer.warmup_steps (now {self.config.optimizer.warmup_steps}), or set mixed_precision=no"
+def _save_before_it_ends(trainer: Trainer, stream: PairStream, error: Exception) -> None:
+    """Saves the steps behind the last checkpoint where an error ends the run and its weights are sound."""
+    progress = trainer.progress
+    # Saving is collective, and only the stream's errors are known to be raised on all processes at one step.
+    is_everywhere = trainer.decisions.processes == 1 or isinstance(error, DataError | SourceError)
+    is_of_saving = isinstance(error, CheckpointError | TrainingDiverged)
+    if progress.saved_step == progress.step or is_of_saving or not (trainer.train_step.is_sound and is_everywhere):
+        return
+    try:
+        trainer.save(stream)
+        trainer.log.say(f"An error ends the run; it was saved at step {progress.step}.")
+    except Exception as problem:
+        trainer.log.say(
+            f"An error ends the run, which could not be saved at step {progress.step}: {one_line(problem)}"
         )
 
-    def read_numbers(self, outcome: Outcome) -> dict[str, float]:
-        """Loss, gradient norm, rate, scale, and how many steps updated nothing so far."""
-        config = self.config.optimizer
-        return {
-            "loss": outcome.loss.item(),
-            "gradient_norm": float(outcome.gradient_norm),
-            "learning_rate": config.learning_rate
-            * learning_rate_fraction(self.progress.step - 1, self.config.steps, config),
-            "logit_scale": whole(self.model.logit_scale.detach()).exp().item(),
-            "bad_steps": self.updater.bad_steps,
-        }
 
-    def agree(self, signal: str | None, is_late: bool) -> tuple[str | None, bool]:
-        """The signal that any rank has had, and whether a save is late on any.
+def finish(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+    """Exports the model, evaluates it and describes it. Returns what `results.json` is to hold.
 
-        All must save and stop at one step, or the others wait for ever.
-        """
-        if self.accelerator.num_processes == 1:
-            return signal, is_late
-        flags = torch.tensor([float(signal is not None), float(is_late)], device=self.accelerator.device)
-        is_signalled, is_late = (self.accelerator.reduce(flags) > 0).tolist()
-        return (signal or "a signal to another process") if is_signalled else None, is_late
-
-    def save(self) -> None:
-        """A checkpoint of this step; older ones go, as the recipe has it."""
-        # Every rank looks, so that all leave together. An update can spoil weights whose gradient was in order.
-        for name, parameter in self.model.named_parameters():
-            if not whole(parameter.detach()).isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is not finite after step {self.progress.step}, and nothing of it was saved: "
-                    f"{self.mend_of_divergence}."
-                )
-        model = whole_model(self.model)
-        state = {"optimizer": optimizer_state(self.objective, self.optimizer), "update": self.updater.state_dict()}
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self._write_checkpoint(model, state)
-        # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
-        self.accelerator.wait_for_everyone()
-
-    def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:
-        progress, config = self.progress, self.config.checkpoints
-        place = self.folder / CHECKPOINTS / f"checkpoint-{progress.step}"
-
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
-            save_state(
-                folder,
-                {
-                    **state,
-                    "step": progress.step,
-                    "position": progress.position,
-                    "train_seconds": progress.train_seconds,
-                    "data": self.data_fingerprint,
-                    "circumstances": circumstances(self.accelerator),
-                },
-            )
-
-        write_folder(place, write)
-        if self.pusher is not None:
-            self.pusher.push(place)
-        in_use = self.pusher.in_use if self.pusher is not None else None
-        remove_old_checkpoints(self.folder / CHECKPOINTS, config, progress.step, in_use)
-
-
-def _restore(run: Run, state: dict) -> None:
-    progress, accelerator = run.progress, run.accelerator
-    load_optimizer_state(run.objective, run.optimizer, state["optimizer"])
-    run.updater.load_state_dict(state["update"])
-    progress.step, progress.position = state["step"], state["position"]
-    progress.train_seconds = state["train_seconds"]
-    accelerator.print(f"Going on from step {progress.step}.", flush=True)
-    now = circumstances(accelerator)
-    changed = [
-        f"{name} was {was} and is {now.get(name)}"
-        for name, was in state["circumstances"].items()
-        if now.get(name) != was
-    ]
-    if changed:
-        accelerator.print(
-            f"{', '.join(changed)}: the last bits of the weights may differ from an uninterrupted run's."
-        )
+    Raises:
+        CheckpointError: the disk is full. StopNow: a signal came before the last evaluation or the card was done.
+    """
+    trainer.log.say(f"Trained {trainer.config.steps} steps in {trainer.progress.train_seconds:.0f} s.")
+    skipped = stream.skipped(stream.gather(trainer.progress.position))
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        trainer.log.say(f"Skipped {skipped.total()} pairs that cannot be read: {reasons}.")
+    export_model(trainer)
+    evaluated = run_evaluations(trainer, evaluations)
+    signal, _ = trainer.agree(trainer.stop.signal)
+    if signal:
+        raise StopNow(signal)
+    if not trainer.decisions.is_main:
+        return {}
+    results = gather_results(trainer, evaluated, skipped)
+    describe_model(trainer, evaluations, evaluated, results)
+    return results

@@ -39,7 +39,7 @@ class ContrastiveObjective(nn.Module):
         captions: dict[str, torch.Tensor],
         keywords: dict[str, torch.Tensor] | None = None,
         concept_ids: torch.Tensor | None = None,
-        mixed_share: float = 0.0,
+        mixed_fraction: float = 0.0,
     ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes.
 
@@ -48,7 +48,7 @@ class ContrastiveObjective(nn.Module):
             captions: the processor's `input_ids` (B, T), and `attention_mask` where the text tower needs one;
                 `keywords` likewise, (B, another T).
             concept_ids: (B,); pairs with equal ids are positives of each other.
-            mixed_share: of its neighbour, in each image (`mix_neighbours`).
+            mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
         embeddings_BD = [unit_embeddings(self.model.get_image_features(pixel_values).pooler_output)]
         for texts in (captions, keywords):
@@ -60,25 +60,25 @@ class ContrastiveObjective(nn.Module):
             factors.append(self.model.logit_bias + 0)
         if concept_ids is None:
             return embeddings_BD, factors
-        return self.loss(embeddings_BD, factors, concept_ids, mixed_share)
+        return self.loss(embeddings_BD, factors, concept_ids, mixed_fraction)
 
     def loss(
         self,
         embeddings_BD: list[torch.Tensor],
         factors: list[torch.Tensor],
         concept_ids: torch.Tensor,
-        mixed_share: float = 0.0,
+        mixed_fraction: float = 0.0,
     ) -> torch.Tensor:
         """Of unit embeddings of images, captions and, it may be, keywords, with the scale and a sigmoid's bias.
 
         An image mixed of two is a pair with either's text, by their shares (Zhang et al. 2018).
         """
         image_BD, *texts_BD = embeddings_BD
-        if mixed_share:
+        if mixed_fraction:
             swapped_BD = [image_BD, *(swap_neighbours(text_BD) for text_BD in texts_BD)]
             own = self.loss(embeddings_BD, factors, concept_ids)
             others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
-            return (1 - mixed_share) * own + mixed_share * others
+            return (1 - mixed_fraction) * own + mixed_fraction * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)
         measure = softmax if len(factors) == 1 else sigmoid_loss
         losses = [measure(image_BD, text_BD, *factors, concept_ids=concept_ids) for text_BD in texts_BD]

@@ -8,7 +8,7 @@ from torch import nn
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
 from .config import OptimizerConfig
-from .full_tensors import sharded_like, whole
+from .distributed import full_tensor, sharded_like
 from .layer_groups import learning_rate_factors
 
 # Quintic Newton-Schulz steps (Jordan et al. 2024) whose slope at 0 is as steep as it can be made: they bring singular
@@ -55,7 +55,7 @@ class Muon(torch.optim.AdamW):
         direction = weight.grad.lerp(momentum, group["momentum"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         # A shard's rows are not orthogonal to those of the others by themselves.
-        update = sharded_like(weight, orthogonalized(whole(direction)))
+        update = sharded_like(weight, orthogonalized(full_tensor(direction)))
         weight.add_(update, alpha=-group["lr"])
 
 

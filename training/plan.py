@@ -22,11 +22,12 @@ from hf_clip.model.loss_hf_clip import _CPU_TILE, _GPU_TILE
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 
 from .build import build_start, model_config
-from .config import RecipeError, TrainConfig
+from .config import TrainConfig
 from .device import choose_precision
-from .layer_groups import lock, recompute_activations
+from .layer_groups import freeze, recompute_activations
 from .objective import ContrastiveObjective
 from .optimizer import hidden_matrices
+from .recipe_error import RecipeError
 from .stream.order import choose_lanes
 
 # Of a device's memory, for what is not counted: its driver, buffers of communication, gaps between tensors, and what
@@ -55,10 +56,10 @@ images         12 m rows columns: a micro-batch in float32
 embeddings          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
 loss             T (twice with mixup) times 4 D (2 B + b), and 5 tiles of 4 min(b, r) min(B, r') bytes, where r and
                  r' are 4,096 on a GPU and 512 and 1,024 on a CPU
-whole            of activations (with weights at work and images) and loss only the larger counts with
+total            of activations (with weights at work and images) and loss only the larger counts with
                  micro-batches: they are not there together. All other lines are added up.
 host             3 b rows columns bytes for each batch of images: 3 of them on a GPU, 1 on a CPU, where they are part
-                 of the whole. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
+                 of the total. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
 arithmetic       forward of each tower, once more with micro-batches and with gradient_checkpointing, and twice that
                  for backward where any of the tower learns; the loss 8 T B^2 D. Two operations to a multiply-add.
 fits             at most 90% of the memory: the rest is left for what is not counted. On a CPU, glibc's malloc wastes
@@ -93,11 +94,11 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Of one process, for DDP or FSDP2: bytes by what holds them, their peak, bytes beside it on the host."""
 
     lines: dict[str, int]
-    whole: int
+    total: int
     host: int
 
 
@@ -106,7 +107,7 @@ def precision_of(config: TrainConfig, device: str) -> str:
     if config.mixed_precision == "auto" and device == "cuda":
         return "bf16"
     if config.mixed_precision == "fp16" and device == "cpu":
-        raise RecipeError("mixed_precision=fp16 needs a CUDA GPU: use bf16 or no, or plan for --device cuda.")
+        raise RecipeError("mixed_precision=fp16 needs a CUDA GPU: use bf16 or no, or plan for `device=cuda`.")
     return choose_precision(config.mixed_precision, torch.device(device))
 
 
@@ -146,7 +147,7 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
     model = kind(shape)
     # As `arrange_for_speed` has it, but for the layout in memory, which changes no count.
     model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
-    lock(model, config.optimizer)
+    freeze(model, config.optimizer)
     model.train()
     objective = ContrastiveObjective(model, config.data.keyword_weight)
     towers = [(model.vision_model, model.visual_projection), (model.text_model, model.text_projection)]
@@ -278,17 +279,17 @@ def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
     return counts[0], counts[1], embeddings_BD.shape[1]
 
 
-def _share(config: TrainConfig, processes: int) -> int:
-    share, left = divmod(config.batch_size, processes)
-    if left or not share:
+def _pairs_per_process(config: TrainConfig, processes: int) -> int:
+    pairs, left = divmod(config.batch_size, processes)
+    if left or not pairs:
         raise RecipeError(
             f"batch_size={config.batch_size} cannot be divided among {processes} processes: set it to "
-            f"{max(share, 1) * processes}."
+            f"{max(pairs, 1) * processes}."
         )
-    return share
+    return pairs
 
 
-def plan(
+def plan_memory(
     config: TrainConfig,
     model: Footprint,
     processes: int,
@@ -296,19 +297,19 @@ def plan(
     is_sharded: bool,
     micro_batch_size: int | None = None,
     device: str = "cuda",
-) -> Plan:
+) -> MemoryPlan:
     """The memory of each process, as EXPLANATION has it.
 
     Args:
         processes: of the run; `is_sharded` by FSDP2, else DDP.
-        micro_batch_size: null takes the process's whole share, at once. The recipe's is the caller's to pass.
+        micro_batch_size: null takes the process's part of a batch at once. The recipe's is the caller's to pass.
 
     Raises:
         RecipeError: the batch cannot be divided among the processes.
     """
-    share = _share(config, processes)
-    micro = min(micro_batch_size or share, share)
-    is_cached = micro < share
+    pairs = _pairs_per_process(config, processes)
+    micro = min(micro_batch_size or pairs, pairs)
+    is_cached = micro < pairs
     parts = processes if is_sharded else 1
     compute = FLOAT if precision_of(config, device) == "no" else 2
     texts = 2 if config.data.keyword_weight else 1
@@ -317,7 +318,7 @@ def plan(
         gradients += FLOAT * model.learned
     at_work = compute * (2 * model.unit_parameters + model.rest_parameters) if is_sharded else model.copy_bytes
     sides = _GPU_TILE if device == "cuda" else _CPU_TILE
-    tile = FLOAT * min(share, sides[0]) * min(config.batch_size, sides[1])
+    tile = FLOAT * min(pairs, sides[0]) * min(config.batch_size, sides[1])
     contrasts = texts * (2 if config.augmentation.mixup else 1)
     lines = {
         "weights": FLOAT * model.parameters // parts,
@@ -328,19 +329,19 @@ def plan(
         "moving average": FLOAT * model.learned // parts if config.ema_decay else 0,
         "activations": micro * (model.pair_bytes + model.again_bytes),
         "images": FLOAT * micro * model.image_numbers,
-        "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * share * model.dimensions,
-        "loss": contrasts * FLOAT * model.dimensions * (2 * config.batch_size + share) + 5 * tile,
+        "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * pairs * model.dimensions,
+        "loss": contrasts * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile,
     }
     embedding = sum(lines[name] for name in ("weights at work", "activations", "images"))
-    whole = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
-    host = share * model.image_numbers * (3 if device == "cuda" else 1)
-    return Plan(lines, whole + (host if device == "cpu" else 0), host)
+    total = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
+    host = pairs * model.image_numbers * (3 if device == "cuda" else 1)
+    return MemoryPlan(lines, total + (host if device == "cpu" else 0), host)
 
 
 def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
     """Operations of one update by all processes together."""
-    share = _share(config, processes)
-    forwards = 1 + ((config.micro_batch_size or share) < share)
+    pairs = _pairs_per_process(config, processes)
+    forwards = 1 + ((config.micro_batch_size or pairs) < pairs)
     texts = 2 if config.data.keyword_weight else 1
     towers = 0
     for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
@@ -352,16 +353,16 @@ def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
 def largest_micro_batch(
     config: TrainConfig, model: Footprint, processes: int, memory: float, *, is_sharded: bool, device: str = "cuda"
 ) -> int | None:
-    """The largest divisor of a process's share that fits into 90% of `memory` bytes. None: not even one pair does."""
-    share = _share(config, processes)
-    for micro in sorted((each for each in range(1, share + 1) if share % each == 0), reverse=True):
-        made = plan(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
-        if made.whole <= (1 - RESERVE) * memory:
+    """The largest divisor of a process's part that fits into 90% of `memory` bytes. None: not even one pair does."""
+    pairs = _pairs_per_process(config, processes)
+    for micro in sorted((each for each in range(1, pairs + 1) if pairs % each == 0), reverse=True):
+        made = plan_memory(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
+        if made.total <= (1 - RESERVE) * memory:
             return micro
     return None
 
 
-def report(
+def describe_plan(
     config: TrainConfig,
     processes: int = 1,
     device: str = "cuda",
@@ -371,24 +372,24 @@ def report(
     """Lines for a terminal. `device_memory` in GB, `teraflops` (10^12 operations a second) that a device reaches.
 
     Raises:
-        RecipeError: what `footprint` and `plan` raise.
+        RecipeError: what `footprint` and `plan_memory` raise.
     """
-    share, micro = _share(config, processes), config.micro_batch_size
+    pairs, micro = _pairs_per_process(config, processes), config.micro_batch_size
     model = footprint(config, device)
     ways = {"DDP": False, "FSDP2": True} if processes > 1 else {"alone": False}
     plans = {
-        way: plan(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
+        way: plan_memory(config, model, processes, is_sharded=is_sharded, micro_batch_size=micro, device=device)
         for way, is_sharded in ways.items()
     }
-    size = min(micro or share, share)
-    pieces = f"in micro-batches of {size:,}" if size < share else "at once"
+    size = min(micro or pairs, pairs)
+    pieces = f"in micro-batches of {size:,}" if size < pairs else "at once"
     precision = precision_of(config, device).replace("no", "fp32")
     operations = flops_of_step(config, model, processes)
     lines = [
         f"{'parameters':17}{model.image_parameters / 1e6:,.1f}M of images, {model.text_parameters / 1e6:,.1f}M of "
         f"texts; {model.learned / 1e6:,.1f}M learn",
         f"{'a step':17}{config.batch_size:,} pairs on {processes:,} process{'es' if processes > 1 else ''}: "
-        f"{share:,} each, {pieces}",
+        f"{pairs:,} each, {pieces}",
         f"{'a pair':17}{model.pair_bytes / 1e6:,.1f} MB of activations in {precision}, for {device}",
         "",
         f"{'GB a process':16}" + "".join(f"{way:>10}" for way in ways),
@@ -397,7 +398,7 @@ def report(
         if any(each.lines[name] for each in plans.values()):
             lines.append(f"{name:16}" + "".join(f"{each.lines[name] / 1e9:10.3f}" for each in plans.values()))
     lines += [
-        f"{'whole':16}" + "".join(f"{each.whole / 1e9:10.3f}" for each in plans.values()),
+        f"{'total':16}" + "".join(f"{each.total / 1e9:10.3f}" for each in plans.values()),
         f"{'host: images':16}" + "".join(f"{each.host / 1e9:10.3f}" for each in plans.values()),
         "",
         f"{'arithmetic':17}{operations / 1e12:,.1f} TFLOP a step, {operations / processes / 1e12:,.1f} a process",
@@ -410,14 +411,14 @@ def report(
             fits = largest_micro_batch(
                 config, model, processes, device_memory * 1e9, is_sharded=is_sharded, device=device
             )
-            lines.append(f"{f'{device_memory:g} GB, {way}':17}{_verdict(fits, share)}")
+            lines.append(f"{f'{device_memory:g} GB, {way}':17}{_verdict(fits, pairs)}")
     lanes = config.data.lanes or choose_lanes(config.batch_size, None, None)
     if lanes % processes:
         lines.append(f"data.lanes={lanes} cannot be divided among {processes} processes: set a multiple of them.")
     return "\n".join(lines)
 
 
-def _verdict(micro: int | None, share: int) -> str:
+def _verdict(micro: int | None, pairs: int) -> str:
     if micro is None:
         return "not even micro_batch_size=1 fits: more processes with FSDP2, or gradient_checkpointing=true"
-    return f"micro_batch_size={micro} fits" if micro < share else "the whole share fits: leave micro_batch_size out"
+    return f"micro_batch_size={micro} fits" if micro < pairs else "all of a process's part fits: micro_batch_size=null"

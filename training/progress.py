@@ -1,47 +1,68 @@
-"""What a run says while it trains: a bar or plain lines, metrics.jsonl, and TensorBoard where it is installed."""
+"""What a run says while it trains: a bar or plain lines, metrics.jsonl, and TensorBoard where it is installed.
+
+Nothing here ends a run. What fails (a terminal that is closed, a disk that is full, a tracker) is closed after its
+first failure, which is a line wherever lines can still be written.
+"""
 
 import json
+import logging
 import sys
-import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .run_folder import METRICS, TENSORBOARD
 
-# Seconds between plain lines, where there is no terminal for a bar.
-SECONDS_BETWEEN_LINES = 10.0
+logger = logging.getLogger("hf_clip.training")
 
 
-class Report:
+class ProgressLog:
     """Progress to the terminal and numbers to the run's folder; on other ranks than the first, silence.
 
-    `metrics.jsonl` has one JSON object a line. Lines after `step` are dropped when a run resumes there, so every step
-    stands in it once.
+    `metrics.jsonl` has one JSON object a line. When a run resumes, lines after its step are dropped: every step stands
+    in it once.
+
+    Attributes:
+        failures: what a run must report at its end, though it went on: failed evaluations and pushes.
     """
 
-    def __init__(self, folder: Path, step: int, steps: int, is_main: bool):
+    def __init__(self, folder: Path, steps: int, is_main: bool):
         self.is_main = is_main
+        self.folder = folder
         self.steps = steps
-        if not is_main:
-            return
-        self.file = folder / METRICS
-        _drop_lines_after(self.file, step)
-        is_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not is_terminal, dynamic_ncols=True)
-        self.prints_lines = not is_terminal
-        self.last_line = 0.0
-        self.tensorboard = _open_tensorboard(folder / TENSORBOARD, step)
+        self.failures: list[str] = []
+        self._closed: set[str] = set()
+        self._bar: tqdm | None = None
+        self._tensorboard: Any = None
+        self._handler = _TerminalHandler()
+        self._level = logger.level
+        if is_main and not _shows_on_terminal(logging.getLogger()):
+            logger.addHandler(self._handler)
+        logger.setLevel(logging.INFO)
+
+    def begin(self, step: int) -> None:
+        """Opens what shows numbers, before the step behind `step`."""
+        if self.is_main:
+            self.attempt(METRICS, lambda: _drop_lines_after(self.folder / METRICS, step))
+            self.attempt("The progress bar", lambda: self._open_bar(step))
+            self.attempt("TensorBoard", lambda: self._open_tensorboard(self.folder / TENSORBOARD, step))
 
     def say(self, text: str) -> None:
+        """One line for the user."""
         if self.is_main:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            self.attempt("The log", lambda: logger.info(text))
+
+    def fail(self, text: str) -> None:
+        """A line about something that the run must report at its end too."""
+        self.failures.append(text)
+        self.say(text)
 
     def step(self) -> None:
-        if self.is_main:
-            self.bar.update()
+        if self._bar is not None:
+            self.attempt("The progress bar", self._bar.update)
 
     def log(self, step: int, numbers: dict[str, float], seconds_left: float) -> None:
         """One line of training numbers."""
@@ -52,9 +73,10 @@ class Report:
             f"loss {numbers['loss']:.3f}  {numbers['pairs_per_second']:.0f} pairs/s  "
             f"learning rate {numbers['learning_rate']:.2e}"
         )
-        self.bar.set_postfix_str(shown)
-        if self.prints_lines and (time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or step == self.steps):
-            self.last_line = time.monotonic()
+        if self._bar is not None:
+            bar = self._bar
+            self.attempt("The progress bar", lambda: bar.set_postfix_str(shown))
+        else:
             left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
             self.say(f"step {step}/{self.steps}  {shown}  {left} left")
 
@@ -62,21 +84,76 @@ class Report:
         if self.is_main:
             self._write(step, {"evaluation": evaluations})
 
-    def _write(self, step: int, numbers: dict) -> None:
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **numbers}) + "\n")
-        if self.tensorboard is not None:
-            for name, value in _scalars(numbers):
-                self.tensorboard.add_scalar(name, value, step)
-
     def close(self) -> None:
-        if self.is_main:
-            self.bar.close()
-            if self.tensorboard is not None:
-                self.tensorboard.close()
+        if self._bar is not None:
+            self.attempt("The progress bar", self._bar.close)
+        if self._tensorboard is not None:
+            self.attempt("TensorBoard", self._tensorboard.close)
+        logger.removeHandler(self._handler)
+        logger.setLevel(self._level)
+
+    def attempt(self, name: str, action: Callable[[], Any]) -> None:
+        """Does what is not training itself, unless what has that name has failed before; a failure is one line."""
+        if name in self._closed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._closed.add(name)
+            self.say(f"{name} failed ({one_line(error)}): the run goes on without it.")
+
+    def _write(self, step: int, numbers: dict) -> None:
+        self.attempt(METRICS, lambda: self._write_line({"step": step, **numbers}))
+        if self._tensorboard is not None:
+            self.attempt("TensorBoard", lambda: self._write_scalars(step, numbers))
+
+    def _write_line(self, numbers: dict) -> None:
+        line = json.dumps(numbers) + "\n"
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def _write_scalars(self, step: int, numbers: dict) -> None:
+        for name, value in _scalars(numbers):
+            self._tensorboard.add_scalar(name, value, step)
+
+    def _open_bar(self, step: int) -> None:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=self.steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def _open_tensorboard(self, folder: Path, step: int) -> None:
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
-def _scalars(numbers: dict, prefix: str = ""):
+def one_line(error: BaseException) -> str:
+    """An error's text on one line, 300 characters at most; its class where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class _TerminalHandler(logging.Handler):
+    """Lines to standard error, above a progress bar; none after the first that cannot be written."""
+
+    def __init__(self):
+        super().__init__()
+        self._is_open = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._is_open and sys.stderr is not None:
+            try:
+                tqdm.write(self.format(record), file=sys.stderr)
+                sys.stderr.flush()
+            except Exception:
+                self._is_open = False
+
+
+def _shows_on_terminal(handled: logging.Logger) -> bool:
+    """Whether the caller's own handlers bring log lines to the terminal: twice would be once too often."""
+    return any(getattr(handler, "stream", None) in (sys.stdout, sys.stderr) for handler in handled.handlers)
+
+
+def _scalars(numbers: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in numbers.items():
         if isinstance(value, dict):
             yield from _scalars(value, f"{prefix}{name}/")
@@ -98,11 +175,3 @@ def _drop_lines_after(file: Path, step: int) -> None:
     temporary = file.with_suffix(".partial")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(file)
-
-
-def _open_tensorboard(folder: Path, step: int):
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -11,7 +11,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .checkpoint import CheckpointError, list_checkpoints
-from .config import CheckpointConfig, TrainConfig, load_recipe, may_change, recipe_changes, recipe_text
+from .config import CheckpointConfig, TrainConfig
+from .recipe import load_recipe, may_change, recipe_changes, recipe_text
 
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
@@ -47,7 +48,7 @@ class RunFolder:
                 self._is_made_here = True
             except FileExistsError:
                 if not self.path.is_dir():
-                    raise FolderError(f"{self.path} is a file: give --output-dir a folder.") from None
+                    raise FolderError(f"{self.path} is a file: `output_dir` must be a folder.") from None
             try:
                 handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
@@ -60,7 +61,7 @@ class RunFolder:
                     self._lock = handle
             except (BlockingIOError, PermissionError):
                 raise FolderError(
-                    f"Another process trains in {self.path}: wait for it or stop it, or choose another --output-dir."
+                    f"Another process trains in {self.path}: wait for it or stop it, or choose another `output_dir`."
                 ) from None
             except FileNotFoundError:
                 # It was locked by a process that removed it when it ended.
@@ -80,19 +81,19 @@ class RunFolder:
         if not resume:
             if has_content:
                 raise FolderError(
-                    f"{self.path} is not empty: go on with the run in it by --resume, or choose another --output-dir."
+                    f"{self.path} is not empty: go on with the run in it by `resume`, or choose another `output_dir`."
                 )
             return
         if not (self.path / RECIPE).is_file():
-            raise FolderError(f"There is no run to resume in {self.path}: start it without --resume.")
+            raise FolderError(f"There is no run to resume in {self.path}: start it without `resume`.")
         if (self.path / RESULTS).is_file():
-            raise FolderError(f"The run in {self.path} is finished: train another one in another --output-dir.")
+            raise FolderError(f"The run in {self.path} is finished: train another one in another `output_dir`.")
         changes = recipe_changes(load_recipe(self.path / RECIPE), config)
         shown = {key: f"{key} was {before!r} and is {now!r} now" for key, (before, now) in changes.items()}
         if refused := [text for key, text in shown.items() if not may_change(key)]:
             raise FolderError(
-                f"The run in {self.path} has another recipe: {'; '.join(refused)}. Resume it without these (and "
-                "without --recipe: it keeps its own), or start the changed one in another --output-dir."
+                f"The run in {self.path} has another recipe: {'; '.join(refused)}. Resume it with its own "
+                "(recipe.yaml in that folder), or start the changed one in another `output_dir`."
             )
         self.notes = list(shown.values())
 
@@ -128,7 +129,7 @@ class RunFolder:
 def claim_folder(path: Path, config: TrainConfig, resume: bool, accelerator: Accelerator) -> RunFolder:
     """Locks the run's folder and keeps the recipe in it, or checks that the run there is the one to resume.
 
-    A resumed run may have another value of some keys (`hf_clip.training.config.MAY_CHANGE`). The main process alone
+    A resumed run may have another value of some keys (`hf_clip.training.recipe.MAY_CHANGE`). The main process alone
     holds the lock, until `close`.
 
     Raises:
@@ -139,7 +140,7 @@ def claim_folder(path: Path, config: TrainConfig, resume: bool, accelerator: Acc
     if accelerator.is_main_process:
         try:
             if resume and not path.is_dir():
-                raise FolderError(f"There is no run to resume in {path}: start it without --resume.")
+                raise FolderError(f"There is no run to resume in {path}: start it without `resume`.")
             folder.lock()
             folder.check(config, resume)
             if folder.notes or not resume:
@@ -167,5 +168,5 @@ def require_space(folder: Path, model: nn.Module, steps: int, config: Checkpoint
     if free < needed:
         raise CheckpointError(
             f"{folder} has {free / 1e9:.2f} GB of free disk, the run's checkpoints need {needed / 1e9:.2f} GB: free "
-            "some, lower checkpoints.keep_last, or choose an --output-dir elsewhere."
+            "some, lower checkpoints.keep_last, or choose an `output_dir` elsewhere."
         )

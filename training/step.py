@@ -2,16 +2,16 @@
 
 Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, D dimensions of the shared space.
 
-A contrast looks at all pairs of a batch at once, so that its micro-batches cannot just add their gradients up. With
-cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are embedded without a graph; the loss of
-the global batch gives the gradient of each embedding; then each micro-batch is embedded once more, and pulls its
+A contrastive loss looks at all pairs of a batch at once, so that its micro-batches cannot just add their gradients up.
+With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are embedded without a graph; the loss
+of the global batch gives the gradient of each embedding; then each micro-batch is embedded once more, and pulls its
 embeddings' gradients back into the weights. That is exact, costs one more forward, and holds the activations of one
 micro-batch. Whatever draws at random draws the same both times: augmentation by the pairs' ids, dropout by a seed of
 each micro-batch. Batch norms' running statistics move in one of the two. Images wait as bytes.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,82 +21,110 @@ from accelerate import Accelerator
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
-from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_share, uniforms
-from .config import TrainConfig
+from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_fraction, uniforms
+from .config import AugmentationConfig, TrainConfig
+from .decisions import Decisions
+from .distributed import full_tensor
 from .ema import WeightAverage
-from .full_tensors import whole
-from .layer_groups import BatchStatistics, locked_modules
+from .layer_groups import BatchStatistics, frozen_modules
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
 from .stream import Batch
 
 
-class Outcome(NamedTuple):
-    """The global batch's loss, the norm of its gradient, and whether the weights were updated by it."""
+class StepResult(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        loss: of the global batch, a scalar.
+        gradient_norm: of the loss, before clipping, a scalar.
+        is_update: whether the weights were updated.
+        fix: what to change, where images that are not finite explain why the weights were not; else None.
+    """
 
     loss: torch.Tensor
     gradient_norm: torch.Tensor
     is_update: bool
+    fix: str | None = None
 
 
 @dataclass
-class Updater:
+class TrainStep:
     """Makes the steps of a run.
 
-    Args:
-        objective: `ContrastiveObjective` and `optimizer`, both as `accelerator.prepare` has them.
+    Attributes:
+        objective: `ContrastiveObjective` and `optimizer`, both from `prepare`.
         average: follows the weights, where there is one.
-
-    `bad_steps` counts the steps that updated nothing, as their loss or gradient was not finite; `bad_batches` holds
-    (step, ids of this rank's samples) of those in a row until now.
+        bad_steps: how many steps updated nothing, as their loss or gradient was not finite.
+        bad_batches: (step, ids of this rank's samples) of those in a row until now.
+        is_sound: False while an update is under way: weights and optimizer may then be of different steps.
     """
 
     config: TrainConfig
-    accelerator: Accelerator
+    decisions: Decisions
     objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
     processor: HFCLIPProcessor
     average: WeightAverage | None = None
     bad_steps: int = 0
     bad_batches: list[tuple[int, list[int]]] = field(default_factory=list)
+    is_sound: bool = True
 
     def __post_init__(self):
-        self._locked = locked_modules(self.model, self.config.optimizer)
+        self._frozen = frozen_modules(self.model, self.config.optimizer)
         self._statistics = BatchStatistics(self.model)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.decisions.accelerator
 
     @property
     def model(self) -> HFCLIPModel:
         return self.accelerator.unwrap_model(self.objective).model
 
-    def update(self, batch: Batch, step: int) -> Outcome:
+    def update(self, batch: Batch, step: int) -> StepResult:
         """The update of `step`, counted from 0. Collective: every rank brings its share of the batch.
 
         Where loss or gradient is not finite no rank updates: both are sums over all ranks, so all see the same.
         """
         self.objective.train()
-        for module in self._locked:
+        for module in self._frozen:
             module.training = False
         config = self.config.optimizer
         set_learning_rate(self.optimizer, learning_rate_fraction(step, self.config.steps, config))
         statistics = self._statistics.take()
-        loss = self.backward(batch, step)
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
-        gradient_norm = whole(norm)
-        is_update = bool((loss + gradient_norm).isfinite())
+        try:
+            loss = self.backward(batch, step)
+            gradient_norm = full_tensor(
+                self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
+            )
+            is_update = bool((loss + gradient_norm).isfinite())
+        except BaseException:
+            # Weights and optimizer are still those of the step before: so must the rest be, which may yet be saved.
+            self._statistics.put_back(statistics)
+            self.optimizer.zero_grad()
+            raise
+        fix = None
         if is_update:
-            self.optimizer.step()
-            self.bad_batches.clear()
-            if self.model.logit_bias is None:
-                clamp_logit_scale(self.model.logit_scale, config.max_logit_scale)
-            if self.average is not None:
-                self.average.follow()
+            self._apply()
         else:
             # The forward that gave no number has moved them already.
             self._statistics.put_back(statistics)
             if not self._shrinks_scale(loss):
                 self.bad_steps += 1
                 self.bad_batches.append((step, batch.sample_ids_B.tolist()))
+                fix = self._fix_of_images(batch, step)
         self.optimizer.zero_grad()
-        return Outcome(loss, gradient_norm, is_update)
+        return StepResult(loss, gradient_norm, is_update, fix)
+
+    def _apply(self) -> None:
+        self.is_sound = False
+        self.optimizer.step()
+        self.bad_batches.clear()
+        if self.model.logit_bias is None:
+            clamp_logit_scale(self.model.logit_scale, self.config.optimizer.max_logit_scale)
+        if self.average is not None:
+            self.average.follow()
+        self.is_sound = True
 
     def _shrinks_scale(self, loss: torch.Tensor) -> bool:
         """Whether fp16's gradient scaler was to blame: it makes gradients overflow until it has found its scale."""
@@ -112,23 +140,23 @@ class Updater:
         spans = self._micro_batches(len(batch.captions))
         texts = [self._texts(batch, rows) for rows in spans]
         concept_ids = batch.concept_ids_B.to(self.accelerator.device)
-        share = mixed_share(self.config.seed, step, self.config.augmentation.mixup)
+        fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
-            pixel_values = self._pixel_values(batch, spans[0], share)
-            loss = self.objective(pixel_values, **texts[0], concept_ids=concept_ids, mixed_share=share)
+            pixel_values = self._pixel_values(batch, spans[0], fraction)
+            loss = self.objective(pixel_values, **texts[0], concept_ids=concept_ids, mixed_fraction=fraction)
             self._pull_back(loss)
             return loss.detach()
 
         def embed(index: int):
             self._seed(step, index)
-            return self.objective(self._pixel_values(batch, spans[index], share), **texts[index])
+            return self.objective(self._pixel_values(batch, spans[index], fraction), **texts[index])
 
         with torch.no_grad(), self._statistics.kept():
             embedded = [embed(index) for index in range(len(spans))]
         cached_BD = [torch.cat(parts).requires_grad_() for parts in zip(*(part for part, _ in embedded), strict=True)]
         factors = [factor.requires_grad_() for factor in embedded[0][1]]
-        loss = self.accelerator.unwrap_model(self.objective).loss(cached_BD, factors, concept_ids, share)
+        loss = self.accelerator.unwrap_model(self.objective).loss(cached_BD, factors, concept_ids, fraction)
         gradients = torch.autograd.grad(loss, cached_BD + factors)
         for index, rows in enumerate(spans):
             is_last = index == len(spans) - 1
@@ -147,32 +175,67 @@ class Updater:
             self.accelerator.backward(value)
 
     def _micro_batches(self, size: int) -> list[slice]:
-        micro = self.config.micro_batch_size or size
+        micro = self.decisions.micro_batch_size
         return [slice(first, min(first + micro, size)) for first in range(0, size, micro)]
 
     def _seed(self, step: int, index: int) -> None:
-        # What dropout draws is a function of its place: no generator's state need be kept, here or for a resumed run.
-        place = [self.config.seed, step, self.accelerator.process_index, index]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        # Dropout is a function of seed, step and micro-batch: no generator's state need be kept for a resumed run.
+        entropy = [self.config.seed, step, self.accelerator.process_index, index]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
-    def _pixel_values(self, batch: Batch, rows: slice, share: float) -> torch.Tensor:
+    def _pixel_values(self, batch: Batch, rows: slice, fraction: float) -> torch.Tensor:
         """Augmented, mixed and normalized images, (rows, C, H, W)."""
-        device, config = self.accelerator.device, self.config
-        draws = uniforms(config.seed, batch.epochs_B[rows], batch.sample_ids_B[rows], DRAWS_PER_IMAGE)
-        images_BCHW = augment(
+        images_BCHW = mix_neighbours(self._augmented(batch, rows, self.config.augmentation), fraction)
+        return self._normalized(images_BCHW)
+
+    def _augmented(self, batch: Batch, rows: slice, strengths: AugmentationConfig) -> torch.Tensor:
+        """(rows, C, H, W) in [0, 1]."""
+        device = self.accelerator.device
+        draws = uniforms(self.config.seed, batch.epochs_B[rows], batch.sample_ids_B[rows], DRAWS_PER_IMAGE)
+        return augment(
             batch.images_BHWC[rows].to(device),
             torch.from_numpy(draws).to(device),
             batch.may_flip_B[rows].to(device),
             batch.may_crop_B[rows].to(device),
-            config.augmentation,
+            strengths,
         )
-        images_BCHW = mix_neighbours(images_BCHW, share)
+
+    def _normalized(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         processor = self.processor.image_processor
         mean, std = (
-            torch.tensor(values, device=device)[:, None, None]
+            torch.tensor(values, device=images_BCHW.device)[:, None, None]
             for values in (processor.image_mean, processor.image_std)
         )
         return ((images_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _fix_of_images(self, batch: Batch, step: int) -> str | None:
+        """What to change where the images of a bad step are not finite, on any process. Collective."""
+        processor, rows = self.processor.image_processor, slice(None)
+        augmented_BCHW = self._augmented(batch, rows, self.config.augmentation)
+        found = [not each.isfinite().all() for each in (augmented_BCHW, self._normalized(augmented_BCHW))]
+        flags = torch.tensor(found, dtype=torch.float32, device=self.accelerator.device)
+        by_augmentation, by_normalization = (self.accelerator.reduce(flags) > 0).tolist()
+        if by_augmentation:
+            return f"the augmentation gave images that are not finite: lower {self._excessive_strengths(batch)}"
+        if by_normalization:
+            return (
+                f"the normalization gave images that are not finite: image_mean is {list(processor.image_mean)} and "
+                f"image_std is {list(processor.image_std)}, by which images are divided"
+            )
+        return None
+
+    def _excessive_strengths(self, batch: Batch) -> str:
+        """The strengths of the augmentation that alone give images that are not finite."""
+        given, none = self.config.augmentation, AugmentationConfig()
+        excessive = []
+        for name in (each.name for each in fields(AugmentationConfig)):
+            value = getattr(given, name)
+            if isinstance(value, float) and value != getattr(none, name):
+                alone = replace(none, **{name: value})
+                if not self._augmented(batch, slice(None), alone).isfinite().all():
+                    excessive.append(f"augmentation.{name} (now {value})")
+        return " and ".join(excessive) or "its strengths"
 
     def _texts(self, batch: Batch, rows: slice) -> dict[str, dict[str, torch.Tensor]]:
         """Tokens of captions and, where there are any, of keywords."""

@@ -10,10 +10,13 @@ from PIL import Image
 from hf_clip.training import load_recipe
 from hf_clip.training.build import build_start
 from hf_clip.training.config import TrainConfig
-from hf_clip.training.distributed import make_accelerator, prepare
+from hf_clip.training.decisions import decide
 from hf_clip.training.ema import WeightAverage
-from hf_clip.training.step import Updater
+from hf_clip.training.prepare import prepare
+from hf_clip.training.progress import ProgressLog
+from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import Batch
+from hf_clip.training.trainer import Progress, Trainer
 from tests.helpers.squares import NAMES, SIZE, recipe, square, write_recipe
 
 VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -48,21 +51,26 @@ def make_batch(size: int = 24, rank: int = 0, world_size: int = 1, seed: int = 0
     )
 
 
-def make_updater(config: TrainConfig, dtype: torch.dtype = torch.float64) -> Updater:
+def make_train_step(config: TrainConfig, dtype: torch.dtype = torch.float64) -> TrainStep:
     """As `train` makes it, on the ranks that there are."""
-    accelerator = make_accelerator(config)
+    decisions = decide(config)
     model, processor = build_start(config.model, NAMES, config.seed)
-    objective, optimizer = prepare(model.to(dtype), config, accelerator)
+    objective, optimizer = prepare(model.to(dtype), config, decisions)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-    return Updater(config, accelerator, objective, optimizer, processor, average)
+    return TrainStep(config, decisions, objective, optimizer, processor, average)
 
 
-def gradients(updater: Updater) -> dict[str, torch.Tensor]:
-    return {name: each.grad.clone() for name, each in updater.model.named_parameters() if each.grad is not None}
+def make_trainer(config: TrainConfig, folder: Path, train_step: TrainStep) -> Trainer:
+    """A run at its first step, which says nothing."""
+    return Trainer(config, folder, train_step, Progress(), ProgressLog(folder, config.steps, is_main=False))
 
 
-def weights(updater: Updater) -> dict[str, torch.Tensor]:
-    return {name: each.detach().clone() for name, each in updater.model.named_parameters()}
+def gradients(train_step: TrainStep) -> dict[str, torch.Tensor]:
+    return {name: each.grad.clone() for name, each in train_step.model.named_parameters() if each.grad is not None}
+
+
+def weights(train_step: TrainStep) -> dict[str, torch.Tensor]:
+    return {name: each.detach().clone() for name, each in train_step.model.named_parameters()}
 
 
 def assert_close(ours: dict, theirs: dict, tolerance: float = 1e-10) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hf_clip.model.loss_hf_clip import contrastive_loss
 from hf_clip.model.modeling_hf_clip import unit_embeddings
-from hf_clip.training.augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_share, uniforms
+from hf_clip.training.augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_fraction, uniforms
 from hf_clip.training.config import AugmentationConfig
 from hf_clip.training.objective import ContrastiveObjective
 from tests.helpers.toys import tiny_clip
@@ -205,12 +205,12 @@ def test_neighbours_are_mixed_alike_however_the_batch_is_cut():
 
 
 def test_shares_are_drawn_from_a_beta_distribution_by_seed_and_step():
-    shares = np.array([mixed_share(0, step, 0.3) for step in range(2000)])
+    shares = np.array([mixed_fraction(0, step, 0.3) for step in range(2000)])
     assert abs(shares.mean() - 0.5) < 0.03
     # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
     assert abs(shares.var() - 1 / (4 * 1.6)) < 0.01
-    assert shares[7] == mixed_share(0, 7, 0.3) != mixed_share(1, 7, 0.3)
-    assert mixed_share(0, 7, 0.0) == 0.0
+    assert shares[7] == mixed_fraction(0, 7, 0.3) != mixed_fraction(1, 7, 0.3)
+    assert mixed_fraction(0, 7, 0.0) == 0.0
 
 
 def test_a_mixed_image_is_a_pair_with_either_text_by_their_shares():

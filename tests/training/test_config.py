@@ -1,12 +1,16 @@
 """Recipes: what is written is what runs, and what cannot run is said at once, with the nearest key and the mend."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from hf_clip.training import RecipeError, list_recipes, load_recipe
 from hf_clip.training.build import model_config
-from hf_clip.training.config import MAY_CHANGE, may_change, recipe_changes, recipe_text
+from hf_clip.training.config import TrainConfig
+from hf_clip.training.recipe import MAY_CHANGE, _all_keys, may_change, recipe_changes, recipe_text
+from hf_clip.training.recipe_keys import SYNONYMS
+from hf_clip.training.recipe_reference import recipe_reference
 from tests.helpers.squares import recipe, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +23,9 @@ def file(tmp_path):
     content = recipe(
         "a.parquet",
         augmentation={"flip": 0.5, "no_flip_words": ["left"]},
-        evaluations={"seen": evaluation, "classes": {**evaluation, "protocol": "zero-shot", "templates": ["a {}"]}},
+        evaluations={"seen": evaluation, "classes": {**evaluation, "task": "zero-shot", "templates": ["a {}"]}},
         card={"model_name": "squares: ${small} 'ones'", "languages": ["en", "de"]},
     )
-    content["card"]["model_name"] = "squares: 'small' ones"
     content["optimizer"]["learning_rate"] = "1e-4"
     text = write_recipe(tmp_path / "recipe.yaml", content).read_text()
     # As people write it; a plain YAML 1.1 reader makes a word of it.
@@ -36,7 +39,7 @@ def test_a_recipe_written_and_read_again_is_the_same(file, tmp_path):
     copy.write_text(recipe_text(config))
     assert load_recipe(copy) == config
     assert config.optimizer.learning_rate == 1e-4
-    assert config.evaluations["classes"].protocol == "zero-shot"
+    assert config.evaluations["classes"].task == "zero-shot"
     assert config.model.config["vision_config"]["stage_widths"] == [32]
     copy.write_text(recipe_text(load_recipe(file, ["seed=1"])))
     assert load_recipe(copy) != config
@@ -110,20 +113,25 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
     ("override", "message"),
     [
         # Of the wrong kind.
-        ("steps=many", r"steps: Value 'many' of type 'str' could not be converted to Integer$"),
-        ("steps=2.5", "steps: Value '2.5'"),
-        ("optimizer.learning_rate=fast", "optimizer.learning_rate: Value 'fast'"),
+        ("steps=many", r"^steps='many' is not a whole number\.$"),
+        ("steps=2.5", "steps=2.5 is not a whole number"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate='fast' is not a number"),
         ("data.train=a.parquet", r"data.train=a.parquet is not a list: write \[a.parquet\]"),
         ("data.caption_columns=caption", r"data.caption_columns=caption is not a list: write \[caption\]"),
-        ("evaluations.seen.during_training=perhaps", "during_training: Value 'perhaps'"),
-        ("data=3", "data: "),
-        ("evaluations=[1]", "Recipe "),
-        ("steps", "--set 'steps' is not key=value"),
-        ("=3", "--set '=3' is not key=value"),
+        (
+            "evaluations.seen.during_training=perhaps",
+            "evaluations.seen.during_training='perhaps' is not true or false",
+        ),
+        ("data=3", "data=3 is not a table"),
+        ("evaluations=[1]", r"evaluations=\[1\] is not a table"),
+        ("evaluations.seen.data.first=1", "evaluations.seen.data.first cannot be set, as data is no table"),
+        ("steps=true", "steps=True is not a number"),
+        ("steps", "`overrides`: 'steps' is not key=value"),
+        ("=3", "`overrides`: '=3' is not key=value"),
         ("data.train=[a", "Recipe .*while parsing a flow sequence"),
         # Out of range.
         ("steps=0", "steps=0 must be 1 or more"),
-        ("batch_size=1", "batch_size=1: a contrast needs 2 pairs or more"),
+        ("batch_size=1", "batch_size=1: a contrastive loss needs 2 pairs or more"),
         ("seed=-1", "seed=-1 must lie in 0 to"),
         ("seed=99999999999999999999", "seed=99999999999999999999 must lie in 0 to"),
         ("mixed_precision=fp8", "mixed_precision='fp8' is not known: use 'auto', 'no', "),
@@ -158,9 +166,15 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("data.max_bad_fraction=5", "data.max_bad_fraction=5.0 is not a fraction"),
         ("data.shuffle_block=0", "data.shuffle_block=0 must be 1 or more"),
         ("data.keyword_weight=1", "data.keyword_columns.*data.keyword_weight=1.0 go together"),
-        ("evaluations.seen.protocol=guess", "protocol='guess' .* use 'retrieval' or 'zero-shot'"),
-        ("evaluations.new.protocol=zero-shot", "data of an evaluation is empty"),
-        ("evaluations.classes.templates=[a cat]", "templates: 'a cat' has no {}"),
+        (
+            "evaluations.seen.task=guess",
+            "^evaluations.seen.task='guess' is not known: use 'retrieval' or 'zero-shot'",
+        ),
+        ("evaluations.new.task=zero-shot", "^evaluations.new.data is empty"),
+        ("evaluations.classes.templates=[a cat]", "^evaluations.classes.templates: 'a cat' has no {}"),
+        ("templates=[a cat]", "^templates: 'a cat' has no {}"),
+        ("templates=[]", "^templates is empty: null takes the default"),
+        ("model.hidden_act=gelu", "model.hidden_act=gelu says how model.start_from is read, which is not set"),
         ("evaluations={../../evil: {data: [a]}}", "evaluations: '../../evil' cannot be a file's name: use letters"),
         (f"evaluations.{300 * 'a'}={{data: [a]}}", "evaluations: 'a+' cannot be a file's name: .* 64 at most"),
         ("evaluations.Seen={data: [a]}", "evaluations: 'Seen' and 'seen' are one name on the Hub, .*: rename one"),
@@ -177,7 +191,118 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
 def test_a_value_that_cannot_run_is_refused(file, override, message):
     with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(file, [override])
-    assert "full_key" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "checkpoints.push_to=no",
+            "checkpoints.push_to=false is a truth value in YAML, and the key takes text: put it",
+        ),
+        ("card.model_name=2024", "card.model_name=2024 is a number in YAML"),
+        ("card.model_name=1e3", "card.model_name=1000.0 is a number in YAML"),
+        ("card.languages=[no]", "card.languages=false is a truth value in YAML"),
+        ("data.train=[on]", "data.train=true is a truth value"),
+        ("data.image_column=[a]", r"data.image_column=\['a'\] is no text in YAML"),
+        ("evaluations.seen.split=off", "evaluations.seen.split=false is a truth value"),
+        ("data.where={no: a}", "data.where: false is no text, as a key must be: write 'false'"),
+    ],
+)
+def test_text_is_never_a_converted_value(file, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file, [override])
+
+
+def test_quoted_text_times_and_dates_are_text(file):
+    overrides = ["checkpoints.push_to='no'", "card.model_name=2026-11-27", "data.split=12:30", "card.languages=['no']"]
+    config = load_recipe(file, overrides)
+    assert config.checkpoints.push_to == "no" and config.card.languages == ["no"]
+    assert config.card.model_name == "2026-11-27" and config.data.split == "12:30"
+    file.write_text(recipe_text(config))
+    assert load_recipe(file) == config
+
+
+def test_numbers_may_be_written_as_people_write_them(file):
+    overrides = ["steps=1e3", "batch_size=2_56", "optimizer.learning_rate=3E-4", "optimizer.weight_decay=.2"]
+    config = load_recipe(file, [*overrides, "model.config.projection_dim=2e2", "data.where={year: 1e3}"])
+    assert (config.steps, config.batch_size) == (1000, 256)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-4, 0.2)
+    assert config.model.config["projection_dim"] == 200 and isinstance(config.model.config["projection_dim"], int)
+
+
+def test_nothing_of_the_environment_is_put_in(file, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "${oc.env:SECRET} ${steps} ${"
+    config = load_recipe(file, [f"card.model_name='{text}'"])
+    assert config.card.model_name == text
+    file.write_text(recipe_text(config))
+    assert load_recipe(file).card.model_name == text
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("epochs", "Use steps, which counts updates"),
+        ("lr", r"Use optimizer\.learning_rate"),
+        ("optimizer.lr", r"Use optimizer\.learning_rate"),
+        ("freeze", "Use optimizer.vision_tower.trainable_groups and"),
+        ("lock_image", r"Use optimizer\.vision_tower\.trainable_groups"),
+        ("val", "Use evaluations"),
+        ("accum_freq", "Use micro_batch_size"),
+        ("gradient_accumulation_steps", "Use micro_batch_size"),
+        ("fp16", "Use mixed_precision"),
+        ("bf16", "Use mixed_precision"),
+        ("resume", "It is not here, because a run is resumed as a whole"),
+        ("output_dir", "It is not here, because one recipe serves many runs"),
+        ("keep_best", "It is not here, because the last checkpoint is the model"),
+        ("learning_rate", r"Did you mean optimizer\.learning_rate\?"),
+        ("evaluations.seen.protocol", "Use task: retrieval or zero-shot"),
+        ("warmup_ratio", r"Use optimizer\.warmup_steps"),
+    ],
+)
+def test_other_trainers_words_are_answered(file, key, advice):
+    with pytest.raises(RecipeError, match=f"^{key} is not a key of a recipe. {advice}"):
+        load_recipe(file, [f"{key}=1"])
+
+
+def test_every_answer_names_a_key_that_there_is():
+    """No synonym is a key itself where it would be asked for, and what is advised can be written."""
+    keys = set(_all_keys(TrainConfig, "")) | {"task", "data", "during_training", "templates"}
+    keys |= {f"model.config.{name}" for name in ("projection_dim", "logit_scale_init_value", "logit_bias_init_value")}
+    keys |= {"model.config.vision_config.image_size", "model.config.text_config.max_position_embeddings"}
+    keys.add("model.config.vision_config.patch_dropout")
+    for word, answer in SYNONYMS.items():
+        assert answer.startswith(("Use ", "It is not here")) and answer.endswith("."), word
+        if answer.startswith("Use "):
+            assert re.match(r"Use ([a-z_0-9.]*[a-z_0-9])", answer)[1] in keys, word
+    assert not set(SYNONYMS) & set(TrainConfig.__dataclass_fields__)
+
+
+def test_the_warmup_is_at_most_a_tenth_of_the_steps(file):
+    table = ["optimizer={learning_rate: 1e-3}"]
+    assert load_recipe(file, [*table, "steps=50"]).optimizer.warmup_steps == 5
+    assert load_recipe(file, [*table, "steps=5"]).optimizer.warmup_steps == 0
+    assert load_recipe(file, [*table, "steps=5000"]).optimizer.warmup_steps == 100
+    assert load_recipe(file, [*table, "steps=50", "optimizer.warmup_steps=20"]).optimizer.warmup_steps == 20
+
+
+def test_the_reference_describes_every_key():
+    reference = recipe_reference()
+    for section in ("Top level", "`model`", "`optimizer.text_tower`", "`evaluations.NAME`"):
+        assert f"## {section}\n" in reference
+    for key in _all_keys(TrainConfig, ""):
+        assert f"| `{key.rpartition('.')[2]}` |" in reference, key
+    assert "| `warmup_steps` | whole number or null | `null` | Steps in which the rates rise" in reference
+    cells = [row.split(" | ") for row in reference.splitlines() if row.startswith("| `")]
+    assert all(len(row) == 4 and len(row[3]) > 10 and row[3].endswith((". |", ".) |", '" |')) for row in cells)
+
+
+def test_a_key_stands_once(file):
+    file.write_text(file.read_text() + "steps: 9\n")
+    with pytest.raises(RecipeError, match="steps stands twice"):
+        load_recipe(file)
 
 
 @pytest.mark.parametrize("value", ["no", "No", "'no'", "off"])

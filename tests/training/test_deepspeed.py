@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from hf_clip.training import load_recipe, train
 from hf_clip.training.config import RecipeError
+from hf_clip.training.decisions import decide
 from hf_clip.training.deepspeed import autocast_forward, take_over_steps
-from hf_clip.training.distributed import give_plain_parameters, make_accelerator, whole_model
-from tests.helpers.steps import configure, gradients, make_batch, make_updater
+from hf_clip.training.distributed import full_model, give_plain_parameters
+from tests.helpers.steps import configure, gradients, make_batch, make_train_step
 from tests.training.test_ranks import file, launch  # noqa: F401 - a fixture
 
 
@@ -64,17 +65,17 @@ def test_deepspeed_is_told_the_batch_and_leaves_clipping_and_casting(tmp_path, m
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     config = configure(tmp_path, ["optimizer.max_gradient_norm=0.7"])
     with pytest.raises(RecipeError, match="DeepSpeed, which is not installed: pip install deepspeed"):
-        monkeypatch.setattr("hf_clip.training.distributed.is_deepspeed_available", lambda: False)
-        make_accelerator(config)
-    monkeypatch.setattr("hf_clip.training.distributed.is_deepspeed_available", lambda: True)
+        monkeypatch.setattr("hf_clip.training.decisions.is_deepspeed_available", lambda: False)
+        decide(config)
+    monkeypatch.setattr("hf_clip.training.decisions.is_deepspeed_available", lambda: True)
 
     def make(zero_stage=0, overrides=(), **told):
         def accelerator(mixed_precision, **_):
             assert mixed_precision == "no"
             return DeepSpeedAccelerator(zero_stage, **told)
 
-        monkeypatch.setattr("hf_clip.training.distributed.Accelerator", accelerator)
-        return make_accelerator(configure(tmp_path, overrides)).state.deepspeed_plugin.deepspeed_config
+        monkeypatch.setattr("hf_clip.training.decisions.Accelerator", accelerator)
+        return decide(configure(tmp_path, overrides)).state.deepspeed_plugin.deepspeed_config
 
     with pytest.raises(RecipeError, match="zero_stage=2 leaves parts of .*: set zero_stage: 0"):
         make(2)
@@ -87,14 +88,14 @@ def test_deepspeed_is_told_the_batch_and_leaves_clipping_and_casting(tmp_path, m
 @pytest.mark.parametrize("is_finite", [True, False])
 def test_the_engine_updates_when_the_step_says_so(tmp_path, is_finite):
     config = configure(tmp_path, ["optimizer.max_gradient_norm=0.05", "max_bad_steps=3"])
-    plain, driven = make_updater(config), make_updater(config)
+    plain, driven = make_train_step(config), make_train_step(config)
     engine = Engine(driven.objective, driven.optimizer)
     driven.accelerator = DeepSpeedAccelerator(engine=engine)
     driven.optimizer = take_over_steps(driven.accelerator, DeepSpeedOptimizerWrapper(driven.optimizer), 0.05)
-    for updater in (plain, driven):
+    for train_step in (plain, driven):
         if not is_finite:
-            updater.model.visual_projection.weight.data[0, 0] = torch.nan
-    outcomes = [updater.update(make_batch(), 3) for updater in (plain, driven)]
+            train_step.model.visual_projection.weight.data[0, 0] = torch.nan
+    outcomes = [train_step.update(make_batch(), 3) for train_step in (plain, driven)]
     assert outcomes[0].is_update is outcomes[1].is_update is is_finite
     assert engine.calls == ["backward", *["step", "zero_grad"][: 2 * is_finite], "zero_grad"]
     assert not gradients(driven)
@@ -105,7 +106,7 @@ def test_the_engine_updates_when_the_step_says_so(tmp_path, is_finite):
 
 
 def test_the_objective_casts_by_itself(tmp_path):
-    objective = make_updater(configure(tmp_path), torch.float32).objective
+    objective = make_train_step(configure(tmp_path), torch.float32).objective
     end = objective.model.config.text_config.eos_token_id
     kinds = []
     objective.model.visual_projection.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
@@ -117,11 +118,11 @@ def test_the_objective_casts_by_itself(tmp_path):
 
 
 def test_a_model_with_another_shape_of_scale_is_handed_out_with_its_own(tmp_path):
-    model = make_updater(configure(tmp_path)).model
-    assert whole_model(model) is model
+    model = make_train_step(configure(tmp_path)).model
+    assert full_model(model) is model
     scale = model.logit_scale.detach().clone()
     give_plain_parameters(model)
-    assert torch.equal(whole_model(model).logit_scale, scale)
+    assert torch.equal(full_model(model).logit_scale, scale)
 
 
 # Accelerate has DeepSpeed on accelerators only. Rank 1 is asked to stop in its second step.
@@ -129,8 +130,8 @@ ON_A_CPU = """
 import os, signal, sys
 import accelerate
 from accelerate.state import DistributedType, PartialState
-from hf_clip.training import distributed
-from hf_clip.training.loop import Run
+from hf_clip.training import decisions
+from hf_clip.training.loop import Trainer
 
 class Accelerator(accelerate.Accelerator):
     def __init__(self, cpu, **options):
@@ -142,8 +143,8 @@ def update_and_signal(run, batch):
     return update(run, batch)
 
 PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
-distributed.Accelerator = Accelerator
-update, Run.update = Run.update, update_and_signal
+decisions.Accelerator = Accelerator
+update, Trainer.update = Trainer.update, update_and_signal
 
 from hf_clip_cli import main as cli
 sys.exit(cli.main(["train", *sys.argv[1:]]))

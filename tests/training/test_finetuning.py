@@ -16,7 +16,7 @@ from hf_clip.training.build import build_start
 from hf_clip.training.config import RecipeError
 from hf_clip.training.layer_groups import tower_parts
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
-from tests.helpers.steps import configure, make_batch, make_updater, weights
+from tests.helpers.steps import configure, make_batch, make_train_step, weights
 from tests.helpers.toys import tiny_clip
 
 RESNET = {"tower": "resnet", "stem_width": 4, "stage_depths": [1, 2, 1, 1], "hidden_size": 128, "image_size": 32}
@@ -55,10 +55,10 @@ def test_a_run_starts_from_a_checkpoint_and_says_so(pretrained, tmp_path):
 
 def test_images_are_normalized_as_the_checkpoint_was_trained(pretrained, tmp_path):
     config = start_from(tmp_path, "none.parquet", {"start_from": str(pretrained)})
-    updater, batch = make_updater(config), make_batch()
-    pixel_values = updater._pixel_values(batch, slice(0, 24), 0.0)
+    train_step, batch = make_train_step(config), make_batch()
+    pixel_values = train_step._pixel_values(batch, slice(0, 24), 0.0)
     scaled_BHWC = batch.images_BHWC.float() / 255
-    mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor(updater.processor.image_processor.image_std)
+    mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor(train_step.processor.image_processor.image_std)
     assert (pixel_values - ((scaled_BHWC - mean) / std).permute(0, 3, 1, 2)).abs().max() < 1e-5
 
 
@@ -87,14 +87,17 @@ def test_a_run_starts_from_two_towers_that_were_trained_apart(pretrained, tmp_pa
     # New projections are drawn from the seed.
     again, _ = build_start(config.model, NAMES, seed=0)
     assert torch.equal(again.visual_projection.weight, model.visual_projection.weight)
-    outcome = make_updater(config, torch.float32).update(make_batch(), 0)
+    outcome = make_train_step(config, torch.float32).update(make_batch(), 0)
     assert outcome.is_update
 
 
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ({"start_from": "a", "architecture": "ViT-B/32"}, "model.architecture and model.start_from are two models"),
+        (
+            {"vision_tower": "a", "text_tower": "b", "architecture": "ViT-B/32"},
+            "model.vision_tower and model.architecture are two",
+        ),
         (
             {"start_from": "a", "vision_tower": "b", "text_tower": "c"},
             "model.start_from and model.vision_tower are two",
@@ -117,13 +120,13 @@ def test_two_starts_at_once_are_refused(tmp_path, start, message):
 def test_patches_are_dropped_in_training_alone(pretrained, tmp_path):
     dropout = {"vision_config": {"patch_dropout": 0.5}}
     config = start_from(tmp_path, "none.parquet", {"start_from": str(pretrained), "config": dropout})
-    updater = make_updater(config)
+    train_step = make_train_step(config)
     tokens = []
-    encoder = updater.model.vision_model.encoder
+    encoder = train_step.model.vision_model.encoder
     encoder.layers[0].register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0].shape[1]))
-    updater.update(make_batch(), 0)
-    updater.model.eval()
-    updater.model.encode_image(torch.zeros(1, 3, 16, 16))
+    train_step.update(make_batch(16), 0)
+    train_step.model.eval()
+    train_step.model.encode_image(torch.zeros(1, 3, 16, 16))
     # Four patches and the class token.
     assert tokens == [3, 5]
 
@@ -138,12 +141,12 @@ TEXT_PARTS = [
 
 @pytest.mark.parametrize("unlocked", [0, 1, 2, 3, 4, None])
 def test_locked_parts_stay_as_they_are(tmp_path, unlocked):
-    updater = make_updater(
-        configure(tmp_path, [f"optimizer.text_tower.unlocked_groups={unlocked or 0}"] * (unlocked is not None))
+    train_step = make_train_step(
+        configure(tmp_path, [f"optimizer.text_tower.trainable_groups={unlocked or 0}"] * (unlocked is not None))
     )
-    before = weights(updater)
-    updater.update(make_batch(), 0)
-    moved = {name for name, each in weights(updater).items() if not torch.equal(each, before[name])}
+    before = weights(train_step)
+    train_step.update(make_batch(), 0)
+    moved = {name for name, each in weights(train_step).items() if not torch.equal(each, before[name])}
     for depth, prefixes in enumerate(reversed(TEXT_PARTS)):
         for prefix in prefixes:
             names = {name for name in before if name.removeprefix("text_model.").startswith(prefix)}
@@ -153,8 +156,8 @@ def test_locked_parts_stay_as_they_are(tmp_path, unlocked):
 
 
 def test_more_parts_than_there_are_cannot_be_unlocked(tmp_path):
-    with pytest.raises(RecipeError, match="text_tower.unlocked_groups=9: the tower has 4 parts"):
-        make_updater(configure(tmp_path, ["optimizer.text_tower.unlocked_groups=9"]))
+    with pytest.raises(RecipeError, match="text_tower.trainable_groups=9: the tower has 4 groups"):
+        make_train_step(configure(tmp_path, ["optimizer.text_tower.trainable_groups=9"]))
 
 
 @pytest.mark.parametrize("unlocked", [None, 1])
@@ -162,13 +165,13 @@ def test_batch_norms_of_a_locked_tower_are_frozen(tmp_path, unlocked):
     shape = "{" + ", ".join(f"{key}: {value}" for key, value in RESNET.items()) + ", num_attention_heads: 4}"
     overrides = [f"model.config.vision_config={shape}", "augmentation.rotation=0"]
     if unlocked is not None:
-        overrides.append(f"optimizer.vision_tower.unlocked_groups={unlocked}")
-    updater = make_updater(configure(tmp_path, overrides), torch.float32)
+        overrides.append(f"optimizer.vision_tower.trainable_groups={unlocked}")
+    train_step = make_train_step(configure(tmp_path, overrides), torch.float32)
     batch = make_batch()
     batch = type(batch)(**{**vars(batch), "images_BHWC": batch.images_BHWC.repeat(1, 2, 2, 1)})
-    before = {name: each.clone() for name, each in updater.model.named_buffers() if "running" in name}
-    updater.update(batch, 0)
-    same = [torch.equal(each, before[name]) for name, each in updater.model.named_buffers() if "running" in name]
+    before = {name: each.clone() for name, each in train_step.model.named_buffers() if "running" in name}
+    train_step.update(batch, 0)
+    same = [torch.equal(each, before[name]) for name, each in train_step.model.named_buffers() if "running" in name]
     assert len(same) > 10 and (all(same) if unlocked else not any(same))
 
 
@@ -192,13 +195,13 @@ def test_every_tower_is_cut_into_its_layers():
 def test_rates_differ_by_tower_and_depth(tmp_path):
     """And a faster rate moves weights further."""
     overrides = ["optimizer.vision_tower.learning_rate_factor=0.1", "optimizer.vision_tower.layer_decay=0.5"]
-    updater = make_updater(configure(tmp_path, [*overrides, "optimizer.weight_decay=0"]))
+    train_step = make_train_step(configure(tmp_path, [*overrides, "optimizer.weight_decay=0"]))
     rates = {
         parameter: group["peak_learning_rate"] / 1e-3
-        for group in updater.optimizer.param_groups
+        for group in train_step.optimizer.param_groups
         for parameter in group["params"]
     }
-    model = updater.model
+    model = train_step.model
     expected = [
         (model.visual_projection.weight, 0.1),
         (model.vision_model.post_layernorm.bias, 0.05),
@@ -211,9 +214,9 @@ def test_rates_differ_by_tower_and_depth(tmp_path):
     for parameter, factor in expected:
         assert rates[parameter] == pytest.approx(factor)
     assert len(rates) == len(list(model.parameters()))
-    before = weights(updater)
-    updater.update(make_batch(), 0)
-    moved = {name: (each - before[name]).abs().max().item() for name, each in weights(updater).items()}
+    before = weights(train_step)
+    train_step.update(make_batch(), 0)
+    moved = {name: (each - before[name]).abs().max().item() for name, each in weights(train_step).items()}
     assert moved["vision_model.encoder.layers.0.mlp.fc1.weight"] < 0.03e-3 < moved["text_projection.weight"] < 1.01e-3
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import list_checkpoints, load_state, newest_checkpoint
-from hf_clip.training.loop import Run
+from hf_clip.training.loop import Trainer
 from tests.helpers.counts import soak_count
 from tests.helpers.ranks import process_context
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
@@ -37,14 +37,14 @@ def kill_at(folder: Path, place: str | None, number: int, counts: Counter) -> No
         if event in TOUCHES and isinstance(arguments[0], str | Path) and str(arguments[0]).startswith(str(folder)):
             pass_by(ANY, *([SAVE] if "/checkpoints" in str(arguments[0]) else []))
 
-    update = Run.update
+    update = Trainer.update
 
     def update_or_die(run, batch):
         pass_by(ANY, STEP)
         return update(run, batch)
 
     sys.addaudithook(look)
-    Run.update = update_or_die
+    Trainer.update = update_or_die
 
 
 def train_and_die(file: Path, folder: Path, place: str | None, number: int, connection) -> None:
@@ -124,7 +124,7 @@ def test_killed_runs_end_as_the_one_that_was_not(file, uninterrupted, tmp_path):
 
 def train_on_a_small_disk(file: Path, folder: Path, connection) -> None:
     """From the second checkpoint on, no file may be longer than half of the first one's weights."""
-    save = Run.save
+    save = Trainer.save
 
     def save_less(run):
         if run.progress.step > 2:
@@ -132,7 +132,7 @@ def train_on_a_small_disk(file: Path, folder: Path, connection) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (weights.stat().st_size // 2, resource.RLIM_INFINITY))
         save(run)
 
-    Run.save = save_less
+    Trainer.save = save_less
     try:
         train(load_recipe(file), folder)
     except ValueError as error:

@@ -22,10 +22,10 @@ from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import CheckpointError, load_state
 from hf_clip.training.config import CheckpointConfig, RecipeError
 from hf_clip.training.device import choose_precision, is_fast_at_bf16
-from hf_clip.training.loop import Run, TrainingDiverged, TrainingStopped
+from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
 from hf_clip.training.run_folder import FolderError, require_space
 from hf_clip.training.signals import StopRequest
-from hf_clip.training.step import Updater
+from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import DataError
 from hf_clip.training.stream.decoding import Decoder
 from hf_clip_cli import main as cli
@@ -85,7 +85,7 @@ def finished(folder, data, held_out):
     templates = [f"a {{}} square at the {corner}" for corner in CORNERS]
     evaluations = {
         "held_out": {"data": [str(held_out)], "during_training": True},
-        "colors": {"protocol": "zero-shot", "data": [str(held_out)], "templates": templates},
+        "colors": {"task": "zero-shot", "data": [str(held_out)], "templates": templates},
     }
     changes = {"steps": 100, "batch_size": 32, "log_every": 5, "eval_every": 40, "checkpoints": {"save_every": 25}}
     config = configure(folder, data, evaluations=evaluations, card={"model_name": "squares"}, **changes)
@@ -110,7 +110,7 @@ def test_the_folder_is_complete(finished):
     assert f'model="{finished.name}"' in card and ".partial" not in card
     results = json.loads((finished / "results.json").read_text())
     assert f"{results['evaluations']['held_out']['image_to_text']['recall_at_1']:.3f}" in card
-    assert results["step"] == 100 and results["processes"] == 1 and results["pairs_left_out"] == {}
+    assert results["step"] == 100 and results["processes"] == 1 and results["pairs_skipped"] == {}
     assert load_recipe(finished / "recipe.yaml").steps == 100
     plots = sorted(path.name for path in (finished / "plots").iterdir())
     assert plots == ["held_out_best_and_worst.png", "held_out_similarity.png", "loss.png"]
@@ -153,14 +153,14 @@ def test_the_folder_loads_in_the_stock_pipeline(finished, tmp_path):
 
 def test_a_folder_holds_one_run(finished, folder, data, tmp_path):
     config = load_recipe(finished / "recipe.yaml")
-    with pytest.raises(FolderError, match="is not empty: go on with the run in it by --resume, or choose another"):
+    with pytest.raises(FolderError, match="is not empty: go on with the run in it by `resume`, or choose another"):
         train(config, finished)
-    with pytest.raises(FolderError, match="is finished: train another one in another --output-dir"):
+    with pytest.raises(FolderError, match="is finished: train another one in another `output_dir`"):
         train(config, finished, resume=True)
-    with pytest.raises(FolderError, match="no run to resume in .*: start it without --resume"):
+    with pytest.raises(FolderError, match="no run to resume in .*: start it without `resume`"):
         train(config, tmp_path / "none", resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match="is a file: give --output-dir a folder"):
+    with pytest.raises(FolderError, match="is a file: `output_dir` must be a folder"):
         train(config, tmp_path / "file")
     assert not (tmp_path / "none").exists()
 
@@ -190,7 +190,7 @@ def uninterrupted(folder, careful):
 
 @pytest.mark.parametrize("step", [1, 10])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp_path, monkeypatch, step):
-    update = Run.update
+    update = Trainer.update
 
     def update_and_signal(run, batch):
         if run.progress.step == step - 1:
@@ -198,8 +198,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp
         return update(run, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", update_and_signal)
-        with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with --resume") as stopped:
+        patch.setattr(Trainer, "update", update_and_signal)
+        with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with `resume`") as stopped:
             train(careful, tmp_path / "run")
     assert stopped.value.exit_code == 3
     assert (tmp_path / f"run/checkpoints/checkpoint-{step}").is_dir()
@@ -222,7 +222,7 @@ def test_a_run_stopped_while_it_seeks_its_next_pairs_goes_on_too(uninterrupted, 
     careful = replace(careful, data=replace(careful.data, workers=0))
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "decode", decode_and_signal)
-        with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with --resume"):
+        with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with `resume`"):
             train(careful, tmp_path / "run")
     assert len(decoded) == 16 * step + 3
     train(careful, tmp_path / "run", resume=True)
@@ -236,7 +236,8 @@ def signal_within(monkeypatch, function: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("It was not stopped.")
 
-    monkeypatch.setattr(f"hf_clip.training.finish.{function}", take_long)
+    module = "evaluate" if function.startswith("evaluate") else "export"
+    monkeypatch.setattr(f"hf_clip.training.{module}.{function}", take_long)
 
 
 def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, tmp_path, monkeypatch, capfd):
@@ -250,7 +251,7 @@ def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, t
     ):
         with monkeypatch.context() as patch:
             signal_within(patch, function)
-            with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with --resume"):
+            with pytest.raises(TrainingStopped, match=f"SIGTERM: saved at step {step}. Go on with `resume`"):
                 train(config, tmp_path / "run", resume=resume)
         assert (f"SIGTERM: the evaluations at step {step} are given up." in capfd.readouterr().err) == (
             "ev" in function
@@ -265,7 +266,7 @@ def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, t
 
 
 def test_a_crashed_run_goes_on_from_its_last_whole_checkpoint(uninterrupted, careful, tmp_path, monkeypatch):
-    update = Run.update
+    update = Trainer.update
 
     def update_or_crash(run, batch):
         if run.progress.step == 11:
@@ -273,10 +274,11 @@ def test_a_crashed_run_goes_on_from_its_last_whole_checkpoint(uninterrupted, car
         return update(run, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", update_or_crash)
+        patch.setattr(Trainer, "update", update_or_crash)
         with pytest.raises(MemoryError):
             train(careful, tmp_path / "run")
-    file = tmp_path / "run/checkpoints/checkpoint-8/model.safetensors"
+    # The steps since the last checkpoint were saved before the error ended the run.
+    file = tmp_path / "run/checkpoints/checkpoint-11/model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with (tmp_path / "run/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 12, "lo')
@@ -303,7 +305,7 @@ def test_a_command_stopped_by_a_signal_exits_with_3_and_goes_on(folder, data, tm
     assert lines[-1].startswith("hf-clip: SIGTERM: saved at step ") and "\r" not in "".join(lines)
     assert "pairs/s" in lines[-2] and "learning rate" in lines[-2] and "left" in lines[-2]
     assert cli.main(["train", "--output-dir", str(tmp_path / "run"), "--resume"]) == 0
-    assert "Going on from step" in capfd.readouterr().out
+    assert "Going on from step" in capfd.readouterr().err
     train(load_recipe(file), tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole", 120)
 
@@ -322,9 +324,9 @@ def test_a_second_interrupt_stops_at_once_and_handlers_are_put_back():
 
 def spoil(monkeypatch, steps: set[int]) -> None:
     """Makes the loss of some steps (from 0) a NaN."""
-    backward = Updater.backward
+    backward = TrainStep.backward
     monkeypatch.setattr(
-        Updater,
+        TrainStep,
         "backward",
         lambda self, batch, step: backward(self, batch, step) * (float("nan") if step in steps else 1),
     )
@@ -343,7 +345,9 @@ def test_a_run_of_bad_steps_stops_and_leaves_their_samples(data, tmp_path, monke
     """Stopped and gone on with in between, it counts on."""
     spoil(monkeypatch, {3, 4, 5})
     config = configure(tmp_path, data, max_bad_steps=3, checkpoints={"save_every": 2})
-    with pytest.raises(TrainingDiverged, match="at step 6, the last of 3 in a row.*: lower optimizer.learning_rate"):
+    with pytest.raises(
+        TrainingDiverged, match="at step 6, the last of 3 in a row.*: start a run with a lower optimizer.l"
+    ):
         train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/bad_batches.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 5, 6]
@@ -367,7 +371,7 @@ def test_a_short_run_that_has_no_number_to_show_has_diverged(data, tmp_path, mon
     spoil(monkeypatch, bad)
     config = configure(tmp_path, data, steps=steps, log_every=10, optimizer={"warmup_steps": 1})
     with pytest.raises(
-        TrainingDiverged, match=f"at step {steps}, the last of {in_a_row} in a row.*: lower optimizer."
+        TrainingDiverged, match=f"at step {steps}, the last of {in_a_row} in a row.*: start a run with a lower"
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists()
@@ -403,15 +407,15 @@ def test_too_small_a_disk_is_noticed_before_training(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_at_the_end_loses_nothing(data, tmp_path, monkeypatch):
-    """The checkpoint of the last step is there; --resume then only finishes."""
+    """The checkpoint of the last step is there; a resumed run then only finishes."""
     config = configure(tmp_path, data, steps=3)
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_clip.training.finish.write_model_card", full_disk)
-        with pytest.raises(CheckpointError, match="No space left on device.*again with --resume"):
+        patch.setattr("hf_clip.training.export.write_folder", full_disk)
+        with pytest.raises(OSError, match="No space left on device"):
             train(config, tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists() and not (tmp_path / "run/model.safetensors").exists()
     train(config, tmp_path / "run", resume=True)

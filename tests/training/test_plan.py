@@ -15,7 +15,7 @@ from hf_clip.training import RecipeError, load_recipe
 from hf_clip.training.build import build_model, build_processor
 from hf_clip.training.device import arrange_for_speed
 from hf_clip.training.objective import ContrastiveObjective
-from hf_clip.training.plan import flops_of_step, footprint, largest_micro_batch, plan, report
+from hf_clip.training.plan import describe_plan, flops_of_step, footprint, largest_micro_batch, plan_memory
 from hf_clip_cli import main as cli
 from hf_clip_cli.running import make_parser
 from tests.helpers.squares import recipe, write_recipe
@@ -43,7 +43,7 @@ def file(tmp_path):
 def planned(config, processes=1, is_sharded=False, device="cuda"):
     model = footprint(config, device)
     size = config.micro_batch_size
-    return plan(config, model, processes, is_sharded=is_sharded, micro_batch_size=size, device=device)
+    return plan_memory(config, model, processes, is_sharded=is_sharded, micro_batch_size=size, device=device)
 
 
 def test_numbers_of_a_tiny_model_by_hand(file):
@@ -116,7 +116,7 @@ def test_activations_grow_with_the_micro_batch_alone(file):
     assert larger.lines["activations"] == eight.lines["activations"]
     assert larger.lines["embeddings"] == 2 * eight.lines["embeddings"]
     # Tiles go with the square until they are full.
-    assert larger.whole - sum(larger.lines.values()) < 0
+    assert larger.total - sum(larger.lines.values()) < 0
 
 
 def test_sharding_divides_what_is_kept_and_not_what_is_at_work(file):
@@ -137,7 +137,7 @@ def test_sharding_divides_what_is_kept_and_not_what_is_at_work(file):
 def test_each_switch_takes_away_or_adds_its_part(file):
     config = load_recipe(file, ["model.config.vision_config.num_hidden_layers=4"])
     plain, lines = footprint(config), planned(config).lines
-    locked = load_recipe(file, ["optimizer.vision_tower.unlocked_groups=0"])
+    locked = load_recipe(file, ["optimizer.vision_tower.trainable_groups=0"])
     counted = footprint(locked)
     assert counted.learned == TEXT + 1 and counted.image_parameters == IMAGE
     assert counted.pair_bytes < footprint(load_recipe(file)).pair_bytes and not counted.image_learns
@@ -163,15 +163,15 @@ def test_the_micro_batch_that_fits_is_the_largest(file):
     config = load_recipe(file, ["batch_size=64"])
     model = footprint(config)
 
-    def whole(size):
-        return plan(config, model, 2, is_sharded=False, micro_batch_size=size).whole
+    def total(size):
+        return plan_memory(config, model, 2, is_sharded=False, micro_batch_size=size).total
 
-    for memory, size in ((whole(8) / 0.9, 8), (whole(32) / 0.9, 32), (whole(1) / 0.9 - 100, None)):
+    for memory, size in ((total(8) / 0.9, 8), (total(32) / 0.9, 32), (total(1) / 0.9 - 100, None)):
         assert largest_micro_batch(config, model, 2, memory + 1, is_sharded=False) == size
-    text = report(config, 2, device_memory=whole(8) / 0.9e9 + 1e-9)
-    assert f"{whole(32) / 1e9:.3f}" in text and "micro_batch_size=8 fits" in text
-    assert "not even micro_batch_size=1 fits" in report(config, 2, device_memory=1e-6)
-    assert "the whole share fits" in report(config, 2, device_memory=1e3)
+    text = describe_plan(config, 2, device_memory=total(8) / 0.9e9 + 1e-9)
+    assert f"{total(32) / 1e9:.3f}" in text and "micro_batch_size=8 fits" in text
+    assert "not even micro_batch_size=1 fits" in describe_plan(config, 2, device_memory=1e-6)
+    assert "all of a process's part fits" in describe_plan(config, 2, device_memory=1e3)
 
 
 def test_operations_of_a_published_model():
@@ -215,7 +215,7 @@ def test_the_command_says_it_all_without_data(file, capsys):
 
 def test_processes_must_divide_the_batch(file):
     with pytest.raises(RecipeError, match="batch_size=16 cannot be divided among 32 processes: set it to 32"):
-        report(load_recipe(file), 32)
+        describe_plan(load_recipe(file), 32)
 
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
@@ -241,8 +241,8 @@ def test_the_table_of_the_page_is_what_is_computed(row, tmp_path):
     model, processes, micro, *numbers = (cell.strip() for cell in row.strip("|").split("|"))
     content = {"model": {"architecture": model}, "data": {"train": ["a.parquet"]}, "steps": 200, "batch_size": 32768}
     file = write_recipe(tmp_path / "page.yaml", content)
-    text = report(load_recipe(file, [f"micro_batch_size={micro}"]), int(processes), teraflops=100)
-    whole = re.search(r"^whole +(.*)$", text, re.M)[1].split()
+    text = describe_plan(load_recipe(file, [f"micro_batch_size={micro}"]), int(processes), teraflops=100)
+    whole = re.search(r"^total +(.*)$", text, re.M)[1].split()
     said = [float(number.replace(",", "")) for number in numbers if number]
     arithmetic, seconds = re.search(r"step, (.*) a process", text)[1], re.search(r"([\d.]+) s a step", text)[1]
     assert said == pytest.approx([float(each.replace(",", "")) for each in (*whole, arithmetic, seconds)], rel=0.005)

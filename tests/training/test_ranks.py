@@ -17,7 +17,7 @@ from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import newest_checkpoint
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
-from tests.helpers.steps import AUGMENTATION, configure, gradients, make_batch, make_updater
+from tests.helpers.steps import AUGMENTATION, configure, gradients, make_batch, make_train_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,17 +45,17 @@ def first_updates(folder: Path) -> dict[tuple, list[tuple]]:
     for (name, changes), micro, dtype in product(LOSSES.items(), MICRO_BATCHES, TOLERANCES):
         overrides = [f"{key}={value}" for key, value in changes.items()]
         overrides += [] if micro is None else [f"micro_batch_size={micro}"]
-        updater = make_updater(configure(folder / f"{rank}", overrides), dtype)
+        train_step = make_train_step(configure(folder / f"{rank}", overrides), dtype)
         taken = updates[name, micro, dtype] = []
-        step_of_optimizer = updater.optimizer.step
+        step_of_optimizer = train_step.optimizer.step
 
-        def step_and_keep(updater=updater, step_of_optimizer=step_of_optimizer, taken=taken):
-            taken.append(gradients(updater))
+        def step_and_keep(train_step=train_step, step_of_optimizer=step_of_optimizer, taken=taken):
+            taken.append(gradients(train_step))
             step_of_optimizer()
 
-        updater.optimizer.step = step_and_keep
+        train_step.optimizer.step = step_and_keep
         for step in range(2):
-            outcome = updater.update(make_batch(24, rank, world_size, seed=step), step)
+            outcome = train_step.update(make_batch(24, rank, world_size, seed=step), step)
             taken[step] = (outcome.loss, {**taken[step], "norm": outcome.gradient_norm})
     return updates
 
@@ -102,16 +102,16 @@ def test_any_number_of_processes_takes_the_steps_of_one(folder, alone, world_siz
 SIGNAL_TO_RANK_1 = """
 import os, signal, sys
 from hf_clip_cli import main as cli
-from hf_clip.training.loop import Run
+from hf_clip.training.loop import Trainer
 
-update = Run.update
+update = Trainer.update
 
 def update_and_signal(run, batch):
     if run.progress.step == 1 and run.accelerator.process_index == 1:
         os.kill(os.getpid(), signal.{name})
     return update(run, batch)
 
-Run.update = update_and_signal
+Trainer.update = update_and_signal
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 

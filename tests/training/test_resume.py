@@ -15,7 +15,7 @@ from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import CheckpointError, list_checkpoints, load_state, newest_checkpoint
 from hf_clip.training.config import CheckpointConfig
 from hf_clip.training.data_fingerprint import DataChangedError
-from hf_clip.training.loop import Run, TrainingDiverged, TrainingStopped
+from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
 from hf_clip.training.run_folder import FolderError, RunFolder, require_space
 from tests.helpers.ranks import process_context, run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
@@ -27,8 +27,8 @@ def file(tmp_path):
 
 
 def stop_at(step: int, rank: int = 0):
-    """`Run.update`, signalled before `step` (from 1) as a scheduler would."""
-    update = Run.update
+    """`Trainer.update`, signalled before `step` (from 1) as a scheduler would."""
+    update = Trainer.update
 
     def update_and_signal(run, batch):
         if run.progress.step == step - 1 and run.accelerator.process_index == rank:
@@ -42,7 +42,7 @@ def stop_at(step: int, rank: int = 0):
 def stopped(file, tmp_path, monkeypatch):
     """A run that was stopped at step 2 of 4."""
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", stop_at(2))
+        patch.setattr(Trainer, "update", stop_at(2))
         with pytest.raises(TrainingStopped):
             train(load_recipe(file), tmp_path / "run")
     return tmp_path / "run"
@@ -111,7 +111,7 @@ def test_checkpoints_come_by_step_and_by_minute(file, tmp_path, monkeypatch):
 
 def test_weights_that_are_no_numbers_are_neither_saved_nor_delivered(file, tmp_path, monkeypatch):
     """The loss of a step is taken before its update: one wild update can end a run with an orderly loss."""
-    update = Run.update
+    update = Trainer.update
 
     def spoil(run, batch):
         numbers = update(run, batch)
@@ -119,7 +119,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_delivered(file, tmp_p
             run.model.visual_projection.weight[0, 0] = float("inf")
         return numbers
 
-    monkeypatch.setattr(Run, "update", spoil)
+    monkeypatch.setattr(Trainer, "update", spoil)
     config = load_recipe(file, ["steps=1", "optimizer.warmup_steps=0"])
     with pytest.raises(TrainingDiverged, match="visual_projection.weight is not finite after step 1.*learning_rate"):
         train(config, tmp_path / "run")
@@ -145,14 +145,14 @@ def test_pairs_left_out_are_said_at_the_end(tmp_path, capfd):
 
 def train_as_long_as(file, folder, is_inside, may_end) -> None:
     """Another process's run: says when it is within a step, and stays there until it may end."""
-    update = Run.update
+    update = Trainer.update
 
     def wait(run, batch):
         is_inside.set()
         assert may_end.wait(120)
         return update(run, batch)
 
-    Run.update = wait
+    Trainer.update = wait
     train(load_recipe(file), folder)
 
 
@@ -197,7 +197,7 @@ def break_down(run, batch):
 
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_new_run_that_fails_takes_away_only_what_it_made(file, tmp_path, monkeypatch, is_link):
-    monkeypatch.setattr(Run, "update", break_down)
+    monkeypatch.setattr(Trainer, "update", break_down)
     (tmp_path / "mine").mkdir()
     folder = tmp_path / "mine"
     if is_link:
@@ -216,7 +216,7 @@ def test_what_others_put_into_a_failed_runs_folder_stays(file, tmp_path, monkeyp
         (run.folder / "notes.txt").write_text("the user's")
         raise MemoryError
 
-    monkeypatch.setattr(Run, "update", write_and_break_down)
+    monkeypatch.setattr(Trainer, "update", write_and_break_down)
     with pytest.raises(MemoryError):
         train(load_recipe(file), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
@@ -252,14 +252,14 @@ def train_on_rank(file: Path, folder: Path, stop: int | None, resume: bool) -> t
     seen = []
     if stop is not None:
         # The last rank has the signal; the first one writes.
-        Run.update = stop_at(stop, rank=int(os.environ["WORLD_SIZE"]) - 1)
-    update = Run.update
+        Trainer.update = stop_at(stop, rank=int(os.environ["WORLD_SIZE"]) - 1)
+    update = Trainer.update
 
     def record(run, batch):
         seen.append(batch.sample_ids_B.tolist())
         return update(run, batch)
 
-    Run.update = record
+    Trainer.update = record
     try:
         train(load_recipe(file), folder, resume=resume)
     except TrainingStopped as stopped:

@@ -26,22 +26,21 @@ from hf_clip import HFCLIPModel
 from hf_clip.training import load_recipe, train
 from hf_clip.training.build import build_start
 from hf_clip.training.config import RecipeError
+from hf_clip.training.decisions import decide, sharded_precision
 from hf_clip.training.distributed import (
-    _sharded_precision,
+    full_model,
+    full_tensor,
     give_plain_parameters,
     load_optimizer_state,
-    make_accelerator,
     optimizer_state,
-    whole_model,
 )
 from hf_clip.training.ema import WeightAverage
-from hf_clip.training.full_tensors import whole
 from hf_clip.training.objective import ContrastiveObjective
 from hf_clip.training.optimizer import make_optimizer
-from hf_clip.training.step import Updater
+from hf_clip.training.step import TrainStep
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
-from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_updater, weights
+from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_train_step, weights
 from tests.training.test_ranks import free_port, relative_error
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +57,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def sharded_updater(config, state: dict | None = None, precision: str = "no", dtype=torch.float64) -> Updater:
+def sharded_train_step(config, state: dict | None = None, precision: str = "no", dtype=torch.float64) -> TrainStep:
     """As `prepare` and Accelerate make it on GPUs, on a mesh of CPUs."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model, processor = build_start(config.model, NAMES, config.seed)
@@ -67,35 +66,38 @@ def sharded_updater(config, state: dict | None = None, precision: str = "no", dt
         model.load_state_dict(state)
     give_plain_parameters(model)
     objective = ContrastiveObjective(model, config.data.keyword_weight)
-    options = {"mesh": mesh, "mp_policy": _sharded_precision(precision)}
+    options = {"mesh": mesh, "mp_policy": sharded_precision(precision)}
     for layer in [*model.vision_model.encoder.layers, *model.text_model.encoder.layers]:
         fully_shard(layer, **options)
     fully_shard(objective, **options)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
     optimizer = make_optimizer(model, config.optimizer)
-    return Updater(config, make_accelerator(config), objective, optimizer, processor, average)
+    return TrainStep(config, decide(config), objective, optimizer, processor, average)
 
 
 def sharded_updates(folder: Path, overrides: list[str]) -> tuple:
     """Two updates; after the first all is saved, and gone on with in another model too."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     config = configure(folder / f"{rank}", overrides)
-    updater = sharded_updater(config)
-    outcomes = [updater.update(make_batch(24, rank, world_size, seed=0), 0)]
-    state = whole_model(updater.model).state_dict()
-    rest = {"optimizer": optimizer_state(updater.objective, updater.optimizer), "update": updater.state_dict()}
+    train_step = sharded_train_step(config)
+    outcomes = [train_step.update(make_batch(24, rank, world_size, seed=0), 0)]
+    state = full_model(train_step.model).state_dict()
+    rest = {
+        "optimizer": optimizer_state(train_step.objective, train_step.optimizer),
+        "update": train_step.state_dict(),
+    }
     if rank == 0:
         # As a checkpoint: one rank writes it, all read it.
         torch.save(rest, folder / "state.pt")
     dist.barrier()
     rest = torch.load(folder / "state.pt", weights_only=True)
-    resumed = sharded_updater(config, state)
+    resumed = sharded_train_step(config, state)
     load_optimizer_state(resumed.objective, resumed.optimizer, rest["optimizer"])
     resumed.load_state_dict(rest["update"])
-    outcomes += [one.update(make_batch(24, rank, world_size, seed=1), 1) for one in (updater, resumed)]
+    outcomes += [one.update(make_batch(24, rank, world_size, seed=1), 1) for one in (train_step, resumed)]
     with resumed.average.in_place():
-        averaged = whole_model(resumed.model).state_dict()
-    own = [whole_model(one.model).state_dict() for one in (updater, resumed)]
+        averaged = full_model(resumed.model).state_dict()
+    own = [full_model(one.model).state_dict() for one in (train_step, resumed)]
     return outcomes, own, averaged, resumed.model.visual_projection.weight.to_local().numel()
 
 
@@ -104,7 +106,7 @@ def sharded_updates(folder: Path, overrides: list[str]) -> tuple:
 def test_sharded_weights_take_the_same_steps_and_are_saved_whole(folder, micro, algorithm):
     """Losses, norms, clipped updates, moving average, and all of it once more behind a checkpoint."""
     overrides = [*STRICT, f"optimizer.algorithm={algorithm}"]
-    alone = make_updater(configure(folder, overrides))
+    alone = make_train_step(configure(folder, overrides))
     outcomes = [alone.update(make_batch(seed=step), step) for step in range(2)]
     for theirs, own, averaged, shard in run_on_ranks(
         sharded_updates, 2, folder, [*overrides, f"micro_batch_size={micro}"]
@@ -124,20 +126,20 @@ def test_sharded_weights_take_the_same_steps_and_are_saved_whole(folder, micro, 
 def spoilt_updates(folder: Path) -> tuple:
     """One update, and one in which rank 1's shard of one gradient has an infinity."""
     rank = dist.get_rank()
-    updater = sharded_updater(configure(folder / f"{rank}", [MUON, *STRICT]))
-    assert updater.update(make_batch(24, rank, 2), 0).is_update
-    before = whole_model(updater.model).state_dict(), updater.average.state_dict()["weights"]
-    backward = updater.backward
+    train_step = sharded_train_step(configure(folder / f"{rank}", [MUON, *STRICT]))
+    assert train_step.update(make_batch(24, rank, 2), 0).is_update
+    before = full_model(train_step.model).state_dict(), train_step.average.state_dict()["weights"]
+    backward = train_step.backward
 
     def spoilt(batch, step):
         loss = backward(batch, step)
         if rank == 1:
-            updater.model.visual_projection.weight.grad.to_local()[0, 0] = float("inf")
+            train_step.model.visual_projection.weight.grad.to_local()[0, 0] = float("inf")
         return loss
 
-    updater.backward = spoilt
-    outcome = updater.update(make_batch(24, rank, 2, seed=1), 1)
-    return outcome, before, (whole_model(updater.model).state_dict(), updater.average.state_dict()["weights"])
+    train_step.backward = spoilt
+    outcome = train_step.update(make_batch(24, rank, 2, seed=1), 1)
+    return outcome, before, (full_model(train_step.model).state_dict(), train_step.average.state_dict()["weights"])
 
 
 def test_no_shard_is_updated_where_one_is_bad(folder):
@@ -150,17 +152,17 @@ def test_no_shard_is_updated_where_one_is_bad(folder):
 
 def copied_updates(folder: Path, dtype: torch.dtype) -> dict:
     rank = dist.get_rank()
-    updater = make_updater(configure(folder / f"{rank}", [MUON, "micro_batch_size=4"]), dtype)
+    train_step = make_train_step(configure(folder / f"{rank}", [MUON, "micro_batch_size=4"]), dtype)
     for step in range(3):
-        updater.update(make_batch(24, rank, 2, seed=step), step)
-    return weights(updater)
+        train_step.update(make_batch(24, rank, 2, seed=step), step)
+    return weights(train_step)
 
 
 def test_muon_leaves_the_same_weights_on_all_processes(folder):
     first, second = run_on_ranks(copied_updates, 2, folder, torch.float32)
     assert all(torch.equal(each, second[name]) for name, each in first.items())
     # Muon rounds to bf16 on the way, where the last bit of a sum can tip over: float64 does without that.
-    alone = make_updater(configure(folder, [MUON]))
+    alone = make_train_step(configure(folder, [MUON]))
     for step in range(3):
         alone.update(make_batch(seed=step), step)
     assert_close(run_on_ranks(copied_updates, 2, folder, torch.float64)[0], weights(alone), 1e-8)
@@ -169,14 +171,14 @@ def test_muon_leaves_the_same_weights_on_all_processes(folder):
 def half_precision_gradients(folder: Path, micro: str) -> tuple[torch.dtype, dict]:
     rank = dist.get_rank()
     config = configure(folder / f"{rank}", [f"micro_batch_size={micro}"])
-    updater = sharded_updater(config, precision="bf16", dtype=torch.float32)
-    loss = updater.backward(make_batch(24, rank, 2), 0)
-    return loss.dtype, {name: whole(each.grad) for name, each in updater.model.named_parameters()}
+    train_step = sharded_train_step(config, precision="bf16", dtype=torch.float32)
+    loss = train_step.backward(make_batch(24, rank, 2), 0)
+    return loss.dtype, {name: full_tensor(each.grad) for name, each in train_step.model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro", ["null", "2"])
 def test_gradients_of_layers_in_bf16_are_added_up_in_float32(folder, micro):
-    exact = make_updater(configure(folder), torch.float32)
+    exact = make_train_step(configure(folder), torch.float32)
     exact.backward(make_batch(), 0)
     expected = gradients(exact)
     for dtype, found in run_on_ranks(half_precision_gradients, 2, folder, micro):
@@ -275,10 +277,10 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
 def test_what_accelerate_would_not_do_on_a_cpu_is_refused_instead_of_left_out(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    monkeypatch.setattr("hf_clip.training.distributed.is_deepspeed_available", lambda: True)
-    monkeypatch.setattr("hf_clip.training.distributed.Accelerator", lambda **_: PlainAccelerator())
+    monkeypatch.setattr("hf_clip.training.decisions.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("hf_clip.training.decisions.Accelerator", lambda **_: PlainAccelerator())
     with pytest.raises(RecipeError, match=rf"asks for {name}, .*\(1 on cpu here\): launch with torchrun"):
-        make_accelerator(configure(tmp_path))
+        decide(configure(tmp_path))
 
 
 class PlainAccelerator:

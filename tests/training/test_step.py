@@ -15,15 +15,16 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
-from hf_clip.training.augmentation import mixed_share
+from hf_clip.training.augmentation import mixed_fraction
 from hf_clip.training.config import RecipeError
-from hf_clip.training.distributed import make_accelerator, note_on_batch_statistics
-from hf_clip.training.loop import Progress, Run, TrainingDiverged
+from hf_clip.training.decisions import decide
 from hf_clip.training.optimizer import learning_rate_fraction
-from hf_clip.training.step import Updater
+from hf_clip.training.prepare import note_on_batch_statistics
+from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import Batch
+from hf_clip.training.trainer import TrainingDiverged
 from tests.helpers.ranks import run_on_ranks
-from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_updater, weights
+from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_train_step, make_trainer, weights
 
 RANDOM = [
     "model.config.vision_config.patch_dropout=0.5",
@@ -34,41 +35,43 @@ RANDOM = [
 
 def test_both_passes_draw_the_same(tmp_path):
     """Cached gradients with dropout and dropped patches are those of one graph over the same draws."""
-    updater = make_updater(configure(tmp_path, [*RANDOM, "micro_batch_size=10"]))
+    train_step = make_train_step(configure(tmp_path, [*RANDOM, "micro_batch_size=10"]))
     batch = make_batch()
-    updater.objective.train()
-    loss = updater.backward(batch, step=3)
-    cached = gradients(updater)
-    updater.optimizer.zero_grad()
+    train_step.objective.train()
+    loss = train_step.backward(batch, step=3)
+    cached = gradients(train_step)
+    train_step.optimizer.zero_grad()
 
-    parts, share = [], mixed_share(updater.config.seed, 3, updater.config.augmentation.mixup)
+    parts, share = [], mixed_fraction(train_step.config.seed, 3, train_step.config.augmentation.mixup)
     for index, rows in enumerate((slice(0, 10), slice(10, 20), slice(20, 24))):
-        updater._seed(3, index)
-        parts.append(updater.objective(updater._pixel_values(batch, rows, share), **updater._texts(batch, rows)))
+        train_step._seed(3, index)
+        parts.append(
+            train_step.objective(train_step._pixel_values(batch, rows, share), **train_step._texts(batch, rows))
+        )
     embeddings_BD = [torch.cat(column) for column in zip(*(embeddings for embeddings, _ in parts), strict=True)]
-    in_one_graph = updater.objective.loss(embeddings_BD, parts[0][1], batch.concept_ids_B, share)
+    in_one_graph = train_step.objective.loss(embeddings_BD, parts[0][1], batch.concept_ids_B, share)
     in_one_graph.backward()
     assert loss == in_one_graph
-    assert_close(cached, gradients(updater))
+    assert_close(cached, gradients(train_step))
     # And another step draws anew.
-    assert updater.backward(batch, step=4) != loss
+    assert train_step.backward(batch, step=4) != loss
 
 
 def test_odd_batches_are_not_mixed_two_by_two(tmp_path):
     with pytest.raises(RecipeError, match="two by two, and a process has 24 of a batch, in pieces of 5"):
-        make_updater(configure(tmp_path, ["micro_batch_size=5"]))
+        make_train_step(configure(tmp_path, ["micro_batch_size=5"]))
 
 
 def test_smoothing_of_labels_is_refused_for_the_sigmoid_loss(tmp_path):
     with pytest.raises(RecipeError, match="label_smoothing=0.1 is for the softmax's targets"):
-        make_updater(configure(tmp_path, ["label_smoothing=0.1", "model.config.logit_bias_init_value=-2.0"]))
+        make_train_step(configure(tmp_path, ["label_smoothing=0.1", "model.config.logit_bias_init_value=-2.0"]))
 
 
 def test_micro_batches_hold_the_activations_of_one(tmp_path):
     """What is alive at the end of a forward pass with a graph, in values, is the micro-batch's."""
     alive = {}
     for micro in (24, 4):
-        updater = make_updater(configure(tmp_path, [f"micro_batch_size={micro}"]))
+        train_step = make_train_step(configure(tmp_path, [f"micro_batch_size={micro}"]))
         sizes: list[int] = []
 
         def keep(tensor, sizes=sizes):
@@ -76,7 +79,7 @@ def test_micro_batches_hold_the_activations_of_one(tmp_path):
             return tensor
 
         most = 0
-        embed = updater.objective.forward
+        embed = train_step.objective.forward
 
         def forward(*args, sizes=sizes, embed=embed, **kwargs):
             nonlocal most
@@ -85,19 +88,19 @@ def test_micro_batches_hold_the_activations_of_one(tmp_path):
             most = max(most, sum(sizes))
             return result
 
-        updater.objective.forward = forward
+        train_step.objective.forward = forward
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            updater.update(make_batch(), 0)
+            train_step.update(make_batch(), 0)
         alive[micro] = most
     assert alive[4] < 0.35 * alive[24]
 
 
 def test_a_whole_batch_is_encoded_once(tmp_path):
     for overrides, forwards in (([], 1), (["micro_batch_size=24"], 1), (["micro_batch_size=100"], 1)):
-        updater = make_updater(configure(tmp_path, overrides))
+        train_step = make_train_step(configure(tmp_path, overrides))
         calls = []
-        updater.objective.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        updater.update(make_batch(), 0)
+        train_step.objective.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        train_step.update(make_batch(), 0)
         assert len(calls) == forwards
 
 
@@ -112,15 +115,15 @@ def test_switches_leave_the_gradients_as_they_are(tmp_path, switch, monkeypatch)
         compile_in_place(module, backend="eager")
 
     monkeypatch.setattr(nn.Module, "compile", compile_for_test)
-    plain = make_updater(configure(tmp_path, RANDOM))
+    plain = make_train_step(configure(tmp_path, RANDOM))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        other = make_updater(configure(tmp_path, [*RANDOM, f"{switch}=true"]))
+        other = make_train_step(configure(tmp_path, [*RANDOM, f"{switch}=true"]))
     recomputed = []
     other.model.vision_model.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
-    for updater in (plain, other):
-        updater.objective.train()
-        updater.backward(make_batch(), 0)
+    for train_step in (plain, other):
+        train_step.objective.train()
+        train_step.backward(make_batch(), 0)
     assert_close(gradients(other), gradients(plain), 1e-9)
     if switch == "gradient_checkpointing":
         assert len(recomputed) == 2
@@ -131,16 +134,16 @@ def test_switches_leave_the_gradients_as_they_are(tmp_path, switch, monkeypatch)
 
 def test_what_cannot_be_is_refused_before_work_starts(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="mixed_precision=fp16 needs a CUDA GPU, and the device is cpu: use bf16"):
-        make_accelerator(configure(tmp_path, ["mixed_precision=fp16"]))
+        decide(configure(tmp_path, ["mixed_precision=fp16"]))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(
         RecipeError, match="micro_batch_size=8 does not go with DeepSpeed.* or launch with DDP or FSDP2"
     ):
-        make_accelerator(configure(tmp_path, ["micro_batch_size=8"]))
+        decide(configure(tmp_path, ["micro_batch_size=8"]))
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RecipeError, match="set fsdp_version: 2"):
-        make_accelerator(configure(tmp_path))
+        decide(configure(tmp_path))
 
 
 RESNET = {"tower": "resnet", "stem_width": 4, "stage_depths": [1, 1, 1, 1], "hidden_size": 128, "image_size": 32}
@@ -150,15 +153,15 @@ def test_batch_norms_are_spoken_of_where_batches_are_looked_at_in_parts(tmp_path
     shape = "{" + ", ".join(f"{key}: {value}" for key, value in RESNET.items()) + ", num_attention_heads: 4}"
     overrides = [f"model.config.vision_config={shape}"]
     config = configure(tmp_path, [*overrides, "micro_batch_size=8"])
-    model = make_updater(config).model
-    assert "they see 8 of the batch's 24 pairs at a time" in note_on_batch_statistics(model, config, 1)
+    model = make_train_step(config).model
+    assert "they see 8 of the batch's 24 pairs at a time" in note_on_batch_statistics(model, config, 8)
     whole_batch = configure(tmp_path, overrides)
-    assert note_on_batch_statistics(model, whole_batch, 1) is None
-    assert "they see 12 of" in note_on_batch_statistics(model, whole_batch, 2)
-    locked = configure(tmp_path, [*overrides, "micro_batch_size=8", "optimizer.vision_tower.unlocked_groups=1"])
-    assert note_on_batch_statistics(model, locked, 1) is None
+    assert note_on_batch_statistics(model, whole_batch, 24) is None
+    assert "they see 12 of" in note_on_batch_statistics(model, whole_batch, 12)
+    frozen = configure(tmp_path, [*overrides, "micro_batch_size=8", "optimizer.vision_tower.trainable_groups=1"])
+    assert note_on_batch_statistics(model, frozen, 8) is None
     vit = configure(tmp_path, ["micro_batch_size=8"])
-    assert note_on_batch_statistics(make_updater(vit).model, vit, 1) is None
+    assert note_on_batch_statistics(make_train_step(vit).model, vit, 8) is None
 
 
 FAULTS = """
@@ -202,29 +205,29 @@ def test_running_statistics_move_once_for_each_micro_batch(tmp_path, checkpointi
     """In neither the pass without a graph nor in what gradient checkpointing makes again, and as normalized there."""
     shape = "{" + ", ".join(f"{key}: {value}" for key, value in RESNET.items()) + ", num_attention_heads: 4}"
     overrides = [f"model.config.vision_config={shape}", "micro_batch_size=8"]
-    updater = make_updater(configure(tmp_path, [*overrides, f"gradient_checkpointing={checkpointing}"]))
-    twin = make_updater(configure(tmp_path, overrides)).model.train()
+    train_step = make_train_step(configure(tmp_path, [*overrides, f"gradient_checkpointing={checkpointing}"]))
+    twin = make_train_step(configure(tmp_path, overrides)).model.train()
     batch = enlarged(make_batch())
-    share = mixed_share(updater.config.seed, 0, updater.config.augmentation.mixup)
-    assert updater.update(batch, 0).is_update
+    share = mixed_fraction(train_step.config.seed, 0, train_step.config.augmentation.mixup)
+    assert train_step.update(batch, 0).is_update
     with torch.no_grad():
         for rows in (slice(0, 8), slice(8, 16), slice(16, 24)):
-            twin.get_image_features(updater._pixel_values(batch, rows, share))
+            twin.get_image_features(train_step._pixel_values(batch, rows, share))
     expected = dict(twin.vision_model.named_buffers())
     moved = [name for name in expected if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert len(moved) > 30
-    for name, buffer in updater.model.vision_model.named_buffers():
+    for name, buffer in train_step.model.vision_model.named_buffers():
         torch.testing.assert_close(buffer, expected[name], rtol=1e-10, atol=1e-12)
     # A bad step leaves them too: the forward that gave no number had moved them.
-    before = {name: buffer.clone() for name, buffer in updater.model.named_buffers()}
-    spoil(updater, {1}, "loss")
-    assert not updater.update(enlarged(make_batch(seed=1)), 1).is_update
-    assert all(torch.equal(buffer, before[name]) for name, buffer in updater.model.named_buffers())
+    before = {name: buffer.clone() for name, buffer in train_step.model.named_buffers()}
+    spoil(train_step, {1}, "loss")
+    assert not train_step.update(enlarged(make_batch(seed=1)), 1).is_update
+    assert all(torch.equal(buffer, before[name]) for name, buffer in train_step.model.named_buffers())
 
 
-def spoil(updater: Updater, steps: set[int], what: str) -> None:
+def spoil(train_step: TrainStep, steps: set[int], what: str) -> None:
     """Makes the loss or a gradient of some updates (from 1) a NaN."""
-    backward, count = updater.backward, 0
+    backward, count = train_step.backward, 0
 
     def spoilt(batch, step):
         nonlocal count
@@ -233,53 +236,53 @@ def spoil(updater: Updater, steps: set[int], what: str) -> None:
         if count in steps and what == "loss":
             return loss * float("nan")
         if count in steps:
-            updater.model.visual_projection.weight.grad[0, 0] = float("inf")
+            train_step.model.visual_projection.weight.grad[0, 0] = float("inf")
         return loss
 
-    updater.backward = spoilt
+    train_step.backward = spoilt
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_bad_step_changes_nothing_and_is_counted(tmp_path, what):
-    updater = make_updater(configure(tmp_path, ["ema_decay=0.9"]))
-    spoil(updater, {2}, what)
-    assert updater.update(make_batch(seed=0), 0).is_update
-    before = weights(updater), json.dumps(repr(updater.state_dict()["average"]))
-    moments = {key: value.clone() for key, value in updater.optimizer.state[updater.model.logit_scale].items()}
-    outcome = updater.update(make_batch(seed=1), 1)
-    assert not outcome.is_update and updater.bad_steps == 1
-    assert updater.bad_batches == [(1, list(range(100, 124)))]
-    assert all(torch.equal(each, before[0][name]) for name, each in weights(updater).items())
-    assert json.dumps(repr(updater.state_dict()["average"])) == before[1]
-    now = updater.optimizer.state[updater.model.logit_scale]
+    train_step = make_train_step(configure(tmp_path, ["ema_decay=0.9"]))
+    spoil(train_step, {2}, what)
+    assert train_step.update(make_batch(seed=0), 0).is_update
+    before = weights(train_step), json.dumps(repr(train_step.state_dict()["average"]))
+    moments = {key: value.clone() for key, value in train_step.optimizer.state[train_step.model.logit_scale].items()}
+    outcome = train_step.update(make_batch(seed=1), 1)
+    assert not outcome.is_update and train_step.bad_steps == 1
+    assert train_step.bad_batches == [(1, list(range(100, 124)))]
+    assert all(torch.equal(each, before[0][name]) for name, each in weights(train_step).items())
+    assert json.dumps(repr(train_step.state_dict()["average"])) == before[1]
+    now = train_step.optimizer.state[train_step.model.logit_scale]
     assert all(torch.equal(value, now[key]) for key, value in moments.items())
-    assert updater.update(make_batch(seed=2), 2).is_update
-    assert updater.bad_steps == 1 and updater.bad_batches == []
-    assert not torch.equal(updater.model.logit_scale, before[0]["logit_scale"])
+    assert train_step.update(make_batch(seed=2), 2).is_update
+    assert train_step.bad_steps == 1 and train_step.bad_batches == []
+    assert not torch.equal(train_step.model.logit_scale, before[0]["logit_scale"])
 
 
 def bad_run(folder: Path, bad_rank: int) -> tuple:
     """The end of a run in which one rank's gradients are spoilt at all steps from the second."""
     rank = dist.get_rank()
     config = configure(folder / f"{rank}", ["max_bad_steps=2"])
-    updater = make_updater(config)
-    run = Run(config, folder, updater.accelerator, updater.objective, updater.optimizer, updater.processor, Progress())
+    train_step = make_train_step(config)
+    run = make_trainer(config, folder, train_step)
     if rank == bad_rank:
         # Before the ranks' gradients are averaged, as a defective device would have it.
-        weight = updater.model.text_projection.weight
+        weight = train_step.model.text_projection.weight
         weight.register_hook(lambda gradient: gradient * (float("nan") if run.progress.step else 1.0))
     message = None
     for step in range(4):
         run.progress.step = step
-        before = weights(updater)
+        before = weights(train_step)
         try:
             is_update = run.update(make_batch(24, rank, 2, seed=step)).is_update
         except TrainingDiverged as error:
             message, is_update = str(error), False
-        unchanged = all(torch.equal(each, before[name]) for name, each in weights(updater).items())
+        unchanged = all(torch.equal(each, before[name]) for name, each in weights(train_step).items())
         assert is_update != unchanged
         if message is not None:
-            return step, message, weights(updater)
+            return step, message, weights(train_step)
     return ()
 
 
@@ -299,48 +302,46 @@ class TestScaler:
     """A gradient scaler on the CPU in the place of a GPU's."""
 
     @pytest.fixture
-    def updater(self, tmp_path):
-        updater = make_updater(configure(tmp_path), torch.float32)
+    def train_step(self, tmp_path):
+        train_step = make_train_step(configure(tmp_path), torch.float32)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
-        optimizer = updater.optimizer.optimizer
-        updater.optimizer = AcceleratedOptimizer(optimizer, scaler=scaler)
-        updater.accelerator.scaler = scaler
-        updater.accelerator.unscale_gradients = lambda: scaler.unscale_(optimizer)
-        return updater
+        optimizer = train_step.optimizer.optimizer
+        train_step.optimizer = AcceleratedOptimizer(optimizer, scaler=scaler)
+        train_step.accelerator.scaler = scaler
+        train_step.accelerator.unscale_gradients = lambda: scaler.unscale_(optimizer)
+        return train_step
 
-    def test_scaled_gradients_give_the_same_update(self, updater, tmp_path):
-        plain = make_updater(configure(tmp_path), torch.float32)
+    def test_scaled_gradients_give_the_same_update(self, train_step, tmp_path):
+        plain = make_train_step(configure(tmp_path), torch.float32)
         plain.update(make_batch(), 0)
-        assert updater.update(make_batch(), 0).is_update
-        assert_close(weights(updater), weights(plain), 1e-5)
+        assert train_step.update(make_batch(), 0).is_update
+        assert_close(weights(train_step), weights(plain), 1e-5)
 
-    def test_an_overflow_is_no_bad_step_while_the_scale_can_shrink(self, updater):
-        before = weights(updater)
-        spoil(updater, {1, 2, 3}, "gradient")
+    def test_an_overflow_is_no_bad_step_while_the_scale_can_shrink(self, train_step):
+        before = weights(train_step)
+        spoil(train_step, {1, 2, 3}, "gradient")
         scales = []
         for step in range(3):
-            assert not updater.update(make_batch(seed=step), step).is_update
-            scales.append(updater.accelerator.scaler.get_scale())
+            assert not train_step.update(make_batch(seed=step), step).is_update
+            scales.append(train_step.accelerator.scaler.get_scale())
         # From 4 it shrank twice; at 1 the gradient itself must be bad.
-        assert scales[:2] == [2.0, 1.0] and updater.bad_steps == 1
-        assert all(torch.equal(each, before[name]) for name, each in weights(updater).items())
-        state = updater.state_dict()["scaler"]
-        updater.accelerator.scaler.update(64.0)
-        updater.load_state_dict({**updater.state_dict(), "scaler": state})
-        assert updater.accelerator.scaler.get_scale() == scales[2]
+        assert scales[:2] == [2.0, 1.0] and train_step.bad_steps == 1
+        assert all(torch.equal(each, before[name]) for name, each in weights(train_step).items())
+        state = train_step.state_dict()["scaler"]
+        train_step.accelerator.scaler.update(64.0)
+        train_step.load_state_dict({**train_step.state_dict(), "scaler": state})
+        assert train_step.accelerator.scaler.get_scale() == scales[2]
 
-    def test_a_loss_that_is_no_number_is_bad_whatever_the_scale(self, updater):
-        spoil(updater, {1}, "loss")
-        assert not updater.update(make_batch(), 0).is_update and updater.bad_steps == 1
+    def test_a_loss_that_is_no_number_is_bad_whatever_the_scale(self, train_step):
+        spoil(train_step, {1}, "loss")
+        assert not train_step.update(make_batch(), 0).is_update and train_step.bad_steps == 1
 
 
 def test_the_average_is_what_is_released(tmp_path):
     config = configure(tmp_path, ["ema_decay=0.6"])
-    updater = make_updater(config)
-    run = Run(
-        config, tmp_path, updater.accelerator, updater.objective, updater.optimizer, updater.processor, Progress()
-    )
-    expected = weights(updater)
+    train_step = make_train_step(config)
+    run = make_trainer(config, tmp_path, train_step)
+    expected = weights(train_step)
     for step in range(4):
         run.update(
             make_batch(seed=step),
@@ -348,34 +349,34 @@ def test_the_average_is_what_is_released(tmp_path):
         run.progress.step += 1
         # Until the sixth update the average is over fewer.
         decay = min(0.6, (1 + step) / (10 + step))
-        expected = {name: decay * each + (1 - decay) * weights(updater)[name] for name, each in expected.items()}
-    own = weights(updater)
+        expected = {name: decay * each + (1 - decay) * weights(train_step)[name] for name, each in expected.items()}
+    own = weights(train_step)
     with run.released_model() as model:
         assert_close(dict(model.named_parameters()), expected)
         assert (model.visual_projection.weight - own["visual_projection.weight"]).abs().max() > 1e-5
-    assert all(torch.equal(each, own[name]) for name, each in weights(updater).items())
+    assert all(torch.equal(each, own[name]) for name, each in weights(train_step).items())
 
-    resumed = make_updater(config)
-    resumed.load_state_dict(run.updater.state_dict())
+    resumed = make_train_step(config)
+    resumed.load_state_dict(run.train_step.state_dict())
     with resumed.average.in_place():
         assert_close(weights(resumed), expected)
 
 
 def test_gradients_are_clipped_together(tmp_path):
-    updater = make_updater(configure(tmp_path, ["optimizer.max_gradient_norm=0.05"]))
+    train_step = make_train_step(configure(tmp_path, ["optimizer.max_gradient_norm=0.05"]))
     norms = []
-    step = updater.optimizer.step
-    updater.optimizer.step = lambda: (norms.append(nn.utils.get_total_norm(gradients(updater).values())), step())
-    outcome = updater.update(make_batch(), 0)
+    step = train_step.optimizer.step
+    train_step.optimizer.step = lambda: (norms.append(nn.utils.get_total_norm(gradients(train_step).values())), step())
+    outcome = train_step.update(make_batch(), 0)
     assert outcome.gradient_norm > 0.5 and norms == [pytest.approx(0.05, rel=1e-4)]
 
 
 def test_rates_rise_and_fall_for_every_group_alike(tmp_path):
     config = configure(tmp_path, ["optimizer.text_tower.learning_rate_factor=0.1"])
-    updater = make_updater(config)
-    updater.update(make_batch(), 3)
+    train_step = make_train_step(config)
+    train_step.update(make_batch(), 3)
     fraction = learning_rate_fraction(3, config.steps, config.optimizer)
-    rates = {round(group["lr"] / (1e-3 * fraction), 9) for group in updater.optimizer.param_groups}
+    rates = {round(group["lr"] / (1e-3 * fraction), 9) for group in train_step.optimizer.param_groups}
     assert rates == {1.0, 0.1}
 
 
@@ -386,9 +387,12 @@ def test_rates_rise_and_fall_for_every_group_alike(tmp_path):
         ("mixed_precision=fp8", "mixed_precision='fp8' is not known: use 'auto', 'no', 'bf16' or 'fp16'"),
         ("max_bad_steps=0", "max_bad_steps=0 must be 1 or more"),
         ("ema_decay=1.0", "ema_decay=1.0 must lie between 0 and 1"),
-        ("optimizer.vision_tower.layer_decay=0", "layer_decay=0.0 of a tower must lie in 0 to 1, above 0"),
-        ("optimizer.text_tower.learning_rate_factor=0", "learning_rate_factor=0.0 .* unlocked_groups=0 locks it"),
-        ("optimizer.text_tower.unlocked_groups=-1", "unlocked_groups=-1 of a tower must be 0 or more"),
+        ("optimizer.vision_tower.layer_decay=0", "vision_tower.layer_decay=0.0 must lie in 0 to 1, above 0"),
+        (
+            "optimizer.text_tower.learning_rate_factor=0",
+            "learning_rate_factor=0.0 .* trainable_groups=0 freezes a tower",
+        ),
+        ("optimizer.text_tower.trainable_groups=-1", "text_tower.trainable_groups=-1 must be 0 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(tmp_path, override, message):

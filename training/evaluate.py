@@ -1,0 +1,123 @@
+"""The evaluations of a recipe: checked before the first step, run on the way and at the end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_clip.evaluation import RetrievalResult, ZeroShotResult, evaluate_retrieval, evaluate_zero_shot
+from hf_clip.evaluation.labeled_images import names_of_labels
+from hf_clip.messages import in_callers_words
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.zero_shot_hf_clip import templates_of
+from hf_clip.sources import Source, SourceError
+
+from .config import EvaluationConfig, TrainConfig
+from .progress import one_line
+from .signals import StopNow
+from .trainer import Trainer
+
+# Labels looked at before the first step.
+LABELS_TO_CHECK = 1000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of the recipe with its data, opened: missing files show before training, not after."""
+
+    name: str
+    config: EvaluationConfig
+    source: Source
+
+
+def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
+    """The recipe's evaluations by name.
+
+    Raises:
+        SourceError: data is not there, lacks a column, or has labels that cannot be classes; in the recipe's words.
+    """
+    opened = {}
+    for name, evaluation in config.evaluations.items():
+        try:
+            source = evaluation.spec().open()
+            if evaluation.task == "retrieval":
+                source = source.require_captions()
+            else:
+                source = source.require_label()
+                _check_labels(source)
+        except SourceError as error:
+            raise SourceError(_in_recipes_words(name, error)) from error
+        opened[name] = Evaluation(name, evaluation, source)
+    return opened
+
+
+def _check_labels(source: Source) -> None:
+    """Raises SourceError for labels of which the evaluation would make nothing, hours later."""
+    if names_of_labels(source) is not None:
+        return
+    column = source.label_column
+    assert column is not None
+    rows = source.dataset.select_columns([column]).take(LABELS_TO_CHECK)
+    labels = [row[column] for row in rows if row[column] not in (None, "")]
+    if not labels:
+        raise SourceError(f"{source.name}: column {column!r} has no label in its first rows: set `label_column`.")
+    if all(isinstance(label, int | float) or str(label).lstrip("-").isdigit() for label in labels):
+        raise SourceError(
+            f"{source.name}: the labels in column {column!r} are numbers without names, such as {labels[0]!r}: set "
+            "`label_column` to a column of class names."
+        )
+
+
+def _in_recipes_words(name: str, error: BaseException) -> str:
+    """An error of an evaluation with the recipe's keys in place of arguments."""
+    arguments = EvaluationConfig.__dataclass_fields__
+    return in_callers_words(one_line(error), {each: f"evaluations.{name}.{each}" for each in arguments})
+
+
+def run_evaluations(
+    trainer: Trainer, evaluations: dict[str, Evaluation], *, during_training: bool = False
+) -> dict[str, RetrievalResult | ZeroShotResult]:
+    """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those.
+
+    One that fails is reported and lacks. A signal ends them, logs none and is left to the caller: whoever sent it may
+    not wait as long as they take.
+    """
+    due = [each for each in evaluations.values() if each.config.during_training or not during_training]
+    results: dict[str, RetrievalResult | ZeroShotResult] = {}
+    with trainer.released_model() as model:
+        if trainer.decisions.is_main:
+            try:
+                with trainer.stop.at_once():
+                    for evaluation in due:
+                        _run_one(trainer, model, evaluation, during_training, results)
+            except StopNow as stop:
+                trainer.log.say(f"{stop}: the evaluations at step {trainer.progress.step} are given up.")
+                results = {}
+            if results:
+                numbers = {name: result.to_dict() for name, result in results.items()}
+                trainer.log.log_evaluations(trainer.progress.step, numbers)
+        trainer.decisions.accelerator.wait_for_everyone()
+    return results
+
+
+def _run_one(
+    trainer: Trainer, model: HFCLIPModel, evaluation: Evaluation, during_training: bool, results: dict[str, Any]
+) -> None:
+    step = f" at step {trainer.progress.step}"
+    title = evaluation.name + (step if during_training else "")
+    try:
+        result = _evaluate(model, trainer.train_step.processor, evaluation, title)
+        trainer.log.say(result.table())
+        results[evaluation.name] = result
+    except Exception as error:
+        trainer.log.fail(
+            f"The evaluation {evaluation.name}{step} failed ({_in_recipes_words(evaluation.name, error)})."
+        )
+
+
+def _evaluate(
+    model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str
+) -> RetrievalResult | ZeroShotResult:
+    if evaluation.config.task == "retrieval":
+        return evaluate_retrieval(model, processor, evaluation.source, title=title)
+    templates = evaluation.config.templates or templates_of(model)
+    return evaluate_zero_shot(model, processor, evaluation.source, templates=templates, title=title)

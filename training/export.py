@@ -1,0 +1,215 @@
+"""The folder that a finished run leaves: model and processor first, then plots and card, `results.json` last."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hf_clip.evaluation import RetrievalResult, plot_retrievals, plot_similarity, plot_training
+from hf_clip.hub import CardFacts, made_with, write_model_card
+from hf_clip.model.image_decoding_hf_clip import decode_image
+from hf_clip.sources import Source, iterate_samples
+
+from .checkpoint import MANIFEST, write_folder
+from .config import read_card_sources
+from .evaluate import Evaluation
+from .progress import one_line
+from .run_folder import METRICS, RESULTS
+from .trainer import Trainer
+
+IMAGES_IN_HEAT_MAP = 12
+IMAGES_IN_SHEET = 6
+EXAMPLE_SIZE = 512
+EXAMPLE_LABELS = 3
+
+# What the card says of the run's course, of `results.json`.
+FACTS_OF_TRAINING = (
+    "started_from",
+    "ema_decay",
+    "step",
+    "train_seconds",
+    "device",
+    "processes",
+    "threads",
+    "mixed_precision",
+    "torch",
+    "transformers",
+)
+
+
+def export_model(trainer: Trainer) -> None:
+    """Weights, config and processor in the run's folder. Collective where weights are sharded.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    with trainer.released_model() as model:
+        if not trainer.decisions.is_main:
+            return
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            trainer.train_step.processor.save_pretrained(folder)
+
+        unfinished = trainer.folder / ".model"
+        write_folder(unfinished, write)
+        (unfinished / MANIFEST).unlink()
+        for item in unfinished.iterdir():
+            os.replace(item, trainer.folder / item.name)
+        unfinished.rmdir()
+    trainer.log.say(f"The model is in {trainer.folder}.")
+
+
+def gather_results(trainer: Trainer, evaluated: dict[str, Any], skipped: Counter[str]) -> dict[str, Any]:
+    """What `results.json` holds, as measured."""
+    start = trainer.config.model
+    return {
+        "step": trainer.progress.step,
+        "started_from": start.start_from or " and ".join(filter(None, [start.vision_tower, start.text_tower])) or None,
+        "ema_decay": trainer.config.ema_decay,
+        "bad_steps": trainer.train_step.bad_steps,
+        "train_seconds": round(trainer.progress.train_seconds, 1),
+        "pairs_skipped": dict(skipped),
+        "evaluations": {name: result.to_dict() for name, result in evaluated.items()},
+        **trainer.decisions.circumstances(),
+        **made_with(),
+    }
+
+
+def write_results(trainer: Trainer, results: dict[str, Any]) -> None:
+    """`results.json`, which says that the run is finished. Raises OSError where it cannot be written."""
+    if trainer.log.failures:
+        results["failed"] = trainer.log.failures
+    unfinished = trainer.folder / f".{RESULTS}.partial"
+    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(trainer.folder / RESULTS)
+
+
+def describe_model(
+    trainer: Trainer, evaluations: dict[str, Evaluation], evaluated: dict[str, Any], results: dict[str, Any]
+) -> None:
+    """Plots and the model card, in the run's folder. What fails of them is a line: the model needs none of it.
+
+    Raises:
+        StopNow: a signal came.
+    """
+    with trainer.stop.at_once():
+        plots = draw_plots(trainer, evaluations, evaluated)
+        trainer.log.attempt("The model card", lambda: _write_card(trainer, evaluations, evaluated, results, plots))
+
+
+def draw_plots(
+    trainer: Trainer, evaluations: dict[str, Evaluation], evaluated: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """(file, what it shows) of the plots made in the run's `plots`; none without matplotlib, which is then said."""
+    log, folder = trainer.log, trainer.folder
+    if find_spec("matplotlib") is None:
+        log.say("No plots: matplotlib is not installed (pip install matplotlib).")
+        return []
+    shutil.rmtree(folder / "plots", ignore_errors=True)
+    log.attempt("The folder of plots", (folder / "plots").mkdir)
+    made: list[tuple[str, str]] = []
+    # Of a short run, all steps that were to be logged may have been bad ones.
+    if (folder / METRICS).is_file():
+        log.attempt("The plot of the loss", lambda: made.append(_plot_loss(folder)))
+    for name, result in evaluated.items():
+        if isinstance(result, RetrievalResult) and len(result.rows) > 1:
+            plot = partial(_plot_retrieval, folder, name, result, evaluations[name].source, made)
+            log.attempt(f"The plots of {name}", plot)
+    return made
+
+
+def _plot_loss(folder: Path) -> tuple[str, str]:
+    plot_training(folder / METRICS, folder / "plots/loss.png")
+    return "plots/loss.png", "Training loss by step, and R@1 on the way"
+
+
+def _plot_retrieval(
+    folder: Path, name: str, result: RetrievalResult, source: Source, made: list[tuple[str, str]]
+) -> None:
+    best, worst = result.best_and_worst(IMAGES_IN_SHEET)
+    shown = [index * len(result.rows) // IMAGES_IN_HEAT_MAP for index in range(IMAGES_IN_HEAT_MAP)]
+    shown = list(dict.fromkeys(shown))
+    wanted = {result.rows[index] for index in [*best, *worst, *shown]}
+    images = {sample.index: sample.image for sample in iterate_samples(source) if sample.index in wanted}
+    title = name.replace("_", " ")
+    sheet = (f"plots/{name}_best_and_worst.png", f"Best and worst retrievals, {title}")
+    plot_retrievals(result, images, folder / sheet[0], count=IMAGES_IN_SHEET)
+    heat_map = (f"plots/{name}_similarity.png", f"Cosines of {len(shown)} images and their names, {title}")
+    names = [result.targets[index] for index in shown]
+    plot_similarity(
+        [images[result.rows[index]] for index in shown],
+        [result.names[index] for index in names],
+        result.image_embeds[shown] @ result.text_embeds[names].T,
+        folder / heat_map[0],
+    )
+    made += [heat_map, sheet]
+
+
+def _write_card(
+    trainer: Trainer,
+    evaluations: dict[str, Evaluation],
+    evaluated: dict[str, Any],
+    results: dict[str, Any],
+    plots: list[tuple[str, str]],
+) -> None:
+    facts = _card_facts(trainer, evaluated, results, plots)
+
+    def add_example() -> None:
+        facts.example_image, facts.example_labels = draw_example(evaluations, evaluated, trainer.folder)
+
+    trainer.log.attempt("The card's example", add_example)
+    try:
+        write_model_card(trainer.folder, facts)
+    except Exception as error:
+        trainer.log.say(f"The card shows no outputs of its snippets ({one_line(error)}).")
+        write_model_card(trainer.folder, facts, runs_snippets=False)
+
+
+def draw_example(
+    evaluations: dict[str, Evaluation], evaluated: dict[str, Any], folder: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """The card's example: a file in `folder`, and labels of which the first is right. It is the first one retrieved.
+
+    None, and the labels of the image that the card then draws, without a retrieval.
+    """
+    for name, result in evaluated.items():
+        if isinstance(result, RetrievalResult):
+            for sample in iterate_samples(evaluations[name].source):
+                if sample.index == result.rows[0]:
+                    image = decode_image(sample.image)
+                    image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+                    image.save(folder / "example.png")
+                    names = [result.names[result.targets[0]], *result.names]
+                    return "example.png", tuple(dict.fromkeys(names))[:EXAMPLE_LABELS]
+    return None, CardFacts.example_labels
+
+
+def _card_facts(
+    trainer: Trainer, evaluated: dict[str, Any], results: dict[str, Any], plots: list[tuple[str, str]]
+) -> CardFacts:
+    config = trainer.config
+    evaluation_data = [item for evaluation in config.evaluations.values() for item in evaluation.data]
+    return CardFacts(
+        model_name=config.card.model_name or trainer.folder.name,
+        training_data=_described(config.data.train, config.card.sources),
+        evaluation_data=_described(evaluation_data, config.card.sources),
+        results=[result.to_dict() for result in evaluated.values()],
+        recipe=asdict(config),
+        training={key: results[key] for key in FACTS_OF_TRAINING if results[key] is not None},
+        plots=plots,
+        languages=config.card.languages,
+        example_template=config.templates[0] if config.templates else CardFacts.example_template,
+        repo_id=trainer.folder.absolute().name,
+    )
+
+
+def _described(data: list[str], sources: list[str]) -> list[dict[str, Any]]:
+    """What the sources files say of each file or data set, its name alone where they say nothing."""
+    known = read_card_sources(sources)
+    return [known.get(Path(item).name, {"name": item}) for item in dict.fromkeys(data)]

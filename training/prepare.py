@@ -1,0 +1,63 @@
+"""A model, its objective and its optimizer, made ready for steps on the device and the processes of the run."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+
+from .config import TrainConfig
+from .decisions import Decisions
+from .deepspeed import autocast_forward, runs_deepspeed, take_over_steps
+from .device import arrange_for_speed
+from .distributed import give_plain_parameters
+from .layer_groups import freeze, has_batch_statistics, recompute_activations
+from .objective import ContrastiveObjective
+from .optimizer import make_optimizer
+from .recipe_error import RecipeError
+
+
+def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model's objective and its optimizer, ready for steps as it was decided.
+
+    Raises:
+        RecipeError: a tower has fewer groups than `trainable_groups`; a sigmoid's labels are to be smoothed.
+    """
+    if config.label_smoothing and model.logit_bias is not None:
+        raise RecipeError(
+            f"label_smoothing={config.label_smoothing} is for the softmax's targets, and this model has the sigmoid "
+            "loss: set label_smoothing=0."
+        )
+    accelerator = decisions.accelerator
+    arrange_for_speed(model, decisions.device)
+    freeze(model, config.optimizer)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    if config.torch_compile:
+        for tower in (model.vision_model, model.text_model):
+            # In place: the names of the weights stay.
+            tower.compile()
+    if accelerator.is_fsdp2 or runs_deepspeed(accelerator):
+        give_plain_parameters(model)
+    objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing)
+    if runs_deepspeed(accelerator):
+        autocast_forward(objective, decisions.device, decisions.precision)
+    with warnings.catch_warnings():
+        # torch renames what Accelerate has one name for (`broadcast_buffers`).
+        warnings.simplefilter("ignore", FutureWarning)
+        objective, optimizer = accelerator.prepare(objective, make_optimizer(model, config.optimizer))
+    if runs_deepspeed(accelerator):
+        optimizer = take_over_steps(accelerator, optimizer, config.optimizer.max_gradient_norm)
+    return objective, optimizer
+
+
+def note_on_batch_statistics(model: HFCLIPModel, config: TrainConfig, micro_batch_size: int) -> str | None:
+    """A warning about a model whose batch norms learn, where a batch is not looked at at once."""
+    if micro_batch_size == config.batch_size or not has_batch_statistics(model, config.optimizer):
+        return None
+    return (
+        f"The model has batch norms: they see {micro_batch_size} of the batch's {config.batch_size} pairs at a time, "
+        "so that other numbers of processes or sizes of micro-batches train another model. A frozen tower keeps its "
+        "statistics (optimizer.vision_tower.trainable_groups=1 trains its projection alone)."
+    )

@@ -1,0 +1,80 @@
+"""The reference of a recipe's keys, from the dataclasses and the texts below their fields."""
+
+import ast
+import inspect
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from . import config as _config
+from .config import TrainConfig
+
+
+def recipe_reference() -> str:
+    """All keys of a recipe as Markdown: a table for each section, with kind, default and meaning of each key."""
+    texts = _texts()
+    parts: list[str] = []
+    _add_section(TrainConfig, "", texts, parts)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _texts() -> dict[str, dict[str, str]]:
+    """The text below each field, by class and field."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(_config)).body:
+        if isinstance(node, ast.ClassDef):
+            texts = found.setdefault(node.name, {})
+            for entry, below in zip(node.body, node.body[1:], strict=False):
+                if (
+                    isinstance(entry, ast.AnnAssign)
+                    and isinstance(entry.target, ast.Name)
+                    and isinstance(below, ast.Expr)
+                    and isinstance(below.value, ast.Constant)
+                ):
+                    texts[entry.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _add_section(kind: Any, key: str, texts: dict[str, dict[str, str]], parts: list[str]) -> None:
+    hints = get_type_hints(kind)
+    parts += [f"## {f'`{key}`' if key else 'Top level'}", "", " ".join((inspect.getdoc(kind) or "").split()), ""]
+    parts += ["| key | kind | default | meaning |", "| --- | --- | --- | --- |"]
+    sections = []
+    for entry in fields(kind):
+        inner = [each for each in (hints[entry.name], *get_args(hints[entry.name])) if is_dataclass(each)]
+        if inner:
+            is_named = not is_dataclass(hints[entry.name])
+            sections.append((inner[0], ".".join(filter(None, [key, entry.name, "NAME" if is_named else ""]))))
+        row = (f"`{entry.name}`", _kind(hints[entry.name]), _default(entry), texts[kind.__name__][entry.name])
+        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    parts.append("")
+    for inner_kind, inner_key in sections:
+        _add_section(inner_kind, inner_key, texts, parts)
+
+
+def _kind(hint: Any) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    if is_dataclass(hint):
+        return "table"
+    arguments = get_args(hint)
+    origin = getattr(hint, "__origin__", None)
+    if origin is list:
+        return f"list of {_kind(arguments[0])}"
+    if origin is dict:
+        return "tables by name" if is_dataclass(arguments[1]) else "table"
+    return " or ".join(_kind(each) for each in arguments)
+
+
+def _default(entry: Field) -> str:
+    if entry.default is not MISSING:
+        value = entry.default
+    elif entry.default_factory is not MISSING:
+        value = entry.default_factory()
+    else:
+        return "must be set"
+    if is_dataclass(value) or value == {}:
+        return ""
+    shown = {None: "null", True: "true", False: "false"}
+    is_word = value is None or isinstance(value, bool)
+    return f"`{shown[value] if is_word else value}`"

@@ -1,0 +1,221 @@
+"""The objects of a run, and what is done with them: steps, checkpoints, the model that is handed out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
+
+from .checkpoint import load_state, remove_old_checkpoints, save_state, write_folder
+from .config import TrainConfig
+from .data_fingerprint import require_same_data
+from .decisions import Decisions
+from .distributed import full_model, full_tensor, load_optimizer_state, optimizer_state
+from .hub_checkpoints import CheckpointPusher
+from .optimizer import learning_rate_fraction
+from .progress import ProgressLog
+from .run_folder import BAD_BATCHES, CHECKPOINTS
+from .signals import StopRequest
+from .step import StepResult, TrainStep
+from .stream import Batch, PairStream, Position
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights are no longer numbers."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a resumed one needs besides weights and optimizer."""
+
+    step: int = 0
+    position: Position = field(default_factory=dict)
+    train_seconds: float = 0.0
+    saved_step: int = 0
+
+
+@dataclass
+class Trainer:
+    """The objects that the steps of a run share.
+
+    Attributes:
+        folder: of the run.
+        data_fingerprint: what the training data is recognized by when the run is resumed.
+        pusher: copies checkpoints to the Hub, on the main process, where the recipe says so.
+    """
+
+    config: TrainConfig
+    folder: Path
+    train_step: TrainStep
+    progress: Progress
+    log: ProgressLog
+    data_fingerprint: dict[str, int | str] = field(default_factory=dict)
+    pusher: CheckpointPusher | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def decisions(self) -> Decisions:
+        return self.train_step.decisions
+
+    @property
+    def model(self) -> HFCLIPModel:
+        return self.train_step.model
+
+    def restore(self, checkpoint: Path) -> None:
+        """Takes over the state of a checkpoint; its weights are already the model's.
+
+        Raises:
+            DataChangedError: the training data is not that with which the run began.
+        """
+        state = load_state(checkpoint)
+        require_same_data(state["data"], self.data_fingerprint)
+        progress = self.progress
+        load_optimizer_state(self.train_step.objective, self.train_step.optimizer, state["optimizer"])
+        self.train_step.load_state_dict(state["update"])
+        progress.step, progress.position = state["step"], state["position"]
+        progress.train_seconds, progress.saved_step = state["train_seconds"], state["step"]
+        self.log.say(f"Going on from step {progress.step}.")
+        now = self.decisions.circumstances()
+        changed = [
+            f"{name} was {was} and is {now.get(name)}"
+            for name, was in state["circumstances"].items()
+            if now.get(name) != was
+        ]
+        if changed:
+            self.log.say(f"{', '.join(changed)}: the last bits of the weights may differ from an uninterrupted run's.")
+
+    def update(self, batch: Batch) -> StepResult:
+        """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids.
+
+        So does the run's last one, where all that were to be logged were among those in a row.
+        """
+        result = self.train_step.update(batch, self.progress.step)
+        in_a_row = len(self.train_step.bad_batches)
+        if in_a_row and not result.is_update:
+            what = (
+                f"The loss is {result.loss.item()} and its gradient's norm {float(result.gradient_norm)} at step "
+                f"{self.progress.step + 1}"
+            )
+            is_last = self.progress.step + 1 == self.config.steps
+            logged_nothing = is_last and in_a_row > self.config.steps - self.config.log_every
+            if in_a_row >= self.config.max_bad_steps or logged_nothing:
+                self._keep_bad_batches()
+                raise TrainingDiverged(
+                    f"{what}, the last of {in_a_row} in a row that updated nothing; {self.folder / BAD_BATCHES} has "
+                    f"the ids of their samples: {result.fix or self.fix_of_divergence}."
+                )
+            reason = f" ({result.fix})" if result.fix else ""
+            self.log.say(
+                f"{what}{reason}: no update ({in_a_row} in a row; max_bad_steps={self.config.max_bad_steps})."
+            )
+        return result
+
+    def _keep_bad_batches(self) -> None:
+        """The steps (from 1) in a row that were bad, and their batches' sample ids, all ranks' in order."""
+        lines = []
+        accelerator = self.decisions.accelerator
+        for step, ids in self.train_step.bad_batches:
+            all_ids = accelerator.gather(torch.tensor(ids, device=accelerator.device))
+            lines.append(json.dumps({"step": step + 1, "sample_ids": all_ids.tolist()}) + "\n")
+        if self.decisions.is_main:
+            file = self.folder / BAD_BATCHES
+            self.log.attempt(BAD_BATCHES, lambda: file.write_text("".join(lines), encoding="utf-8"))
+
+    @contextmanager
+    def released_model(self) -> Iterator[HFCLIPModel]:
+        """The model as it is evaluated and exported, within the block: averaged where the recipe says so, and whole.
+
+        Collective where weights are sharded.
+        """
+        average = self.train_step.average
+        with nullcontext() if average is None else average.in_place():
+            yield full_model(self.model)
+
+    @property
+    def fix_of_divergence(self) -> str:
+        """What to change where the loss is no number; none of it can be changed in a run that has begun."""
+        optimizer = self.config.optimizer
+        return (
+            f"start a run with a lower optimizer.learning_rate (now {optimizer.learning_rate}), a higher "
+            f"optimizer.warmup_steps (now {optimizer.warmup_steps}) or mixed_precision=no"
+        )
+
+    def read_numbers(self, result: StepResult) -> dict[str, float]:
+        """Loss, gradient norm, rate, scale, and how many steps updated nothing so far."""
+        config = self.config.optimizer
+        return {
+            "loss": result.loss.item(),
+            "gradient_norm": float(result.gradient_norm),
+            "learning_rate": config.learning_rate
+            * learning_rate_fraction(self.progress.step - 1, self.config.steps, config),
+            "logit_scale": full_tensor(self.model.logit_scale.detach()).exp().item(),
+            "bad_steps": self.train_step.bad_steps,
+        }
+
+    def agree(self, signal: str | None, is_late: bool = False) -> tuple[str | None, bool]:
+        """The signal that any rank has had, and whether a save is late on any.
+
+        All must save and stop at one step, or the others wait for ever.
+        """
+        accelerator = self.decisions.accelerator
+        if accelerator.num_processes == 1:
+            return signal, is_late
+        flags = torch.tensor([float(signal is not None), float(is_late)], device=accelerator.device)
+        is_signalled, is_late = (accelerator.reduce(flags) > 0).tolist()
+        return (signal or "a signal to another process") if is_signalled else None, is_late
+
+    def save(self, stream: PairStream) -> None:
+        """A checkpoint of this step; older ones go, as the recipe has it. Collective.
+
+        Raises:
+            TrainingDiverged: a weight is not finite. CheckpointError: the disk is full.
+        """
+        self.progress.position = stream.gather(self.progress.position)
+        # Every rank looks, so that all leave together. An update can spoil weights whose gradient was in order.
+        for name, parameter in self.model.named_parameters():
+            if not full_tensor(parameter.detach()).isfinite().all():
+                raise TrainingDiverged(
+                    f"{name} is not finite after step {self.progress.step}, and nothing of it was saved: "
+                    f"{self.fix_of_divergence}."
+                )
+        model = full_model(self.model)
+        train_step = self.train_step
+        state = {
+            "optimizer": optimizer_state(train_step.objective, train_step.optimizer),
+            "update": train_step.state_dict(),
+        }
+        self.decisions.accelerator.wait_for_everyone()
+        if self.decisions.is_main:
+            self._write_checkpoint(model, state)
+        # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
+        self.decisions.accelerator.wait_for_everyone()
+        self.progress.saved_step = self.progress.step
+
+    def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:
+        progress, config = self.progress, self.config.checkpoints
+        checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{progress.step}"
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            self.train_step.processor.save_pretrained(folder)
+            save_state(
+                folder,
+                {
+                    **state,
+                    "step": progress.step,
+                    "position": progress.position,
+                    "train_seconds": progress.train_seconds,
+                    "data": self.data_fingerprint,
+                    "circumstances": self.decisions.circumstances(),
+                },
+            )
+
+        write_folder(checkpoint, write)
+        if self.pusher is not None:
+            self.pusher.push(checkpoint)
+        in_use = self.pusher.in_use if self.pusher is not None else None
+        remove_old_checkpoints(self.folder / CHECKPOINTS, config, progress.step, in_use)
