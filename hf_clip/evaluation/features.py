@@ -96,7 +96,7 @@ def encode_texts(
     """
     if not texts:
         raise ValueError("there are no texts to encode: pass at least one.")
-    rank, world_size = _place(processes)
+    rank, world_size = _rank_and_world_size(processes)
     batches = progress(batched(texts, batch_size), "texts", total=-(-len(texts) // batch_size), unit="batch")
     with evaluation_mode(model):
         own = [
@@ -179,7 +179,7 @@ def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable],
 
 def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encode) -> Iterator[tuple]:
     """(number of the share, its features) of this process's shares, from the cache where they are there."""
-    rank, world_size = _place(encoding.processes)
+    rank, world_size = _rank_and_world_size(encoding.processes)
     key = encoding.key(model, processor) if encoding.cache else ""
     for number, chunk in enumerate(batched(images, IMAGES_PER_FILE)):
         if number % world_size != rank:
@@ -196,7 +196,7 @@ def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encod
         yield number, features
 
 
-def _place(processes: "PartialState | None") -> tuple[int, int]:
+def _rank_and_world_size(processes: "PartialState | None") -> tuple[int, int]:
     return (0, 1) if processes is None else (processes.process_index, processes.num_processes)
 
 

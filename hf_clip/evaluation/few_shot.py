@@ -16,6 +16,7 @@ from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import describe_skipped, embed_labeled, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
+from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.sources import Source
 
@@ -68,7 +69,8 @@ class FewShotResult:
         if self.zero_shot_top_1 is None:
             lines.append("      0       -   zero-shot needs the classes' names")
         else:
-            lines.append(f"      0{self.zero_shot_top_1:8.3f}   zero-shot, by the classes' names")
+            by_name = describe_templates(self.templates)
+            lines.append(f"      0{self.zero_shot_top_1:8.3f}   zero-shot, by the classes' names; {by_name}")
         for row in self.shots:
             deviation = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.3f}"
             lines.append(f"{row['shots']:7d}{row['mean']:8.3f}{deviation:>11}{row['penalty']:10.2e}")
@@ -88,7 +90,7 @@ def evaluate_few_shot(
     shots: Sequence[int] = SHOTS,
     num_seeds: int = 5,
     labels: Sequence[str | Sequence[str]] | None = None,
-    templates: Sequence[str] = ("{}",),
+    templates: Sequence[str] | None = None,
     title: str | None = None,
     batch_size: int = 64,
     encoding: Encoding | None = None,

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from hf_clip.evaluation.features import Encoding, encode_images
-from hf_clip.sources import Sample, Source, SourceError, iterate_samples
-from hf_clip.sources.sample import as_text
+from hf_clip.sources import Sample, Source, SourceError, ValueKindError, as_text, iterate_samples
 
 
 @dataclass
@@ -39,26 +38,32 @@ def embed_labeled(
     *,
     by: Sequence[str] = (),
     multi_label: bool = False,
-    check: Callable[[str, str], None] | None = None,
+    check: Callable[[str, str], object] | None = None,
 ) -> LabeledFeatures:
     """Embeddings and labels of a source's images.
 
     Args:
         by: columns whose values are wanted too; the source must have been opened with them as `keyword_columns`.
         multi_label: the label column holds lists.
-        check: called with each label and where it stands, before its image is encoded.
+        check: called with each label and the key of its row, before the row's image is encoded.
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
-        ValueError: if no image with a label could be read; what `check` raises.
+        ValueError: if no row has a label, no image with one could be read, or a label is an index beyond the names
+            that the data has; what `check` raises.
     """
     labels, groups, unlabeled = [], [], Counter()
     names = names_of_labels(source)
 
     def make_images() -> Iterator:
         for sample, row in iterate_rows(source.require_label(), by):
-            found = _labels_of(row[source.label_column], names) if multi_label else (sample.label,)
-            if not found or found[0] in (None, "-1"):
+            found = _labels_of(source, row, names, sample.key)
+            if len(found) > 1 and not multi_label:
+                raise ValueError(
+                    f"{sample.key} has {len(found)} labels ({', '.join(map(repr, found[:3]))}): set "
+                    "`multi_label=True`, or `label_column` to one of single labels."
+                )
+            if not found:
                 unlabeled["no_label"] += 1
                 continue
             for label in found if check else ():
@@ -66,13 +71,18 @@ def embed_labeled(
             labels.append(found)
             groups.append([value_of(source, row, column) for column in by])
             yield sample.image
+        if unlabeled and not labels:
+            raise ValueError(
+                f"{source.name}: none of its {unlabeled['no_label']} rows has a label in column "
+                f"{source.label_column!r}: set `label_column` to the column of the classes."
+            )
 
     features = encode_images(model, processor, make_images(), total=source.num_rows, encoding=encoding)
     kept_groups = [groups[position] for position in features.kept]
     return LabeledFeatures(
         features.embeddings,
         [labels[position] for position in features.kept],
-        {column: [values[place] for values in kept_groups] for place, column in enumerate(by)},
+        {column: [values[position] for values in kept_groups] for position, column in enumerate(by)},
         features.skipped + unlabeled,
     )
 
@@ -138,8 +148,22 @@ def _named(value: Any, names: Sequence[str] | None) -> str | None:
     return as_text(value)
 
 
-def _labels_of(value: Any, names: Sequence[str] | None) -> tuple[str, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    named = [_named(one, names) for one in values]
-    # As in a column of single labels, -1 is none.
-    return tuple(dict.fromkeys(one for one in named if one and one != "-1"))
+def _labels_of(source: Source, row: Mapping[str, Any], names: Sequence[str] | None, key: str) -> tuple[str, ...]:
+    """The labels of a row as texts: one, or those of a list; none for what marks a row without a label."""
+    value, found = row[source.label_column], []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if names and isinstance(item, int) and item >= len(names):
+            raise ValueError(
+                f"{key}: label {item} is beyond the {len(names)} class names that the data has, whose indices are 0 "
+                f"to {len(names) - 1}."
+            )
+        try:
+            text = _named(item, names)
+        except ValueKindError as error:
+            raise ValueError(
+                f"{key}: column {source.label_column!r} {error}: a label is a text or a number."
+            ) from None
+        # As in a column of single labels, -1 is none.
+        if text and text.strip() and text != "-1":
+            found.append(text)
+    return tuple(dict.fromkeys(found))

@@ -251,17 +251,16 @@ def search_penalty(score: Callable[[float], float]) -> tuple[float, dict[float, 
     scores: dict[int, float] = {}
 
     def best() -> int:
-        return max(scores, key=lambda place: (scores[place], place))
+        return max(scores, key=lambda step: (scores[step], step))
 
-    places = list(range(0, len(PENALTIES), COARSE_STEP))
-    step = COARSE_STEP
-    while step:
-        for place in progress(places, "penalties of the probe", total=len(places)):
-            if 0 <= place < len(PENALTIES) and place not in scores:
-                scores[place] = score(PENALTIES[place])
-        step //= 2
-        places = [best() - step, best() + step]
-    return PENALTIES[best()], {PENALTIES[place]: found for place, found in scores.items()}
+    steps, distance = list(range(0, len(PENALTIES), COARSE_STEP)), COARSE_STEP
+    while distance:
+        for step in progress(steps, "penalties of the probe", total=len(steps)):
+            if 0 <= step < len(PENALTIES) and step not in scores:
+                scores[step] = score(PENALTIES[step])
+        distance //= 2
+        steps = [best() - distance, best() + distance]
+    return PENALTIES[best()], {PENALTIES[step]: found for step, found in scores.items()}
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -194,6 +194,8 @@ class RetrievalResult:
         ranks: `Ranks` of the images' names.
         image_embeds, text_embeds: (N, D) and (M, D) float32 unit embeddings on the CPU.
         groups: for each column that was asked for, the metrics among the images of each value and their texts alone.
+        captions: which captions of an image were candidates, "first" or "all".
+        caption_counts: the fewest and the most captions of an image.
     """
 
     title: str
@@ -207,6 +209,8 @@ class RetrievalResult:
     image_embeds: torch.Tensor = field(repr=False)
     text_embeds: torch.Tensor = field(repr=False)
     groups: dict[str, dict[str, dict]] = field(default_factory=dict, repr=False)
+    captions: str = "first"
+    caption_counts: tuple[int, int] = (1, 1)
 
     def to_dict(self) -> dict:
         """Numbers and counts, ready for JSON."""
@@ -214,6 +218,8 @@ class RetrievalResult:
             "task": "retrieval",
             "title": self.title,
             **self.metrics,
+            "captions": self.captions,
+            "captions_per_image": list(self.caption_counts),
             "by": self.groups,
             "skipped": dict(self.skipped),
             "seconds": round(self.seconds, 3),
@@ -223,10 +229,17 @@ class RetrievalResult:
         """The numbers as plain text for a terminal."""
         lines = [self.title, *_metric_lines("", {"": self.metrics})]
         lines.append(f"chance: R@1 {self.metrics['image_to_text']['chance_at_1']:.4f} image to text")
+        lines.append(self._describe_captions())
         for column, values in self.groups.items():
             lines += ["", *_metric_lines(column, values)]
         lines += describe_skipped(self.skipped)
         return "\n".join(lines)
+
+    def _describe_captions(self) -> str:
+        fewest, most = self.caption_counts
+        if self.captions == "first":
+            return "captions: the first of each image"
+        return f"captions: all of each image, {fewest if fewest == most else f'{fewest} to {most}'}"
 
     def best_and_worst(self, count: int) -> tuple[list[int], list[int]]:
         """The `count` images whose names came first by the widest margin, and those placed last, by index.
@@ -312,7 +325,7 @@ def evaluate_retrieval(
     title: str | None = None,
     batch_size: int = 64,
     text_batch_size: int = 256,
-    captions: Literal["first", "all"] = "first",
+    captions: Literal["first", "all"] = "all",
     by: Sequence[str] = (),
     encoding: Encoding | None = None,
 ) -> RetrievalResult:
@@ -321,9 +334,9 @@ def evaluate_retrieval(
     The concept column, where there is one, tells which images show the same.
 
     Args:
-        captions: "first": the first caption of the first caption column is an image's name, and the only candidate
-            of its concept, as `evaluate_pairs` has it. "all": every caption is a candidate, and an image's are all
-            those of its concept (five an image in Flickr30k and COCO). Lines of one field are captions of their own.
+        captions: "all": every caption is a candidate, and an image's are all those of its concept (five an image in
+            Flickr30k and COCO); lines of one field are captions of their own. "first": the first caption of the first
+            caption column is an image's name, and the only candidate of its concept, as `evaluate_pairs` has it.
         by: columns, for each of whose values the same is measured among its images and texts alone, such as the
             language; opened as the source's `keyword_columns`.
         title: what the result is called.
@@ -335,7 +348,7 @@ def evaluate_retrieval(
         ValueError: if `captions` is neither; if no image with a caption could be read, or all have one.
     """
     if captions not in ("first", "all"):
-        raise ValueError(f"captions={captions!r} is unknown: use 'first' or 'all'.")
+        raise ValueError(f"`captions={captions!r}` is unknown: use 'first' or 'all'.")
     source = source.require_captions()
     items = (
         (sample.image, _Item(row, sample.concept, found, tuple(value_of(source, content, column) for column in by)))
@@ -383,6 +396,7 @@ def _evaluate_items(
     features = encode_images(model, processor, make_images(), total=total, encoding=encoding)
     kept = [named[position] for position in features.kept]
     names, positives = _candidates(kept, has_one_name)
+    counts = [len(item.captions) for item in kept]
     if len(names) < 2:
         raise ValueError(
             f"{title}: all {len(kept)} images have one name, {names[0]!r}, which any model finds: check the caption "
@@ -408,9 +422,11 @@ def _evaluate_items(
         image_embeds=features.embeddings,
         text_embeds=text_embeds_MD,
         groups={
-            column: _metrics_by_value(embeddings, positives, [item.values[place] for item in kept])
-            for place, column in enumerate(by)
+            column: _metrics_by_value(embeddings, positives, [item.values[position] for item in kept])
+            for position, column in enumerate(by)
         },
+        captions="first" if has_one_name else "all",
+        caption_counts=(min(counts), max(counts)),
     )
 
 
@@ -441,10 +457,10 @@ def _metrics_by_value(embeddings, positives: list[list[int]], values: list[str |
     for value in sorted({value for value in values if value is not None}):
         images = [image for image, own in enumerate(values) if own == value]
         texts = sorted({text for image in images for text in positives[image]})
-        place = {text: index for index, text in enumerate(texts)}
+        index_of = {text: index for index, text in enumerate(texts)}
         found[value] = retrieval_metrics(
             image_embeds_ND[images],
             text_embeds_MD[texts],
-            [[place[text] for text in positives[image]] for image in images],
+            [[index_of[text] for text in positives[image]] for image in images],
         )
     return found

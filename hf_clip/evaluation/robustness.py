@@ -16,6 +16,7 @@ import numpy as np
 from hf_clip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import describe_skipped
+from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import ZeroShotTask
 from hf_clip.sources import Source
 
@@ -33,6 +34,7 @@ class RobustnessResult:
         expected_top_1: what models on the line of the baselines score there, given `top_1`.
         effective_robustness: `shifted_top_1` above `expected_top_1` (Taori et al., section 2).
         images, shifted_images, classes: counts.
+        templates: the texts that the labels were set in.
         skipped, shifted_skipped: how many images were left out, by reason.
         seconds: time that the evaluation took.
     """
@@ -49,6 +51,7 @@ class RobustnessResult:
     shifted_images: int | None = None
     expected_top_1: float | None = None
     effective_robustness: float | None = None
+    templates: tuple[str, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
     shifted_skipped: Counter[str] = field(default_factory=Counter)
 
@@ -72,6 +75,7 @@ class RobustnessResult:
             lines.append(
                 f"expected there {self.expected_top_1:.3f}, effective robustness {self.effective_robustness:+.3f}"
             )
+        lines.append(describe_templates(self.templates))
         lines += describe_skipped(self.skipped)
         lines += describe_skipped(self.shifted_skipped, f" of {self.shifted_title}")
         return "\n".join(lines)
@@ -85,7 +89,7 @@ def evaluate_corruptions(
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     labels: Sequence[str | Sequence[str]] | None = None,
-    templates: Sequence[str] = ("{}",),
+    templates: Sequence[str] | None = None,
     title: str | None = None,
     batch_size: int = 64,
     encoding: Encoding | None = None,
@@ -116,6 +120,7 @@ def evaluate_corruptions(
         seconds=time.perf_counter() - started,
         corruptions=scores,
         corrupted_top_1=float(np.mean([np.mean(list(by_severity.values())) for by_severity in scores.values()])),
+        templates=clean.templates,
         skipped=clean.skipped,
     )
 
@@ -173,6 +178,7 @@ def evaluate_shift(
         shifted_images=there.images,
         expected_top_1=expected,
         effective_robustness=effective,
+        templates=clean.templates,
         skipped=clean.skipped,
         shifted_skipped=there.skipped,
     )

@@ -1,15 +1,14 @@
 """Many named data sets, one table, beside the numbers that others published."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.retrieval import evaluate_retrieval
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.prompts import load_prompts
-from hf_clip.sources import open_source
+from hf_clip.sources import DataSpec
 
 TASKS = ("zero-shot", "retrieval")
 
@@ -20,26 +19,19 @@ class SuiteEntry:
 
     Attributes:
         name: in the table.
-        data: as `open_source` takes it; paths are relative to the suite's file.
+        data: which data, and which of its columns; paths are relative to the suite's file.
         task: "zero-shot" or "retrieval".
         metric: what the table shows, such as "top_1" or "text_to_image.recall_at_1".
-        split, where, image_column, caption_columns, label_column, concept_column: as `open_source` takes them.
         prompts: a data set of `list_prompts`, for its templates and, unless the data knows its classes, their names.
-        templates: instead of those of `prompts`.
+        templates: instead of those of `prompts`; without either, those that the model was saved with.
         captions: "first" or "all", as `evaluate_retrieval` takes it.
         published: numbers of other models by their names.
     """
 
     name: str
-    data: str
+    data: DataSpec
     task: str = "zero-shot"
     metric: str = "top_1"
-    split: str | None = None
-    where: Mapping[str, Any] = field(default_factory=dict)
-    image_column: str | None = None
-    caption_columns: Sequence[str] | None = None
-    label_column: str | None = None
-    concept_column: str | None = None
     prompts: str | None = None
     templates: Sequence[str] = ()
     captions: str = "all"
@@ -95,7 +87,8 @@ def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[Suit
         found = content["datasets"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no suite: a YAML file with a key `datasets` ({error}).") from None
-    known = {each.name for each in fields(SuiteEntry)} - {"name"}
+    of_data = {each.name for each in fields(DataSpec)}
+    known = {each.name for each in fields(SuiteEntry)} - {"name"} | of_data
     entries = []
     for name, settings in found.items():
         if not isinstance(settings, dict) or "data" not in settings:
@@ -104,7 +97,9 @@ def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[Suit
             raise ValueError(
                 f"{path}: {name} has unknown keys: {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
             )
-        entry = SuiteEntry(name, **settings)
+        spec = DataSpec(**{key: value for key, value in settings.items() if key in of_data})
+        more = {key: value for key, value in settings.items() if key not in of_data}
+        entry = SuiteEntry(name, spec, **more)
         if entry.task not in TASKS:
             raise ValueError(f"{path}: {name}: task {entry.task!r} is unknown: use {' or '.join(TASKS)}.")
         entries.append(entry)
@@ -140,21 +135,16 @@ def run_suite(
 
 
 def _evaluate(model, processor, entry: SuiteEntry, folder: Path, encoding: Encoding):
-    local = folder / entry.data
-    source = open_source(
-        str(local) if local.exists() else entry.data,
-        split=entry.split,
-        where=entry.where,
-        image_column=entry.image_column,
-        caption_columns=entry.caption_columns,
-        label_column=entry.label_column,
-        concept_column=entry.concept_column,
-    )
+    given = entry.data.data
+    local = [
+        str(path) if (path := folder / one).exists() else one for one in ([given] if isinstance(given, str) else given)
+    ]
+    source = replace(entry.data, data=local[0] if len(local) == 1 else local).open()
     if entry.task == "retrieval":
         return evaluate_retrieval(
             model, processor, source, title=entry.name, captions=entry.captions, encoding=encoding
         )
-    names, templates = None, entry.templates or ("a photo of a {}.",)
+    names, templates = None, entry.templates or None
     if entry.prompts:
         prompts = load_prompts(entry.prompts)
         names, templates = prompts.classes or None, entry.templates or prompts.templates

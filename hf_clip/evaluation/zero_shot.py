@@ -13,6 +13,7 @@ import torch
 
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.calibration import Calibration, calibrate_embeddings
+from hf_clip.evaluation.class_names import ClassNames
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.labeled_images import (
     LabeledFeatures,
@@ -21,7 +22,7 @@ from hf_clip.evaluation.labeled_images import (
     has_numbers,
     names_of_labels,
 )
-from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy
+from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy, describe_templates
 from hf_clip.model.embedding_hf_clip import check_finite
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.sources import Source
@@ -131,6 +132,7 @@ class ZeroShotResult:
             ]
             lines[-1] += f"{'images':>10}"
             lines += [f"{value:{width}}{_cells(row)}{row['images']:10d}" for value, row in rows.items()]
+        lines.append(describe_templates(self.templates))
         lines += describe_skipped(self.skipped)
         if self.per_template is not None:
             lines += ["", self.per_template.table()]
@@ -171,7 +173,7 @@ def evaluate_zero_shot(
     source: Source,
     *,
     labels: Sequence[str | Sequence[str]] | None = None,
-    templates: Sequence[str] = ("{}",),
+    templates: Sequence[str] | None = None,
     title: str | None = None,
     batch_size: int = 64,
     by: Sequence[str] = (),
@@ -189,8 +191,11 @@ def evaluate_zero_shot(
 
     Args:
         labels: the classes in the order of their indices, each by one name or several. By default they are the
-            source's own, or else the labels that occur, sorted, where labels are words.
-        templates: texts in which `{}` stands for the class's name; see `ZeroShotClassifier`.
+            source's own, or else the labels that occur, sorted, where labels are words. Labels that are whole numbers
+            are indices; names that the data has of its own are matched with these by words. All are told apart, also
+            where few of them occur.
+        templates: texts in which `{}` stands for the class's name; None takes those that the model was saved with,
+            else "a photo of a {}.".
         title: what the result is called.
         batch_size: images encoded at once.
         by: columns, for each of whose values the same is measured; opened as the source's `keyword_columns`.
@@ -237,14 +242,14 @@ class ZeroShotTask:
         processor,
         source: Source,
         labels=None,
-        templates=("{}",),
+        templates=None,
         by=(),
         multi_label: bool = False,
         temperature: float = 1.0,
     ):
         self.model, self.processor, self.source = model, processor, source.require_label()
         self.templates, self.by, self.multi_label = templates, by, multi_label
-        self.classes = _Classes(labels, names_of_labels(source), has_numbers(source))
+        self.classes = ClassNames(labels, names_of_labels(source), source.name, has_numbers=has_numbers(source))
         self.temperature = temperature
         self.classifier: ZeroShotClassifier | None = None
 
@@ -252,6 +257,7 @@ class ZeroShotTask:
         """The same over another source, whose labels are the names of classes of this one."""
         other = copy(self)
         other.source = source.require_label()
+        other.classes = self.classes.of_other_data(names_of_labels(source), source.name)
         return other
 
     def run(self, encoding: Encoding, title: str, wanted: Extras = Extras()) -> ZeroShotResult:
@@ -264,14 +270,14 @@ class ZeroShotTask:
             encoding,
             by=self.by,
             multi_label=self.multi_label,
-            check=self.classes.check,
+            check=self.classes.find,
         )
         if self.classifier is None:
             self.classes.settle(found.labels)
             if len(self.classes.names) < 2 and not self.multi_label:
                 raise ValueError(
-                    f"{title}: {self.classes.names[0][0]!r} is the only class, which any model finds: give data of "
-                    "several, or `labels` for all classes."
+                    f"{title}: {self.classes.names[0][0]!r} is the only class, and with one class any model scores "
+                    "1.000: give data of several, or all classes as `labels`."
                 )
             self.classifier = ZeroShotClassifier(
                 self.model,
@@ -281,7 +287,7 @@ class ZeroShotTask:
                 temperature=self.temperature,
                 batch_size=encoding.text_batch_size,
             )
-        guesses = _Guesses(self.classifier, found, self.classes.number_of, self.multi_label)
+        guesses = _Guesses(self.classifier, found, self.classes, self.multi_label)
         everything = np.arange(len(found.labels))
         more = self._measure_more(found, guesses, wanted)
         return ZeroShotResult(
@@ -316,85 +322,30 @@ class ZeroShotTask:
         return more
 
 
-class _Classes:
-    """The classes, from what the caller says, what the source says, and which labels occur."""
-
-    def __init__(
-        self, given: Sequence[str | Sequence[str]] | None, of_source: Sequence[str] | None, are_numbers: bool
-    ):
-        self.names = [(names,) if isinstance(names, str) else tuple(names) for names in given or of_source or ()]
-        if given and of_source:
-            if len(given) != len(of_source):
-                raise ValueError(
-                    f"{len(given)} `labels` for {len(of_source)} classes: give one for each, in their order."
-                )
-            self.names = _in_the_order_of(of_source, self.names)
-        # A source that knows its classes gives labels by its names, another one by their numbers or as text.
-        numbers = {} if of_source else {str(number): number for number in range(len(self.names))}
-        named = {name: number for number, names in enumerate(self.names) for name in names}
-        if of_source:
-            named = {name: number for number, name in enumerate(of_source)}
-        elif are_numbers:
-            named = {}
-        self.number_of = numbers | named
-        # Texts such as '3', where the class of that name is not number 3.
-        self.ambiguous = {text for text in numbers.keys() & named.keys() if numbers[text] != named[text]}
-
-    def check(self, label: str, place: str) -> None:
-        """Raise ValueError unless `label` can be one of the classes; `place` says where it stands."""
-        if self.names and label not in self.number_of:
-            raise ValueError(f"{place}: {label!r} is none of the {len(self.names)} classes. Give `labels` for all.")
-        if label in self.ambiguous:
-            raise ValueError(
-                f"{place}: {label!r} is one class by its index and another by its name. Give `labels` that are no "
-                f"numerals, such as '{label} things', in the order of the indices."
-            )
-        if not self.names and label.lstrip("-").isdigit():
-            raise ValueError(f"{place}: label {label!r} has no name. Give `labels` in the order of the indices.")
-
-    def settle(self, labels: list[tuple[str, ...]]) -> None:
-        """Take the labels that occur for the classes, where nobody named them."""
-        if not self.names:
-            self.names = [(name,) for name in sorted({label for several in labels for label in several})]
-            self.number_of = {names[0]: number for number, names in enumerate(self.names)}
-
-
-def _in_the_order_of(of_source: Sequence[str], names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The names as given, or in the other order where both lists hold the same: published lists have their own."""
-
-    def simple(name: str) -> str:
-        return "".join(letter for letter in name.casefold() if letter.isalnum())
-
-    by_name = {simple(name): several for several in names for name in several}
-    wanted = [by_name.get(simple(name)) for name in of_source]
-    return wanted if None not in wanted and len(set(wanted)) == len(names) else names
-
-
 class _Guesses:
     """What the classifier says of each image, and what is true."""
 
-    def __init__(
-        self, classifier: ZeroShotClassifier, found: LabeledFeatures, number_of: dict[str, int], multi_label: bool
-    ):
+    def __init__(self, classifier: ZeroShotClassifier, found: LabeledFeatures, classes: ClassNames, multi_label: bool):
+        index_of = {label: classes.find(label, "") for label in {one for labels in found.labels for one in labels}}
         embeddings_ND = check_finite(found.embeddings, "images")
         batches = embeddings_ND.split(IMAGES_AT_ONCE)
         ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings), 5) for embeddings_BD in batches]
         self.confidences = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
-        self.numbers_NK = torch.cat([numbers_BK.cpu() for _, numbers_BK in ranked]).numpy()
+        self.indices_NK = torch.cat([indices_BK.cpu() for _, indices_BK in ranked]).numpy()
         self.class_count = len(classifier.labels)
         self.multi_label = multi_label
         if multi_label:
             self.logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches]).numpy()
             self.is_true_NC = np.zeros(self.logits_NC.shape, dtype=bool)
             for row, labels in enumerate(found.labels):
-                self.is_true_NC[row, [number_of[label] for label in labels]] = True
-            self.is_hit_NK = np.take_along_axis(self.is_true_NC, self.numbers_NK, axis=1)
+                self.is_true_NC[row, [index_of[label] for label in labels]] = True
+            self.is_hit_NK = np.take_along_axis(self.is_true_NC, self.indices_NK, axis=1)
         else:
-            self.truth_N = np.array([number_of[labels[0]] for labels in found.labels])
-            self.is_hit_NK = self.numbers_NK == self.truth_N[:, None]
+            self.truth_N = np.array([index_of[labels[0]] for labels in found.labels])
+            self.is_hit_NK = self.indices_NK == self.truth_N[:, None]
 
     def numbers(self, rows: np.ndarray) -> dict:
-        """The metrics over some of the images, by their places."""
+        """The metrics over some of the images, by their positions."""
         hits_NK = self.is_hit_NK[rows]
         found = {"images": len(rows), **dict.fromkeys(NUMBERS)}
         found["top_1"] = metrics.accuracy(hits_NK[:, 0])
@@ -437,4 +388,4 @@ class _Guesses:
     def confusion_matrix(self, class_count: int) -> np.ndarray | None:
         if self.multi_label:
             return None
-        return metrics.confusion_matrix(self.truth_N, self.numbers_NK[:, 0], class_count)
+        return metrics.confusion_matrix(self.truth_N, self.indices_NK[:, 0], class_count)

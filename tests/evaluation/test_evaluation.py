@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import warnings
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from hf_clip.sources import SourceError, open_source
 from tests.helpers.counts import soak_count
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
 
+# Each label is its own text.
+PLAIN = ["{}"]
 FASHION = Path(__file__).parents[2] / "examples/fashion/test_small.parquet"
 
 
@@ -304,7 +307,7 @@ def test_retrieval_over_a_source_equals_the_same_over_pairs(tmp_path):
     columns = {"caption": [pair[2] for pair in pairs], "concept": [pair[1] for pair in pairs]}
     source = open_source(write_parquet(tmp_path / "fruit.parquet", images, **columns))
     model = LookupEncoder([[1.0, 0.1, 0], [0, 1.0, 0], [0, 0.5, 1.0]], NAMES)
-    result = evaluate_retrieval(model, model.processor, source, batch_size=3)
+    result = evaluate_retrieval(model, model.processor, source, batch_size=3, captions="first")
     expected = evaluate_fruit(pairs)
     assert (result.metrics, result.names, result.rows, result.skipped) == (
         expected.metrics,
@@ -319,7 +322,7 @@ def test_a_source_without_what_is_asked_for(tmp_path):
     model = LookupEncoder(torch.eye(2), {"x": [1.0, 0.0]})
     unlabeled = open_source(write_parquet(tmp_path / "a.parquet", [png(0)], caption=["x"]))
     with pytest.raises(SourceError, match="label"):
-        evaluate_zero_shot(model, model.processor, unlabeled)
+        evaluate_zero_shot(model, model.processor, unlabeled, templates=PLAIN)
     captionless = open_source(write_parquet(tmp_path / "b.parquet", [png(0)], label=["x"]))
     with pytest.raises(SourceError, match="caption"):
         evaluate_retrieval(model, model.processor, captionless)
@@ -336,10 +339,10 @@ def test_zero_shot_by_hand(tmp_path):
         label=["up", "up", "up", "down", "up", None],
     )
     model = LookupEncoder(torch.eye(3), {"up": [1.0, 0, 0], "down": [0, 1.0, 0], "left": [0, 0, 1.0]})
-    derived = evaluate_zero_shot(model, model.processor, open_source(file))
+    derived = evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN)
     assert [row["label"] for row in derived.per_class] == ["down", "up"]
     names = ["down", "up", "left"]
-    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names, batch_size=2)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN, labels=names, batch_size=2)
     assert result.top_1 == pytest.approx(3 / 4)
     assert result.mean_per_class == pytest.approx((2 / 3 + 1) / 2)
     assert (result.images, result.classes, result.chance, result.top_5) == (4, 3, 1 / 3, None)
@@ -354,10 +357,14 @@ def test_classes_given_as_numbers_need_names_and_take_them_in_order(tmp_path):
     file = write_parquet(tmp_path / "numbers.parquet", [png(0), png(1), png(1), png(0)], label=[2, 0, 1, -1])
     model = LookupEncoder(torch.eye(3), {"zero": [0, 1.0, 0], "one": [0, 0, 1.0], "two": [1.0, 0, 0]})
     with pytest.raises(ValueError, match="label '2' has no name"):
-        evaluate_zero_shot(model, model.processor, open_source(file))
-    with pytest.raises(ValueError, match="row 0.*'2' is none of the 2 classes"):
-        evaluate_zero_shot(model, model.processor, open_source(file), labels=["zero", "one"])
-    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=["zero", "one", "two"])
+        evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN)
+    with pytest.raises(
+        ValueError, match="row 0.*'2' is beyond the 2 names of `labels`, whose indices are 0 to 1. Indices begin at 0"
+    ):
+        evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN, labels=["zero", "one"])
+    result = evaluate_zero_shot(
+        model, model.processor, open_source(file), templates=PLAIN, labels=["zero", "one", "two"]
+    )
     assert result.top_1 == pytest.approx(2 / 3)
     assert [row["top_1"] for row in result.per_class] == [1, 0, 1]
     assert result.skipped == {"no_label": 1}
@@ -367,17 +374,19 @@ def test_names_that_are_numerals_are_not_taken_for_numbers(tmp_path):
     names, images = ["1", "2", "0"], [png(0), png(1), png(1), png(2)]
     model = LookupEncoder(torch.eye(3), {"1": [1.0, 0, 0], "2": [0, 1.0, 0], "0": [0, 0, 1.0]})
     file = write_parquet(tmp_path / "numbers.parquet", images, label=[0, 1, 1, 2])
-    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN, labels=names)
     assert [(row["label"], row["images"]) for row in result.per_class] == [("1", 1), ("2", 2), ("0", 1)]
     assert result.top_1 == 1
     lists = write_parquet(tmp_path / "lists.parquet", images, label=[[0], [1], [1], [2]])
-    several = evaluate_zero_shot(model, model.processor, open_source(lists), labels=names, multi_label=True)
+    several = evaluate_zero_shot(
+        model, model.processor, open_source(lists), templates=PLAIN, labels=names, multi_label=True
+    )
     assert [row["images"] for row in several.per_class] == [1, 2, 1] and several.mean_average_precision == 1
     # Of texts nobody knows which was meant.
     texts = open_source(write_parquet(tmp_path / "texts.parquet", images, label=["0", "1", "1", "2"]))
     with pytest.raises(ValueError, match="row 0.*'0' is one class by its index and another by its name. Give"):
-        evaluate_zero_shot(model, model.processor, texts, labels=names)
-    in_order = evaluate_zero_shot(model, model.processor, texts, labels=["0", "1", "2"])
+        evaluate_zero_shot(model, model.processor, texts, templates=PLAIN, labels=names)
+    in_order = evaluate_zero_shot(model, model.processor, texts, templates=PLAIN, labels=["0", "1", "2"])
     assert [row["images"] for row in in_order.per_class] == [1, 2, 1]
 
 
@@ -391,13 +400,13 @@ def test_lists_leave_out_what_is_no_class(tmp_path):
     pq.write_table(table.replace_schema_metadata(features.metadata), tmp_path / "lists.parquet")
     model = LookupEncoder(torch.eye(5), {name: torch.eye(5)[place].tolist() for place, name in enumerate(names)})
     source = open_source(str(tmp_path / "lists.parquet"))
-    result = evaluate_zero_shot(model, model.processor, source, multi_label=True)
+    result = evaluate_zero_shot(model, model.processor, source, templates=PLAIN, multi_label=True)
     assert [(row["label"], row["images"]) for row in result.per_class] == [("cat", 1), ("dog", 1), ("cow", 2)]
     assert result.skipped == {"no_label": 1}
     # And where names come from elsewhere.
     pq.write_table(table.take([0, 1, 2, 3]), tmp_path / "bare.parquet")
     bare = open_source(str(tmp_path / "bare.parquet"))
-    result = evaluate_zero_shot(model, model.processor, bare, multi_label=True, labels=names)
+    result = evaluate_zero_shot(model, model.processor, bare, templates=PLAIN, multi_label=True, labels=names)
     assert result.skipped == {"no_label": 1} and [row["images"] for row in result.per_class] == [1, 1, 1]
 
 
@@ -405,16 +414,16 @@ def test_one_class_alone_is_refused(tmp_path):
     source = open_source(write_parquet(tmp_path / "one.parquet", [png(0)] * 2, label=["up", "up"]))
     model = LookupEncoder(torch.eye(2), {"up": [1.0, 0], "down": [0, 1.0]})
     for names in (None, ["up"]):
-        with pytest.raises(ValueError, match="'up' is the only class, which any model finds"):
-            evaluate_zero_shot(model, model.processor, source, labels=names)
-    assert evaluate_zero_shot(model, model.processor, source, labels=["up", "down"]).top_1 == 1
+        with pytest.raises(ValueError, match="'up' is the only class, and with one class any model scores 1.000"):
+            evaluate_zero_shot(model, model.processor, source, templates=PLAIN, labels=names)
+    assert evaluate_zero_shot(model, model.processor, source, templates=PLAIN, labels=["up", "down"]).top_1 == 1
 
 
 def test_equal_classes_are_placed_in_the_order_of_the_labels(tmp_path):
     file = write_parquet(tmp_path / "ties.parquet", [png(0)] * 8, label=list(range(8)))
     names = [f"name {index}" for index in range(8)]
     model = LookupEncoder(torch.ones(1, 2), {name: [1.0, 1.0] for name in names})
-    result = evaluate_zero_shot(model, model.processor, open_source(file), labels=names)
+    result = evaluate_zero_shot(model, model.processor, open_source(file), templates=PLAIN, labels=names)
     assert (result.top_1, result.top_5) == (1 / 8, 5 / 8)
 
 
@@ -444,7 +453,7 @@ def test_zero_shot_of_fashion_is_what_scikit_learn_counts(tmp_path):
 def test_a_diverged_model_is_not_scored(tmp_path):
     file = write_parquet(tmp_path / "two.parquet", [png(0)] * 2, label=["up", "down"], caption=["up", "down"])
     model = LookupEncoder([[float("nan"), 1.0]], {"up": [1.0, 0.0], "down": [0.0, 1.0]})
-    for evaluate in (evaluate_zero_shot, evaluate_retrieval):
+    for evaluate in (partial(evaluate_zero_shot, templates=PLAIN), evaluate_retrieval):
         with pytest.raises(ValueError, match="diverged"):
             evaluate(model, model.processor, open_source(file))
 

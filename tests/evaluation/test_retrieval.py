@@ -58,9 +58,9 @@ def test_images_of_one_concept_share_their_captions(tmp_path):
         caption=["a dog", "a puppy", "a car"],
         concept=["d", "d", "c"],
     )
-    every = evaluate_retrieval(*images_and_texts(), open_source(data), captions="all")
+    every = evaluate_retrieval(*images_and_texts(), open_source(data))
     assert every.names == ["a dog", "a puppy", "a car"] and every.metrics["text_to_image"]["recall_at_1"] == 1
-    first = evaluate_retrieval(*images_and_texts(), open_source(data))
+    first = evaluate_retrieval(*images_and_texts(), open_source(data), captions="first")
     assert first.names == ["a dog", "a car"] and first.targets == [0, 0, 1]
 
 
@@ -75,7 +75,7 @@ def test_by_a_column_only_its_own_texts_are_candidates(source):
     assert "lang" in result.table() and result.to_dict()["by"] == result.groups
     with pytest.raises(SourceError, match="without the column 'lang'"):
         evaluate_retrieval(*images_and_texts(), open_source(source), by=["lang"])
-    with pytest.raises(ValueError, match="captions='some' is unknown"):
+    with pytest.raises(ValueError, match="captions='some'` is unknown"):
         evaluate_retrieval(*images_and_texts(), open_source(source), captions="some")
 
 
