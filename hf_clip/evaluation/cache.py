@@ -63,7 +63,7 @@ class FeatureCache:
         return self.folder / key / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> tuple[torch.Tensor, list[int], Counter[str]] | None:
-        """(embeddings, positions of their images, images left out by reason), or None."""
+        """(embeddings, positions of their images, images skipped, by reason), or None."""
         # Of a pipe in its place the reader would wait for ever.
         if not path.is_file():
             return None

@@ -1,7 +1,7 @@
 """Images made worse on purpose, in five degrees (after Hendrycks & Dietterich 2019, "ImageNet-C").
 
-The kinds and their degrees are those of the paper that need no more than Pillow and numpy; the noise is drawn anew for
-each image, from its own pixels, so that a result does not hang on the order of the data or the number of processes.
+The kinds and their degrees are those of the paper that need no more than Pillow and numpy. Noise is drawn for each
+image from its own pixels, so that a result does not hang on the order of the data or the number of processes.
 """
 
 # Shapes: H and W pixels.
@@ -58,10 +58,10 @@ def _shot_noise(pixels_HW3: np.ndarray, photons: float, random: np.random.Genera
     return random.poisson(pixels_HW3 * photons) / photons
 
 
-def _impulse_noise(pixels_HW3: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+def _impulse_noise(pixels_HW3: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
     """Salt and pepper in each channel, as many of the one as of the other."""
     drawn = random.random(pixels_HW3.shape)
-    return np.where(drawn < share / 2, 0.0, np.where(drawn < share, 1.0, pixels_HW3))
+    return np.where(drawn < fraction / 2, 0.0, np.where(drawn < fraction, 1.0, pixels_HW3))
 
 
 def _gaussian_blur(pixels_HW3: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:

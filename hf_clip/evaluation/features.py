@@ -118,7 +118,7 @@ def encode_images(
 ) -> ImageFeatures:
     """Embeddings of a stream of images, of any kind that `decode_image` reads, held `batch_size` at a time.
 
-    An image that cannot be decoded is left out and counted by its reason: one broken file must not end an
+    An image that cannot be decoded is skipped and counted by its reason: one broken file must not end an
     evaluation of a million, nor go unnoticed.
 
     Args:

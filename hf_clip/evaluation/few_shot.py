@@ -33,7 +33,7 @@ class FewShotResult:
             n - 1; None of one trial) of the top-1 accuracy, `scores` of each trial, and the `penalty` used.
         classes, images, train_images: counts; of the training images the shots are drawn.
         num_seeds: how many trials there were.
-        skipped, train_skipped: test and training images left out, by reason.
+        skipped, train_skipped: test and training images skipped, by reason.
         seconds: time that the evaluation took.
         zero_shot_top_1: on the same test images by the classes' names alone; None where those are not known.
         templates: the texts that the names were set in; none where they are not known.
@@ -105,7 +105,7 @@ def evaluate_few_shot(
         shots: images of each class.
         num_seeds: how many trials; trial i draws its images by seed i.
         labels, templates: for zero-shot classification, as `evaluate_zero_shot` takes them. Where names are
-            neither given nor in the data, it is left out.
+            neither given nor in the data, that row is empty.
         title, batch_size, encoding: as in `evaluate_linear_probe`.
 
     Raises:

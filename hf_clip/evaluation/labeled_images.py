@@ -21,7 +21,7 @@ class LabeledFeatures:
         embeddings: (N, D) float32 on the CPU.
         labels: of each image as texts; one, unless the data has several.
         groups: for each column that was asked for, its value for each image as text, or None.
-        skipped: how many images were left out, by reason.
+        skipped: how many images were skipped, by reason.
     """
 
     embeddings: torch.Tensor

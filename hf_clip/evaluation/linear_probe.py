@@ -40,7 +40,7 @@ class LinearProbeResult:
         classes, train_images, validation_images, images: counts; the training images include the validation's.
         per_class: number of test images and `top_1` of each class.
         groups: top-1 and counts for each value of each column that was asked for.
-        skipped, train_skipped: test and training images left out, by reason.
+        skipped, train_skipped: test and training images skipped, by reason.
         seconds: time that the evaluation took.
     """
 
@@ -159,7 +159,7 @@ class TrainingSet:
     Attributes:
         name: of the data, for messages.
         features, labels, is_held_out: (N, D), (N,) and (N,), of each image.
-        skipped: how many were left out, by reason.
+        skipped: how many were skipped, by reason.
     """
 
     name: str

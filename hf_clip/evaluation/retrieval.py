@@ -74,7 +74,7 @@ def retrieval_metrics(image_embeds, text_embeds, positives: Sequence[int | Itera
     Returns:
         `image_to_text` and `text_to_image`, each with `recall_at_1`, `recall_at_5`, `recall_at_10`,
         `median_rank`, `mean_reciprocal_rank`, `chance_at_1` (what a random order scores), `queries` and `candidates`.
-        Queries without a true candidate are left out; all candidates stay.
+        Queries without a true candidate are skipped; all candidates stay.
 
     Raises:
         ValueError: if shapes or indices do not fit, nothing belongs together, or an embedding holds NaN or
@@ -186,7 +186,7 @@ class RetrievalResult:
     Attributes:
         title: what was evaluated.
         metrics: as `retrieval_metrics` gives them.
-        skipped: how many images were left out, by reason.
+        skipped: how many images were skipped, by reason.
         seconds: time that the evaluation took, decoding included.
         names: the M candidates.
         targets: for each of the N images the index of its name, the first where it has several.

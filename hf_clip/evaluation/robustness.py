@@ -35,7 +35,7 @@ class RobustnessResult:
         effective_robustness: `shifted_top_1` above `expected_top_1` (Taori et al., section 2).
         images, shifted_images, classes: counts.
         templates: the texts that the labels were set in.
-        skipped, shifted_skipped: how many images were left out, by reason.
+        skipped, shifted_skipped: how many images were skipped, by reason.
         seconds: time that the evaluation took.
     """
 

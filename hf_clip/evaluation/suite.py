@@ -61,15 +61,15 @@ class SuiteResult:
     def table(self) -> str:
         """This model's numbers beside the others', as plain text for a terminal."""
         models = list(dict.fromkeys(model for numbers in self.published.values() for model in numbers))
-        width = max(map(len, [*self.scores, *self.failed, "data set"])) + 2
+        name_width = max(map(len, [*self.scores, *self.failed, "data set"])) + 2
         columns = [("this model", 12), *((model, len(model) + 2) for model in models)]
-        lines = [f"{'data set':{width}}" + "".join(f"{title:>{room}}" for title, room in columns)]
+        lines = [f"{'data set':{name_width}}" + "".join(f"{title:>{width}}" for title, width in columns)]
         for name, score in self.scores.items():
             numbers = [score, *(self.published[name].get(model) for model in models)]
             cells = zip(numbers, columns, strict=True)
-            row = ("-".rjust(room) if number is None else f"{number:{room}.3f}" for number, (_, room) in cells)
-            lines.append(f"{name:{width}}" + "".join(row))
-        lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.failed.items()]
+            row = ("-".rjust(width) if number is None else f"{number:{width}.3f}" for number, (_, width) in cells)
+            lines.append(f"{name:{name_width}}" + "".join(row))
+        lines += [f"{name:{name_width}}  not evaluated: {reason}" for name, reason in self.failed.items()]
         return "\n".join(lines)
 
 

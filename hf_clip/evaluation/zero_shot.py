@@ -43,7 +43,7 @@ class ZeroShotResult:
         per_class: number of images and `top_1` (or `average_precision`) of each class, in the order of the labels.
         chance: what guessing one of the classes evenly scores; None with several labels.
         templates: the texts that the labels were set in.
-        skipped: how many images were left out, by reason.
+        skipped: how many images were skipped, by reason.
         seconds: time that the evaluation took, decoding included.
         images: how many were classified.
         calibration_error: see `metrics.expected_calibration_error`; None with several labels.
@@ -187,7 +187,7 @@ def evaluate_zero_shot(
     """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
 
     Classes of equal score are placed in the order of the labels, as argmax does. Images that cannot be
-    read, and those without a label, are left out and counted.
+    read, and those without a label, are skipped and counted.
 
     Args:
         labels: the classes in the order of their indices, each by one name or several. By default they are the
@@ -216,8 +216,7 @@ def evaluate_zero_shot(
     wanted = Extras(per_template, select_templates, fit_temperature)
     if multi_label and any(vars(wanted).values()):
         raise ValueError(
-            "`per_template`, `select_templates` and `fit_temperature` need one label an image: leave out "
-            "`multi_label`."
+            "`per_template`, `select_templates` and `fit_temperature` need one label an image, not `multi_label=True`."
         )
     task = ZeroShotTask(model, processor, source, labels, templates, by, multi_label, temperature)
     title = title or f"zero-shot classification of {source.name}"

@@ -16,7 +16,7 @@ def plot_training(metrics: str | Path, output: str | Path) -> Path:
 
     Args:
         metrics: a file of JSON lines. Lines with `step` and `loss` make the loss curve; each further key that
-            ends in `recall_at_1` (keys of nested objects are joined with dots, text to image is left out)
+            ends in `recall_at_1` (keys of nested objects are joined with dots, not those of text to image)
             makes a curve.
         output: path of the PNG.
 
