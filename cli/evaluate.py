@@ -158,6 +158,8 @@ def _add_robustness(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     for model in options.model:
         check_model(model)
+        if options.model.count(model) > 1:
+            raise UsageError(f"--model {model} is given twice: name each model once.")
     check_words(options)
     _check_task(options)
     for flag in ("--data", "--train-data", "--shifted-data"):
@@ -166,8 +168,7 @@ def run(options: argparse.Namespace) -> int:
     start_library()
     from .tasks import run_evaluation
 
-    run_evaluation(options)
-    return 0
+    return 0 if run_evaluation(options) else 1
 
 
 def check_words(options: argparse.Namespace) -> None:
@@ -230,6 +231,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
     for name in ("prompts", "baselines"):
         outputs.reads(f"--{name}", [getattr(options, name, None)])
     chosen = getattr(options, "select_templates", None)
+    if chosen is not None and len(options.model) > 1:
+        raise UsageError("--select-templates chooses for one model: give --model one.")
     if options.output is not None:
         outputs.file("--output", options.output, "a result in JSON")
         if chosen is not None and options.output.absolute() == chosen.absolute():

@@ -2,8 +2,9 @@
 
 import json
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hf_clip.sources import DataSpec, Source
 from hf_clip.sources.files import is_hub_id
 
 from .arguments import load_options, values_by_column
+from .comparison import comparison_table, plot_comparison
 from .evaluate import check_comparison, check_words, read_baselines
 from .models import open_model, usable_device
 from .usage import UsageError, one_line
@@ -29,13 +31,16 @@ from .usage import UsageError, one_line
 LANGUAGE_COLUMN = "lang"
 
 
-def run_evaluation(options: Namespace) -> None:
+def run_evaluation(options: Namespace) -> bool:
     """Runs a task as `hf-clip eval` was asked to, prints its table and writes what was wanted.
 
     Where a launcher started several processes they share the work, and the first one prints and writes.
 
     Args:
         options: of the task's parser.
+
+    Returns:
+        Whether all files could be written.
 
     Raises:
         UsageError: for arguments that cannot go together or files that cannot be written, before any work.
@@ -62,8 +67,8 @@ def run_evaluation(options: Namespace) -> None:
         results[name] = TASKS[options.task](options, model, processor, sources, {**more, **chosen})
         # Of several models one at a time takes memory.
         del model, processor
-    if processes is None or processes.is_main_process:
-        _tell(options, results)
+    is_first = processes is None or processes.is_main_process
+    return _tell(options, results) if is_first else True
 
 
 def _templates_for(options: Namespace, model, words: dict[str, Any]) -> dict[str, Sequence[str]]:
@@ -231,30 +236,44 @@ def _join_processes(device: str | None):
     return PartialState(cpu=device == "cpu")
 
 
-def _tell(options: Namespace, results: dict[str, Any]) -> None:
-    """Files first: what is printed may have no reader."""
-    contents = []
-    for model, result in results.items():
-        content = {"model": model, "data": options.data, **_without_one_language(options, result).to_dict()}
-        if is_hub_id(options.data[0]):
+def _tell(options: Namespace, results: dict[str, Any]) -> bool:
+    """Writes files first, as what is printed may have no reader. Returns whether all was written."""
+    results = {model: _without_one_language(options, result) for model, result in results.items()}
+    contents = [{"model": model, "data": options.data, **result.to_dict()} for model, result in results.items()]
+    if is_hub_id(options.data[0]):
+        for content in contents:
             content["dataset"] = options.data[0].partition(":")[0]
-        contents.append(content)
     if options.output is not None:
         content = contents[0] if len(contents) == 1 else {"results": contents}
         options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for result in results.values():
-        print(_without_one_language(options, result).table())
-    for content, result in zip(contents, results.values(), strict=True):
-        if getattr(options, "select_templates", None) is not None:
-            _write_prompts(result, options.select_templates)
-            print(f"prompts: {options.select_templates}")
-        if options.plots is not None:
-            from hf_clip.evaluation.plots.result_charts import draw_charts
+    first = next(iter(results.values()))
+    extras: list[tuple[str, Callable[[], Iterable[str | Path]]]] = []
+    if (chosen := getattr(options, "select_templates", None)) is not None:
+        extras.append(("prompts", lambda: [_write_prompts(first, chosen)]))
+    if options.plots is not None:
+        extras.append(("plot", lambda: _draw(first, contents, options.plots)))
+    if options.push_to_card:
+        extras.append(("card", lambda: [push_to_card(content["model"], content) for content in contents]))
+    written, has_failed = [], False
+    for what, write in extras:
+        # What took hours is told even where its plot cannot be drawn.
+        try:
+            written += [f"{what}: {name}" for name in write()]
+        except Exception as error:
+            has_failed = True
+            print(f"hf-clip: {what}: {one_line(error)}", file=sys.stderr)
+    print(first.table() if len(results) == 1 else comparison_table(contents))
+    for line in written:
+        print(line)
+    return not has_failed
 
-            for plot in draw_charts(result, options.plots):
-                print(f"plot: {plot}")
-        if options.push_to_card:
-            print(f"card: {push_to_card(content['model'], content)}")
+
+def _draw(result, contents: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    from hf_clip.evaluation.plots.result_charts import draw_charts
+
+    return (
+        draw_charts(result, folder) if len(contents) == 1 else [plot_comparison(contents, folder / "comparison.png")]
+    )
 
 
 def _without_one_language(options: Namespace, result):
@@ -265,7 +284,7 @@ def _without_one_language(options: Namespace, result):
     return replace(result, groups={name: rows for name, rows in groups.items() if name != LANGUAGE_COLUMN})
 
 
-def _write_prompts(result: ZeroShotResult, file: Path) -> None:
+def _write_prompts(result: ZeroShotResult, file: Path) -> Path:
     """The chosen templates and the classes, as `load_prompts` reads them."""
     import yaml
 
@@ -277,3 +296,4 @@ def _write_prompts(result: ZeroShotResult, file: Path) -> None:
         "classes": classes,
     }
     file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return file

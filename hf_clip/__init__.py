@@ -6,6 +6,7 @@ All else is imported on first use.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -20,38 +21,151 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 __version__ = "0.1.0"
 
+# For editors and type checkers; when the package runs, `__getattr__` imports a name from its home.
+if TYPE_CHECKING:
+    from .conversion import ConversionError, convert, load
+    from .evaluation.few_shot import evaluate_few_shot
+    from .evaluation.linear_probe import evaluate_linear_probe
+    from .evaluation.retrieval import evaluate_pairs, evaluate_retrieval
+    from .evaluation.robustness import evaluate_corruptions, evaluate_shift
+    from .evaluation.zero_shot import evaluate_zero_shot
+    from .hub.card_updates import push_to_card
+    from .hub.push import push
+    from .hub.upload import PushError
+    from .joining_towers import join_towers
+    from .model.configuration_hf_clip import (
+        HFCLIPConfig,
+        HFCLIPSiglipConfig,
+        HFCLIPTextConfig,
+        HFCLIPVisionConfig,
+        list_architectures,
+    )
+    from .model.embedding_hf_clip import embed_images, embed_texts
+    from .model.image_decoding_hf_clip import ImageDecodeError, decode_image
+    from .model.image_processing_hf_clip import HFCLIPImageProcessor
+    from .model.loss_hf_clip import contrastive_loss, sigmoid_loss
+    from .model.modeling_hf_clip import (
+        HFCLIPForImageClassification,
+        HFCLIPModel,
+        HFCLIPSiglipModel,
+        HFCLIPTextModelWithProjection,
+        HFCLIPVisionModelWithProjection,
+    )
+    from .model.modeling_text_hf_clip import HFCLIPTextModel
+    from .model.modeling_vit_hf_clip import HFCLIPVisionModel
+    from .model.pipeline_hf_clip import HFCLIPZeroShotPipeline
+    from .model.processing_hf_clip import HFCLIPProcessor
+    from .model.tokenization_hf_clip import HFCLIPTokenizer
+    from .model.zero_shot_hf_clip import ZeroShotClassifier
+    from .prompts import list_prompts, load_prompts
+    from .sources.errors import SourceError
+    from .sources.opening import open_source
+    from .sources.spec import DataSpec
+    from .training.config import RecipeError, TrainConfig, list_recipes, load_recipe
+    from .training.loop import train
+
 _HOME = {
     "HFCLIPConfig": "model.configuration_hf_clip",
     "HFCLIPSiglipConfig": "model.configuration_hf_clip",
     "HFCLIPTextConfig": "model.configuration_hf_clip",
     "HFCLIPVisionConfig": "model.configuration_hf_clip",
     "list_architectures": "model.configuration_hf_clip",
+    "HFCLIPForImageClassification": "model.modeling_hf_clip",
     "HFCLIPModel": "model.modeling_hf_clip",
     "HFCLIPSiglipModel": "model.modeling_hf_clip",
-    "HFCLIPTextModel": "model.modeling_text_hf_clip",
-    "HFCLIPVisionModel": "model.modeling_vit_hf_clip",
     "HFCLIPTextModelWithProjection": "model.modeling_hf_clip",
     "HFCLIPVisionModelWithProjection": "model.modeling_hf_clip",
-    "HFCLIPForImageClassification": "model.modeling_hf_clip",
+    "HFCLIPTextModel": "model.modeling_text_hf_clip",
+    "HFCLIPVisionModel": "model.modeling_vit_hf_clip",
     "HFCLIPImageProcessor": "model.image_processing_hf_clip",
     "HFCLIPTokenizer": "model.tokenization_hf_clip",
     "HFCLIPProcessor": "model.processing_hf_clip",
-    "HFCLIPZeroShotPipeline": "model.pipeline_hf_clip",
+    "ImageDecodeError": "model.image_decoding_hf_clip",
+    "decode_image": "model.image_decoding_hf_clip",
+    "contrastive_loss": "model.loss_hf_clip",
+    "sigmoid_loss": "model.loss_hf_clip",
     "embed_images": "model.embedding_hf_clip",
     "embed_texts": "model.embedding_hf_clip",
     "ZeroShotClassifier": "model.zero_shot_hf_clip",
+    "HFCLIPZeroShotPipeline": "model.pipeline_hf_clip",
+    "list_prompts": "prompts",
+    "load_prompts": "prompts",
     "join_towers": "joining_towers",
-    "contrastive_loss": "model.loss_hf_clip",
-    "sigmoid_loss": "model.loss_hf_clip",
-    "decode_image": "model.image_decoding_hf_clip",
-    "ImageDecodeError": "model.image_decoding_hf_clip",
+    "SourceError": "sources.errors",
+    "open_source": "sources.opening",
+    "DataSpec": "sources.spec",
+    "ConversionError": "conversion",
+    "convert": "conversion",
     "load": "conversion",
+    "evaluate_zero_shot": "evaluation.zero_shot",
+    "evaluate_pairs": "evaluation.retrieval",
+    "evaluate_retrieval": "evaluation.retrieval",
+    "evaluate_linear_probe": "evaluation.linear_probe",
+    "evaluate_few_shot": "evaluation.few_shot",
+    "evaluate_corruptions": "evaluation.robustness",
+    "evaluate_shift": "evaluation.robustness",
+    "push_to_card": "hub.card_updates",
+    "push": "hub.push",
+    "PushError": "hub.upload",
+    "RecipeError": "training.config",
+    "TrainConfig": "training.config",
+    "list_recipes": "training.config",
+    "load_recipe": "training.config",
+    "train": "training.loop",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "ConversionError",
+    "DataSpec",
+    "HFCLIPConfig",
+    "HFCLIPForImageClassification",
+    "HFCLIPImageProcessor",
+    "HFCLIPModel",
+    "HFCLIPProcessor",
+    "HFCLIPSiglipConfig",
+    "HFCLIPSiglipModel",
+    "HFCLIPTextConfig",
+    "HFCLIPTextModel",
+    "HFCLIPTextModelWithProjection",
+    "HFCLIPTokenizer",
+    "HFCLIPVisionConfig",
+    "HFCLIPVisionModel",
+    "HFCLIPVisionModelWithProjection",
+    "HFCLIPZeroShotPipeline",
+    "ImageDecodeError",
+    "PushError",
+    "RecipeError",
+    "SourceError",
+    "TrainConfig",
+    "ZeroShotClassifier",
+    "contrastive_loss",
+    "convert",
+    "decode_image",
+    "embed_images",
+    "embed_texts",
+    "evaluate_corruptions",
+    "evaluate_few_shot",
+    "evaluate_linear_probe",
+    "evaluate_pairs",
+    "evaluate_retrieval",
+    "evaluate_shift",
+    "evaluate_zero_shot",
+    "join_towers",
+    "list_architectures",
+    "list_prompts",
+    "list_recipes",
+    "load",
+    "load_prompts",
+    "load_recipe",
+    "open_source",
+    "push",
+    "push_to_card",
+    "sigmoid_loss",
+    "train",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hf_clip' has no attribute {name!r}; it has {', '.join(__all__)}.")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 
 from hf_clip_cli import main as cli
-from hf_clip_cli import models as opening
 from hf_clip_cli.classify import find_images
 from hf_clip_cli.sheet import draw_sheet
+from tests.helpers.mock_hub import running_hub
 from tests.helpers.squares import NAMES, SIZE, encode, rows
 from tests.helpers.toys import gray, tiny_clip
 
-ROOT = Path(__file__).parents[2]
 LABELS = NAMES[:4]
 CLASSIFY = ["classify", "photos", "--labels", ",".join(LABELS), "--model", "model"]
 
@@ -181,16 +180,6 @@ def test_an_empty_name_is_not_the_working_folder(capsys):
     assert "'' names no image" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_ends_it_in_peace(place):
-    command = [sys.executable, "-m", "hf_clip", "prompts", "ImageNet"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    # Closed before a line is written.
-    process.stdout.close()
-    err = process.stderr.read().decode()
-    assert (process.wait(), err) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -253,24 +242,26 @@ def test_a_model_that_cannot_be_opened_is_one_line_that_names_it(place, capsys, 
     assert err.startswith("hf-clip: ") and len(err.splitlines()) == 1 and str(tmp_path / "spoiled") in err
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(capsys, monkeypatch):
-    asked = []
-
-    def refuse(self, repository, **options):
-        asked.append((repository, options["timeout"]))
-        raise ConnectionError("connection refused")
-
-    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(opening.HfApi, "model_info", refuse)
-    assert cli.main(["classify", "photos/0.png", "--labels", "a,b", "--model", "foo/bar"]) == 1
-    err = capsys.readouterr().err
-    assert asked == [("foo/bar", 10)] and len(err.splitlines()) == 1
-    assert "foo/bar is not in the Hub's cache" in err and "check the network" in err and "HF_HUB_OFFLINE" in err
-
-
 def test_offline_the_hub_is_not_asked(capsys):
     assert cli.main(["classify", "photos/0.png", "--labels", "a,b", "--model", "foo/bar"]) == 1
-    assert "HF_HUB_OFFLINE is set: unset it" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "not in the Hub's cache" in err and "HF_HUB_OFFLINE" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(place, tmp_path):
+    with running_hub({"owner/clip": place / "model"}) as hub:
+        command = [sys.executable, "-m", "hf_clip", "classify", "photos/0.png", "--labels", "a", "b"]
+        environment = {**os.environ, **hub.environment(tmp_path)}
+        for requests in (1, 2):
+            done = subprocess.run(
+                [*command, "--model", "owner/clip"], cwd=place, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0 and "photos/0.png" in done.stdout, done.stderr
+            assert sum(count for (_, path), count in hub.requests.items() if path.startswith("/api/")) == requests
+        assert len(hub.downloaded) == len(set(hub.downloaded)) > 3
+        # The second time nothing else is asked for.
+        assert max(count for (_, path), count in hub.requests.items() if not path.startswith("/api/")) == 1
 
 
 def test_a_model_of_nan_is_an_error_and_no_row(place, capsys, tmp_path):

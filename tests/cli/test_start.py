@@ -1,0 +1,81 @@
+"""The start of the command: help and wrong usage without heavy imports, soon, and Ctrl-C in one line."""
+
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIGHT = [
+    "--help", "--version", "", "draw", "train --help", "plan --help", "eval --help", "eval zero-shot --help",
+    "eval retrieval --help", "eval linear-probe --help", "eval few-shot --help", "eval robustness --help",
+    "classify --help", "prompts --help", "convert --help", "push --help", "doctor --help", "doctor --architectures",
+    "train --output-dir out", "train --output-dir out --recipe gone.yaml", "train --output-dir out --recipe emojis",
+    "train --output-dir out --recipe emoji --set steps", "plan", "classify gone.png --labels a --model m/n",
+    "classify . --labels a --model gone", "classify . --labels a --model gone.pt", "classify . --model m/n",
+    "classify . --labels @gone.txt --model m/n", "classify . --labels a --model m/n --device cud",
+    "classify . --labels a --model m/n --templates nothing", "classify . --prompts gone.yaml --model m/n",
+    "eval zero-shot --model m/n --data gone.parquet", "eval zero-shot --model m/n --data . --output gone/x.json",
+    "eval retrieval --model m/n --data . --output data.csv", "eval few-shot --model m/n --data .",
+    "eval retrieval --model m/n --data . --where a", "convert gone --to openai --output-dir out",
+    "convert . --to openai --output-dir .", "push gone owner/name", "prompts gone.yaml",
+]  # fmt: skip
+SCRIPT = """
+import sys
+from hf_clip_cli.main import main
+for line in sys.stdin.read().splitlines():
+    try:
+        code = main(line.split())
+    except SystemExit as ended:
+        code = ended.code
+    heavy = {"hf_clip", "torch", "transformers", "numpy", "PIL", "datasets", "yaml"} & set(sys.modules)
+    print("RESULT", code, *sorted(heavy))
+"""
+
+
+def test_help_and_wrong_usage_import_nothing_heavy(tmp_path):
+    (tmp_path / "data.csv").write_text("file_name,text\n")
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input="\n".join(LIGHT), cwd=tmp_path, capture_output=True, text=True
+    )
+    results = [line.split() for line in run.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(results) == len(LIGHT), run.stderr
+    for command, (_, code, *heavy) in zip(LIGHT, results, strict=True):
+        is_fine = "--help" in command or command in ("--version", "doctor --architectures")
+        assert (code, heavy) == ("0" if is_fine else "2", []), command
+    assert run.stderr.count("\n") == sum(result[1] == "2" for result in results)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv"]
+
+
+def test_the_version_is_the_packages(capfd):
+    subprocess.run([sys.executable, "-m", "hf_clip_cli.main", "--version"], check=True, cwd=ROOT)
+    import hf_clip
+
+    assert capfd.readouterr().out == f"hf-clip {hf_clip.__version__}\n"
+
+
+@pytest.mark.slow
+def test_help_takes_half_a_second_more_than_the_interpreter(tmp_path):
+    def seconds(*command: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    command = ("-c", "import sys; from hf_clip_cli.main import main; sys.exit(main(['eval', 'zero-shot', '--help']))")
+    times = [(seconds("-c", "pass"), seconds(*command)) for _ in range(3)]
+    bare, help_ = (statistics.median(column) for column in zip(*times, strict=True))
+    assert help_ - bare < 0.5
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "one.png").write_bytes(b"")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from hf_clip_cli.main import main; sys.exit(main())"
+    command = shlex.split("classify one.png --labels a --model owner/name")
+    run = subprocess.run([sys.executable, "-c", script, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", "hf-clip: interrupted.\n")
