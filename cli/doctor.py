@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,9 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
         "broken": broken,
-        "torchvision_works": None if find_spec("torchvision") is None else "torchvision" not in broken,
+        "torchvision_works": "torchvision" not in broken
+        if _version("torchvision") or "torchvision" in broken
+        else None,
         "devices": [] if "torch" in broken else _examine_devices("hf_clip" not in broken),
     }
 
@@ -102,12 +103,10 @@ def _broken_modules() -> dict[str, str]:
     for name in MODULES:
         try:
             import_module(name)
-        except ModuleNotFoundError as error:
-            if name != "torchvision" or error.name != "torchvision":
-                broken[name] = one_line(error)[:300]
         # A build for another torch fails in ways of its own: missing operators, missing symbols.
         except Exception as error:
-            broken[name] = one_line(error)[:300]
+            if getattr(error, "name", None) != "torchvision" or name != "torchvision":
+                broken[name] = one_line(error)[:300]
     return broken
 
 

@@ -61,8 +61,10 @@ if TYPE_CHECKING:
     from .sources.errors import SourceError
     from .sources.opening import open_source
     from .sources.spec import DataSpec
-    from .training.config import RecipeError, TrainConfig, list_recipes, load_recipe
+    from .training.config import TrainConfig
     from .training.loop import train
+    from .training.recipe import list_recipes, load_recipe
+    from .training.recipe_error import RecipeError
 
 _HOME = {
     "HFCLIPConfig": "model.configuration_hf_clip",
@@ -107,10 +109,10 @@ _HOME = {
     "push_to_card": "hub.card_updates",
     "push": "hub.push",
     "PushError": "hub.upload",
-    "RecipeError": "training.config",
+    "RecipeError": "training.recipe_error",
     "TrainConfig": "training.config",
-    "list_recipes": "training.config",
-    "load_recipe": "training.config",
+    "list_recipes": "training.recipe",
+    "load_recipe": "training.recipe",
     "train": "training.loop",
 }
 

@@ -188,7 +188,7 @@ def test_train_ends_with_a_model_that_classify_takes(capsys, tmp_path):
     run = tmp_path / "run"
     assert cli.main(["train", "--recipe", "recipe.yaml", "--output-dir", str(run), "--set", "steps=3"]) == 0
     err = capsys.readouterr().err
-    assert "step 3/3  loss " in err and "\r" not in err and f"The model and its card are in {run}" in err
+    assert "step 3/3  loss " in err and "\r" not in err and f"The model is in {run}" in err
     assert cli.main(["classify", "photos/0.jpg", "--labels", "a red square,a blue one", "--model", str(run)]) == 0
     assert "a red square" in capsys.readouterr().out
     assert cli.main(["train", "--recipe", "recipe.yaml", "--output-dir", str(run)]) == 1
@@ -216,8 +216,8 @@ EVAL = "eval retrieval --model runs/emoji --data pairs.parquet"
         (f"{TRAIN} --set data.train=[empty]", 1, "empty"),
         (f"{TRAIN} --set data.train=[captions_only.parquet]", 1, "no column that looks like an image"),
         (f"{TRAIN} --set data.train=[images_only.parquet]", 1, "no column that looks like a caption"),
-        (f"{TRAIN} --set data.train=[broken.parquet]", 1, "0 readable pairs, 24 left out as unknown_format"),
-        (f"{TRAIN} --set batch_size=25", 1, "24 pairs, fewer than batch_size=25: lower batch_size to 24"),
+        (f"{TRAIN} --set data.train=[broken.parquet]", 1, "24 skipped as unknown_format"),
+        (f"{TRAIN} --set batch_size=25", 1, "has 24 pairs, fewer than batch_size=25. Lower batch_size to 24"),
         (f"{TRAIN} --set data.where.color=red", 1, "color"),
         (f"{TRAIN} --set model.config.text_config.num_attention_heads=5", 2, "cannot be divided into"),
         ("train --output-dir photos --recipe recipe.yaml", 1, "photos is not empty: go on with the run in it"),
