@@ -21,8 +21,9 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 from .errors import ConversionError
 from .safe_torch.weights import WeightsFile
 
-# What makes no dual encoder larger, and lists of any length where it is read.
-_LABEL_KEYS = ("num_labels", "id2label", "label2id")
+# Of classes, whose names transformers makes where a config has none.
+_MAX_LABELS = 50_000
+_MAX_LAYERS = 100_000
 _LAYER_COUNT = re.compile(r"(num|n)_\w*(layers?|blocks?|stages?)|layers|\w*depths?")
 # Bases of positions and the like are not sizes; a list of so many numbers takes no memory to speak of.
 _ALWAYS_ALLOWED = 2**20
@@ -32,13 +33,13 @@ _SPARE_PARAMETERS = 200
 _MAX_PARAMETERS = 20_000
 
 
-def without_labels(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its classes, at every depth: a dual encoder has none, and transformers makes lists of them."""
-    return {
-        key: without_labels(value) if isinstance(value, Mapping) else value
-        for key, value in settings.items()
-        if key not in _LABEL_KEYS
-    }
+def refuse_absurd_counts(settings: Mapping[str, Any], file: Path) -> None:
+    """Raises ConversionError for numbers of which transformers makes lists when it reads a config, weights or not."""
+    for name, value in _numbers(settings):
+        key = name.rpartition(".")[2]
+        limit = _MAX_LABELS if key == "num_labels" else _MAX_LAYERS if _LAYER_COUNT.fullmatch(key) else None
+        if limit is not None and value > limit:
+            raise ConversionError(f"{file}: {name}={value} is more than any model has (at most {limit}).")
 
 
 def refuse_unconfirmed_counts(settings: Mapping[str, Any], weights: WeightsFile, file: Path) -> None:
@@ -61,18 +62,21 @@ def refuse_unconfirmed_counts(settings: Mapping[str, Any], weights: WeightsFile,
 
 
 def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Whole numbers with their dotted names; of a list of them, the sum."""
+    """Whole numbers with their dotted names, but for ids of special tokens; of a list of them, the sum."""
     waiting: list[tuple[str, Any]] = [("", settings)]
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, Mapping):
-            waiting.extend((f"{name}.{key}" if name else str(key), item) for key, item in value.items())
-        elif isinstance(value, list):
-            yield name, sum(item for item in value if isinstance(item, int))
-            waiting.extend((name, item) for item in value if isinstance(item, Mapping | list))
-        # The ids of special tokens are no sizes.
-        elif isinstance(value, int) and not name.endswith("_id"):
-            yield name, value
+        if isinstance(value, list):
+            yield name, sum(item for item in value if type(item) is int)
+            waiting.extend((name, item) for item in value if type(item) in (dict, list))
+            continue
+        for key, item in value.items():
+            if type(item) is int and not key.endswith("_id"):
+                yield f"{name}.{key}" if name else key, item
+            elif key in ("id2label", "label2id") and isinstance(item, dict):
+                yield f"{name}.num_labels" if name else "num_labels", len(item)
+            elif type(item) in (dict, list):
+                waiting.append((f"{name}.{key}" if name else key, item))
 
 
 def class_of(config: HFCLIPConfig) -> type[HFCLIPModel]:

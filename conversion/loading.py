@@ -14,7 +14,7 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
 from .check_processor import fit_processor
-from .confirm import class_of, expected_tensors, refuse_unconfirmed_counts, without_labels
+from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_unconfirmed_counts
 from .errors import ConversionError, one_line_errors, short_reason
 from .hub_files import HubOptions, fetch_settings
 from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, match_architecture
@@ -142,7 +142,10 @@ def load(
         rules = _rules_of(checkpoint, outline, expected)
         _refuse_other_weights(outline, rules, expected)
         processor = _make_processor(checkpoint, options, hub)
-        fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
+        try:
+            fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
+        except ConversionError as error:
+            raise ConversionError(f"{located.path}: {error}") from error
         weights = _without_module_prefix(read_weights(located.weights))
         model = _build(weights, checkpoint.config, rules, expected, dtype)
     model.source_format = checkpoint.format
@@ -252,7 +255,7 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
     file = located.path / "config.json"
     with one_line_errors(file):
         settings, _ = HFCLIPConfig.get_config_dict(located.path)
-        settings = without_labels(settings)
+        refuse_absurd_counts(settings, file)
         refuse_unconfirmed_counts(settings, outline, file)
         is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
         config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)

@@ -38,7 +38,7 @@ _OPEN_CLIP_WEIGHTS = (
 )
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # A config.json holds some kilobytes, with the names of 20,000 classes 2 MB.
-MAX_CONFIG_BYTES = 8 * 1024 * 1024
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 

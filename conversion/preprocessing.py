@@ -14,6 +14,7 @@ from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
 from .check_processor import sees_padding
+from .confirm import refuse_absurd_counts
 from .errors import ConversionError, one_line_errors, short_reason
 from .hub_files import HubOptions, fetch_settings
 from .locating import MAX_CONFIG_BYTES, read_json
@@ -93,6 +94,8 @@ def check_settings_files(folder: Path, vocab_size: int | None = None) -> None:
     Args:
         vocab_size: of the model, confirmed by its weights, which bounds its tokenizer's files; None leaves these out.
     """
+    if (folder / "config.json").is_file():
+        refuse_absurd_counts(read_json(folder / "config.json"), folder / "config.json")
     for file in sorted(folder.iterdir()):
         is_vocabulary = file.name in _VOCABULARY_FILES
         if file.suffix not in (".json", ".txt", ".model") or (is_vocabulary and vocab_size is None):
