@@ -2,19 +2,27 @@
 
 # Shapes: B images of a batch, N images, M texts, D width of the shared space, H and W pixels.
 
+import contextlib
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from hf_clip.evaluation.cache import IMAGES_PER_FILE, FeatureCache, model_key
+from hf_clip.evaluation.cache import IMAGES_PER_FILE, FeatureCache
 from hf_clip.evaluation.corruptions import Corruption
-from hf_clip.model.embedding_hf_clip import batched, evaluation_mode, unit_image_embeds, unit_text_embeds
+from hf_clip.model.embedding_hf_clip import (
+    batched,
+    dual_encoder,
+    evaluation_mode,
+    unit_image_embeds,
+    unit_text_embeds,
+)
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 30.0
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class ImageFeatures:
@@ -30,9 +40,8 @@ class ImageFeatures:
 
     Attributes:
         embeddings: (N, D) float32 embeddings on the CPU; unit embeddings, unless features before the projection
-        were asked
-            for.
-        kept: N positions in the stream that was given: `embeddings_ND[i]` belongs to image `kept[i]`.
+            were asked for.
+        kept: N positions in the stream that was given: `embeddings[i]` belongs to image `kept[i]`.
         skipped: how many images could not be decoded, by `ImageDecodeError.reason`.
     """
 
@@ -48,7 +57,7 @@ class Encoding:
     Attributes:
         batch_size, text_batch_size: images and texts encoded at once.
         cache: where embeddings of images are kept, and looked up first; None keeps none.
-        processes: Accelerate's state, where several processes evaluate together: each encodes a share and all get the
+        processes: Accelerate's state, where several processes evaluate together: each encodes a part and all get the
             same result. None: this process does it alone, whatever others there are.
         before_projection: the image tower's pooled features instead of unit embeddings of the shared space: what the
             paper's linear probes stand on (appendix A.3).
@@ -62,29 +71,49 @@ class Encoding:
     before_projection: bool = False
     corruption: Corruption | None = None
 
-    def key(self, model, processor) -> str:
-        """The folder of a cache that holds embeddings made so."""
+    @property
+    def kind(self) -> str:
+        """A name for how embeddings are made, beside the model: part of a cache's key."""
         kind = "before_projection" if self.before_projection else "projected"
-        changed = f"-{self.corruption.name}-{self.corruption.severity}" if self.corruption else ""
-        return f"{model_key(model, processor)}-{kind}{changed}"
+        return f"{kind}-{self.corruption.name}-{self.corruption.severity}" if self.corruption else kind
 
 
-def progress(items: Iterable, description: str, *, total: int | None = None, unit: str = "it") -> Iterable:
-    """Shows how far it is, on standard error: a bar, or a line each half a minute where that is no terminal."""
-    if sys.stderr is None:
+def progress(items: Iterable[Item], description: str, *, total: int | None = None, unit: str = "it") -> Iterable[Item]:
+    """Shows how far it is, on standard error: a bar, or a line each half a minute where that is no terminal.
+
+    A terminal that is gone ends nothing.
+    """
+    if sys.stderr is None or sys.stderr.closed:
         return items
     if sys.stderr.isatty():
-        return tqdm(items, description, total=total, unit=unit, leave=False)
-    return _in_lines(items, description, "" if total is None else f" of {total:,}")
+        return _with_bar(items, description, total, unit)
+    return _with_lines(items, description, "" if total is None else f" of {total:,}")
 
 
-def _in_lines(items: Iterable, description: str, of_total: str) -> Iterator:
-    said = time.monotonic()
+def _with_bar(items: Iterable[Item], description: str, total: int | None, unit: str) -> Iterator[Item]:
+    with contextlib.ExitStack() as stack:
+        bar = None
+        with contextlib.suppress(OSError, ValueError):
+            bar = tqdm(desc=description, total=total, unit=unit, leave=False)
+            stack.callback(_quietly, bar.close)
+        for item in items:
+            yield item
+            if bar is not None:
+                _quietly(bar.update)
+
+
+def _with_lines(items: Iterable[Item], description: str, of_total: str) -> Iterator[Item]:
+    last = time.monotonic()
     for done, item in enumerate(items):
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            print(f"{description}: {done:,}{of_total}", file=sys.stderr, flush=True)
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            _quietly(partial(print, f"{description}: {done:,}{of_total}", file=sys.stderr, flush=True))
         yield item
+
+
+def _quietly(say: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        say()
 
 
 def encode_texts(
@@ -96,13 +125,14 @@ def encode_texts(
     """
     if not texts:
         raise ValueError("there are no texts to encode: pass at least one.")
+    model = dual_encoder(model)
     rank, world_size = _rank_and_world_size(processes)
     batches = progress(batched(texts, batch_size), "texts", total=-(-len(texts) // batch_size), unit="batch")
     with evaluation_mode(model):
         own = [
-            (number, unit_text_embeds(model, processor, batch).cpu())
-            for number, batch in enumerate(batches)
-            if number % world_size == rank
+            (index, unit_text_embeds(model, processor, batch).cpu())
+            for index, batch in enumerate(batches)
+            if index % world_size == rank
         ]
     return torch.cat([embeddings_BD for _, embeddings_BD in _gathered(own, processes)])
 
@@ -133,13 +163,14 @@ def encode_images(
     """
     encoding = encoding or Encoding(batch_size)
     shown = progress(images, "images", total=total, unit="image")
-    encode = _image_encoder(model, processor, encoding)
-    with evaluation_mode(model):
+    encoder = dual_encoder(model)
+    encode = _image_encoder(encoder, processor, encoding)
+    with evaluation_mode(encoder):
         if encoding.cache is None and encoding.processes is None:
             parts = [(0, encode(shown))]
         else:
-            parts = _gathered(list(_encode_shares(model, processor, shown, encoding, encode)), encoding.processes)
-    kept = [number * IMAGES_PER_FILE + position for number, part in parts for position in part.kept]
+            parts = _gathered(list(_encode_parts(model, processor, shown, encoding, encode)), encoding.processes)
+    kept = [index * IMAGES_PER_FILE + position for index, part in parts for position in part.kept]
     features = ImageFeatures(torch.empty(0), kept, sum((part.skipped for _, part in parts), Counter()))
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(features.skipped.items()))
@@ -177,23 +208,24 @@ def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable],
     return encode
 
 
-def _encode_shares(model, processor, images: Iterable, encoding: Encoding, encode) -> Iterator[tuple]:
-    """(number of the share, its features) of this process's shares, from the cache where they are there."""
+def _encode_parts(model, processor, images: Iterable, encoding: Encoding, encode) -> Iterator[tuple]:
+    """(index of the part, its features) of this process's parts, from the cache where they are there."""
     rank, world_size = _rank_and_world_size(encoding.processes)
-    key = encoding.key(model, processor) if encoding.cache else ""
-    for number, chunk in enumerate(batched(images, IMAGES_PER_FILE)):
-        if number % world_size != rank:
+    cache = encoding.cache
+    key = None if cache is None else cache.key(model, processor, encoding.kind)
+    for index, chunk in enumerate(batched(images, IMAGES_PER_FILE)):
+        if index % world_size != rank:
             continue
-        if encoding.cache is None:
-            yield number, encode(chunk)
+        if cache is None or key is None:
+            yield index, encode(chunk)
             continue
-        path = encoding.cache.path(key, chunk)
-        if found := encoding.cache.read(path):
+        path = cache.path(key, chunk)
+        if found := cache.read(path):
             features = ImageFeatures(*found)
         else:
             features = encode(chunk)
-            encoding.cache.write(path, features.embeddings, features.kept, features.skipped)
-        yield number, features
+            cache.write(path, features.embeddings, features.kept, features.skipped)
+        yield index, features
 
 
 def _rank_and_world_size(processes: "PartialState | None") -> tuple[int, int]:
@@ -201,7 +233,7 @@ def _rank_and_world_size(processes: "PartialState | None") -> tuple[int, int]:
 
 
 def _gathered(own: list[tuple], processes: "PartialState | None") -> list[tuple]:
-    """The numbered shares of all processes, in order. Shares are of any length: none is padded."""
+    """The numbered parts of all processes, in order. Parts are of any length: none is padded."""
     if processes is not None and processes.num_processes > 1:
         from accelerate.utils import gather_object
 

@@ -2,17 +2,22 @@
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from accelerate import PartialState
 from PIL import Image
+from safetensors import SafetensorError
 
 from hf_clip.evaluation import Encoding, FeatureCache, encode_images, encode_texts, features
-from hf_clip.evaluation.cache import model_key
+from hf_clip.evaluation.cache import PROBE
 from hf_clip.evaluation.corruptions import Corruption
+from tests.helpers.counts import soak_count
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
 from tests.model.test_remote_code import tiny
@@ -56,15 +61,16 @@ def test_an_evaluation_that_was_stopped_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         embed(model, processor, stopped(), cache=FeatureCache(tmp_path))
-    assert sum(sizes) == 2
+    # The probe, and the first file's.
+    assert sum(sizes) == 1 + 2
     found = embed(model, processor, cache=FeatureCache(tmp_path))
     # The first file's two readable images were not encoded again.
-    assert sum(sizes) == 2 + 4
+    assert sum(sizes) == 3 + 1 + 4
     torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-6, rtol=0)
     assert (found.kept, found.skipped) == (expected.kept, expected.skipped) == ([0, 2, 3, 4, 5, 6], found.skipped)
     assert found.skipped == {"unknown_format": 1, "missing": 1}
     again = embed(model, processor, cache=FeatureCache(tmp_path))
-    assert sum(sizes) == 6 and torch.equal(again.embeddings, found.embeddings) and again.kept == found.kept
+    assert sum(sizes) == 8 + 1 and torch.equal(again.embeddings, found.embeddings) and again.kept == found.kept
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -76,7 +82,8 @@ def test_another_model_crop_kind_or_image_is_not_found(tmp_path):
     def is_found(stream=STREAM, **options) -> bool:
         before = len(sizes)
         embed(model, processor, stream, cache=cache, **options)
-        return len(sizes) == before
+        # The probe is encoded in any case.
+        return len(sizes) == before + 1
 
     assert not is_found() and is_found()
     assert not is_found(before_projection=True) and is_found(before_projection=True)
@@ -96,7 +103,7 @@ def test_another_model_crop_kind_or_image_is_not_found(tmp_path):
 def test_a_damaged_file_is_made_anew(tmp_path):
     model, processor = tiny_clip(["a"])
     expected = embed(model, processor, cache=FeatureCache(tmp_path))
-    (file,) = tmp_path.rglob("*.safetensors")
+    (file,) = [file for file in tmp_path.rglob("*.safetensors") if file.name != PROBE]
     whole = file.read_bytes()
     flipped = whole[:-1] + bytes([whole[-1] ^ 1])
     # Words that still are JSON, of the same length: the file opens.
@@ -154,10 +161,89 @@ def test_open_images_are_known_by_what_the_model_sees(tmp_path):
     assert len({cache.path("key", [each]) for each in images}) == len(images)
 
 
-def test_the_key_covers_every_type_of_weight():
+def test_the_key_covers_every_type_of_weight(tmp_path):
     model, processor = tiny_clip(["a"])
-    keys = {model_key(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    assert len(keys) == 3
+    cache = FeatureCache(tmp_path)
+    keys = {cache.key(model.to(dtype), processor, "x") for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert len(keys) == 3 and None not in keys
+
+
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel wraps a model: without passing its methods on."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_a_wrapped_model_finds_the_features_of_the_bare_one(tmp_path):
+    model, processor = tiny_clip(["a"])
+    model, sizes = counted(model)
+    expected = embed(model, processor, cache=FeatureCache(tmp_path))
+    encoded = len(sizes)
+    again = embed(Wrapped(model), processor, cache=FeatureCache(tmp_path))
+    # The probe alone.
+    assert len(sizes) == encoded + 1 and torch.equal(again.embeddings, expected.embeddings)
+
+
+def test_what_no_key_sees_the_probe_sees(tmp_path, caplog):
+    """A hook changes embeddings without a weight or a setting: features that others left are not taken for its own."""
+    model, processor = tiny_clip(["a"])
+    embed(model, processor, cache=FeatureCache(tmp_path))
+    model.visual_projection.register_forward_hook(lambda _, __, output: output.roll(1, -1))
+    cache = FeatureCache(tmp_path)
+    assert torch.equal(embed(model, processor, cache=cache).embeddings, embed(model, processor).embeddings)
+    (said,) = caplog.messages
+    assert "another state of the model" in said and len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "a full disk", "no right to write", "weights elsewhere"])
+def test_a_cache_that_cannot_be_used_costs_one_line_and_no_evaluation(fault, tmp_path, monkeypatch, caplog):
+    model, processor = tiny_clip(["a"])
+    expected = embed(model, processor)
+    monkeypatch.setattr(features, "IMAGES_PER_FILE", 3)
+    cache = FeatureCache(tmp_path / "cache")
+    if fault == "a file in its place":
+        cache.cache_dir.write_text("")
+    elif fault == "a full disk":
+        calls = []
+
+        def save_file(tensors, file, metadata):
+            calls.append(file)
+            if len(calls) > 2:
+                Path(file).write_bytes(b"half")
+                raise SafetensorError("I/O error: No space left on device (os error 28)")
+            safetensors.torch.save_file(tensors, file, metadata)
+
+        monkeypatch.setattr("hf_clip.evaluation.cache.save_file", save_file)
+    elif fault == "no right to write":
+
+        def mkdir(*args, **options):
+            raise PermissionError(13, "Permission denied", "cache")
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+    else:
+        monkeypatch.setattr("hf_clip.evaluation.cache.state_key", lambda *_: 1 / 0)
+    found = embed(model, processor, cache=cache)
+    torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-6, rtol=0)
+    assert (found.kept, found.skipped) == (expected.kept, expected.skipped)
+    (said,) = caplog.messages
+    assert "HF_HOME" in said and "`cache_dir`" in said and str(cache.cache_dir) in said
+    if fault == "a full disk":
+        # Not tried again, nothing half written stays, and what was written before is used.
+        assert len(calls) == 3 and not list(tmp_path.rglob("*.tmp"))
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_writers_may_race(tmp_path):
+    """Threads have one process: each writes aside under a name of its own, and the last one's file is whole."""
+    cache, path = FeatureCache(tmp_path), FeatureCache(tmp_path).path("key", STREAM)
+    embeddings = torch.eye(200)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: cache.write(path, embeddings, [0], {}), range(soak_count(40, 400))))
+    assert torch.equal(cache.read(path)[0], embeddings) and [file.name for file in path.parent.iterdir()] == [
+        path.name
+    ]
 
 
 @pytest.mark.parametrize(("tower", "width"), [("vit", 32), ("resnet", 256)])
@@ -181,6 +267,7 @@ def embed_on_this_rank(folder: str | None) -> tuple:
     return found.embeddings, found.kept, found.skipped, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_cached", [False, True])
 @pytest.mark.usefixtures("small_files")
 def test_two_processes_give_what_one_gives(is_cached, tmp_path):
@@ -195,6 +282,7 @@ def test_two_processes_give_what_one_gives(is_cached, tmp_path):
         assert torch.equal(embeddings, expected.embeddings) and torch.equal(found_texts, texts)
 
 
+@pytest.mark.slow
 def test_more_processes_than_shares():
     results = run_on_ranks(embed_few_on_this_rank, 3)
     assert [result.tolist() for result in results] == [[[1.0, 0.0], [0.0, 1.0]]] * 3
