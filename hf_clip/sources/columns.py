@@ -13,7 +13,7 @@ from .errors import SourceError, column_error, how_to_set
 COLUMN_NAMES = {
     "image_column": (
         ("image",),
-        ("jpg", "jpeg", "png", "webp", "img", "image", "photo"),
+        ("jpg", "jpeg", "png", "webp", "img", "image", "images", "photo"),
         ("file_name", "filename", "image_path", "image_file", "filepath", "file", "path"),
     ),
     "caption_columns": (
@@ -25,6 +25,11 @@ COLUMN_NAMES = {
     "label_column": (("label", "labels"), ("class", "cls", "fine_label", "class_name", "category")),
     "concept_column": (("concept",), ("concept_id",)),
 }
+
+
+IMAGE_KINDS = ("image", "bytes", "text", "texts")
+# Objects are chosen too, so that the message is about them.
+TEXT_KINDS = ("text", "texts", "object", "other")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read, by what they hold."""
+    """The columns that are read, by what they hold. `lists` are those whose fields are lists of texts."""
 
     image: str
     captions: tuple[str, ...]
@@ -50,6 +55,7 @@ class Columns:
     label: str | None
     concept: str | None
     where: tuple[str, ...]
+    lists: tuple[str, ...] = ()
 
     @property
     def read(self) -> list[str]:
@@ -58,12 +64,22 @@ class Columns:
 
 
 def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Columns:
-    """The columns to read. `kinds` maps each column to "image", "bytes", "text", "label" or "other"."""
+    """The columns to read.
+
+    Args:
+        name: of the data, for messages.
+        kinds: of each column, as `kind_of_feature` and `kind_of_values` have them: "image", "bytes", "text", "texts",
+            "label", "object" or "other".
+        request: what the caller set.
+
+    Raises:
+        SourceError: a column is missing, cannot be chosen, or holds what its role has no use for.
+    """
     image = _choose_image_column(name, kinds, request.image_column)
     rest = [column for column in kinds if column != image and kinds[column] != "image"]
     captions = request.caption_columns
     if captions is None:
-        found = _find_column(name, "caption_columns", [c for c in rest if kinds[c] in ("text", "other")], kinds)
+        found = _find_column(name, "caption_columns", [c for c in rest if kinds[c] in TEXT_KINDS], kinds)
         captions = () if found is None else (found,)
     label = request.label_column or _find_column(name, "label_column", rest, kinds)
     if label is None and [kinds[column] for column in rest].count("label") == 1:
@@ -80,6 +96,11 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
         for column in columns:
             if column is not None and column not in kinds:
                 raise column_error(name, option, kinds, column)
+            if column is not None and kinds[column] == "object":
+                raise SourceError(
+                    f"column {column!r} of {name!r} holds objects, not texts or numbers. Columns: {', '.join(kinds)}. "
+                    f"Write what is wanted of them into a column of its own, and set `{option}` to that."
+                )
     if not captions and label is None:
         raise column_error(name, "caption_columns", kinds)
     return Columns(image, captions, request.keyword_columns, label, concept, tuple(request.where))
@@ -89,7 +110,7 @@ def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None
     if wanted is not None:
         if wanted not in kinds:
             raise column_error(name, "image_column", kinds, wanted)
-        if kinds[wanted] not in ("image", "bytes", "text"):
+        if kinds[wanted] not in IMAGE_KINDS:
             raise SourceError(
                 f"column {wanted!r} of {name!r} holds neither images nor bytes nor paths. Columns: "
                 f"{', '.join(kinds)}. {how_to_set('image_column')}."
@@ -98,7 +119,7 @@ def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None
     images = [column for column, kind in kinds.items() if kind == "image"]
     if len(images) == 1:
         return images[0]
-    candidates = images or [column for column, kind in kinds.items() if kind in ("bytes", "text")]
+    candidates = images or [column for column, kind in kinds.items() if kind in IMAGE_KINDS]
     found = _find_column(name, "image_column", candidates, kinds)
     if found is None:
         raise column_error(name, "image_column", kinds)
@@ -119,17 +140,31 @@ def _find_column(name: str, option: str, candidates: Sequence[str], kinds: Mappi
 
 
 def kind_of_feature(feature: Any) -> str:
+    """What a column of this type holds; lists of images and of bytes count as such, for lists of one are taken."""
     if isinstance(feature, datasets.Image):
         return "image"
     if isinstance(feature, datasets.ClassLabel):
         return "label"
     if isinstance(feature, dict):
-        return "image" if "bytes" in feature and set(feature) <= {"bytes", "path"} else "other"
+        return "image" if "bytes" in feature and set(feature) <= {"bytes", "path"} else "object"
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        kind = kind_of_feature(feature.feature)
+        return {"text": "texts", "label": "other"}.get(kind, kind)
     kind = getattr(feature, "dtype", "other")
     return {"binary": "bytes", "large_binary": "bytes", "string": "text", "large_string": "text"}.get(kind, "other")
 
 
 def kind_of_values(values: Sequence[Any]) -> str:
-    if any(isinstance(value, dict) and "bytes" in value for value in values):
+    """As `kind_of_feature`, of a column without a type, by its first values."""
+    there = [value for value in values if value is not None]
+    if any(isinstance(value, list | tuple) for value in there):
+        items = [item for value in there for item in (value if isinstance(value, list | tuple) else [value])]
+        kind = kind_of_values(items)
+        return "texts" if kind == "text" else kind
+    if any(isinstance(value, dict) and ("bytes" in value or isinstance(value.get("path"), str)) for value in there):
         return "image"
-    return "text" if any(isinstance(value, str) for value in values) else "other"
+    if there and all(isinstance(value, dict) for value in there):
+        return "object"
+    if any(isinstance(value, str) for value in there):
+        return "text"
+    return "bytes" if any(isinstance(value, bytes) for value in there) else "other"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, is_image_file
 
-from .errors import SourceError, how_to_set, some
+from .errors import SourceError, first_names
 from .image_files import walk_files
 
 FORMAT_OF_SUFFIX = {
@@ -81,7 +81,7 @@ def _missing(item: str, path: Path) -> SourceError:
         )
     names = sorted(entry.name for entry in parent.iterdir())
     close = difflib.get_close_matches(path.name, names, n=1)
-    there = f"did you mean {close[0]!r}?" if close else f"{str(parent)!r} holds {some(names)}."
+    there = f"did you mean {close[0]!r}?" if close else f"{str(parent)!r} holds {first_names(names)}."
     return SourceError(f"no such file or folder: {item!r}; {there} An id on the Hub is 'owner/name'.")
 
 
@@ -90,8 +90,8 @@ def format_of_file(file: Path) -> str | None:
     return FORMAT_OF_SUFFIX.get(file.suffix.lower()) or ("images" if is_image_file(file) else None)
 
 
-def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
-    """The one format that a folder holds, and its files. Images belong to a table beside them."""
+def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path], list[Path]]:
+    """The one format that a folder holds, its files, and the images beside them, which a table names."""
     by_format: dict[str, list[Path]] = {}
     for file in files:
         # A folder's .json files are rarely data (configurations, class indices); one that is must be named.
@@ -99,27 +99,28 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path]]:
             by_format.setdefault(found, []).append(file)
     metadata = [file for file in files if file.name in METADATA_NAMES]
     if "images" in by_format and metadata:
-        return "table", metadata
-    if len(by_format) == 2 and "images" in by_format and "table" in by_format:
-        del by_format["images"]
+        return "table", metadata, by_format["images"]
+    if set(by_format) == {"images", "table"}:
+        return "table", by_format["table"], by_format["images"]
     if not by_format:
         names = [str(file.relative_to(folder)) for file in files]
-        found = f"holds only {some(names)}" if names else "is empty"
+        found = f"holds only {first_names(names)}" if names else "is empty"
         raise SourceError(f"folder {str(folder)!r} {found}: no images and no data. Known are {_known_suffixes()}.")
     if len(by_format) > 1:
-        found = "; ".join(f"{kind}: {some([file.name for file in group])}" for kind, group in by_format.items())
+        found = "; ".join(f"{kind}: {first_names([file.name for file in group])}" for kind, group in by_format.items())
         raise SourceError(
             f"folder {str(folder)!r} holds several kinds of data ({found}). "
             f"Name the files to open, such as {str(folder / f'*{files[0].suffix}')!r}."
         )
-    return next(iter(by_format.items()))
+    kind, found_files = next(iter(by_format.items()))
+    return kind, found_files, []
 
 
 def only_format(files: list[Path], name: str) -> str:
     formats = {file: format_of_file(file) for file in files}
     unknown = [str(file) for file, kind in formats.items() if kind is None]
     if unknown or not formats:
-        raise SourceError(f"{some(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
+        raise SourceError(f"{first_names(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
     if len(set(formats.values())) > 1:
         raise SourceError(f"{name!r} mixes formats ({', '.join(sorted(set(formats.values())))}). Give files of one.")
     return next(iter(formats.values()))
@@ -141,7 +142,7 @@ def choose_files(files: list[Path], root: Path | None, kind: str, split: str | N
     if split is None and without:
         raise SourceError(
             f"{name!r} has the splits {', '.join(by_split)}, and files of no split: "
-            f"{some([file.name for file in without])}. {how_to_set('split')}, or name the files to open."
+            f"{first_names([file.name for file in without])}. Set `split`, or name the files to open."
         )
     return by_split[choose_split(list(by_split), split, name)]
 
@@ -167,8 +168,8 @@ def choose_split(splits: Sequence[str], split: str | None, name: str) -> str:
         if candidate in splits:
             return candidate
     if split is None:
-        raise SourceError(f"{name!r} has the splits {', '.join(splits)}. {how_to_set('split')}.")
+        raise SourceError(f"{name!r} has the splits {', '.join(splits)}. Set `split` to one of them.")
     raise SourceError(
-        f"{name!r} has no split {split!r}; there is {', '.join(splits)}. {how_to_set('split')}; "
-        f"if the split is a column, --set data.where.COLUMN={split}."
+        f"{name!r} has no split {split!r}; there is {', '.join(splits)}. Set `split` to one of them. If the split is "
+        f"a column, set `where` to COLUMN={split}."
     )

@@ -1,7 +1,10 @@
-"""Opening: one function for each way that data can stand, all ending in the same kind of stream."""
+"""Opening: one function for each form that data can have, all ending in the same kind of stream."""
 
-import glob
+import errno
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,17 +12,26 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
+from datasets.iterable_dataset import ExamplesIterable
+
+from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES
 
 from .columns import Columns, Request, choose_columns, kind_of_feature, kind_of_values
-from .errors import SourceError, differs, how_to_set, one_line, some
+from .errors import SourceError, different_columns, first_names, how_to_set, logger, one_line
 from .files import choose_files, choose_split, format_of_folder, is_hub_id, is_saved_to_disk, list_files, only_format
-from .readers import PARQUET_BATCH_ROWS, check_paths, csv_header, generate_images, generate_rows, locate, read_rows
-from .sample import ROW_KEY, Source, as_text, iterate_samples
+from .marks import PROBLEM
+from .readers import generate_images, generate_row_groups, generate_rows, read_rows, require_files
+from .sample import ROW_KEY, Source, image_of, iterate_samples
 from .shards import Keep, find_indexed_rows, find_marked_rows, find_row_groups
+from .tables import csv_header, looks_like_a_row
+from .tars import explain_columns, require_whole_samples
+from .values import ValueKindError, as_text, spellings
 
 ROWS_TO_LOOK_AT = 100
+# So many rows more are looked at for a column that the caller names and the first do not have.
+ROWS_TO_SEARCH = 100_000
+UNDECODED, TEXT = datasets.Image(decode=False), datasets.Value("string")
 IMAGES_PER_SHARD = 1024
 
 
@@ -64,24 +76,32 @@ def open_source(
         keyword_columns=_names(keyword_columns),
         label_column=label_column,
         concept_column=concept_column,
-        where={column: _accepted_values(value) for column, value in (where or {}).items()},
+        where={column: _accepted_values(column, value) for column, value in (where or {}).items()},
     )
     if isinstance(data, str) and is_hub_id(data):
         return _open_hub(data, request)
+    return _open_local(data, request)
+
+
+def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> Source:
     files, root = list_files(data)
     if root is not None and is_saved_to_disk(root):
         return _open_saved_to_disk(root, request)
-    name = str(data) if isinstance(data, str | Path) else some([str(item) for item in data], 3)
+    name = str(data) if isinstance(data, str | Path) else first_names([str(item) for item in data], 3)
+    images: list[Path] = []
     if root is None:
         kind = only_format(files, name)
     else:
-        kind, files = format_of_folder(root, files)
-    files = choose_files(files, root, kind, split, name)
+        kind, files, images = format_of_folder(root, files)
+    files = choose_files(files, root, kind, request.split, name)
     if kind == "images":
         return _open_images(files, root, name, request)
     if kind == "parquet":
         return _open_parquet(files, name, request)
-    return _open_rows(files, name, request)
+    source = _open_rows(files, name, request)
+    if images:
+        _report_unnamed(images, files, name, source.image_column)
+    return source
 
 
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
@@ -89,7 +109,7 @@ def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
-    schema, starts, total = None, [], 0
+    schema, features, starts, groups, total = None, None, [], [], 0
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
@@ -98,32 +118,40 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
                 f"{str(file)!r} is no readable parquet file ({one_line(error)}). Fetch it again."
             ) from error
         with parquet:
-            found = parquet.schema_arrow.remove_metadata()
+            found, start = parquet.schema_arrow.remove_metadata(), 0
             starts.append((str(file), total))
             total += parquet.metadata.num_rows
-            if schema is None:
+            for group in range(parquet.num_row_groups):
+                groups.append((str(file), group, start))
+                start += parquet.metadata.row_group(group).num_rows
+            if schema is None or features is None:
                 schema, features = found, datasets.Features.from_arrow_schema(parquet.schema_arrow)
         if set(found.names) != set(schema.names):
-            raise differs(str(files[0]), schema.names, str(file), found.names)
+            raise different_columns(str(files[0]), schema.names, str(file), found.names)
+    assert features is not None
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
-    if kind_of_feature(features[columns.image]) == "text":
+    if kind_of_feature(features[columns.image]) in ("text", "texts"):
         return _open_rows(files, name, request)
-    dataset = datasets.load_dataset(
-        "parquet",
-        # datasets takes each name as a pattern.
-        data_files={"train": [glob.escape(str(file.absolute())) for file in files]},
-        split="train",
-        streaming=True,
-        columns=columns.read,
-        batch_size=PARQUET_BATCH_ROWS,
-        # By default pyarrow fetches all row groups of a file at once, and holds them.
-        fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True),
-    )
+    if not groups:
+        raise SourceError(f"{name!r} has no rows. Check that it was written to its end.")
+    read = {column: features[column] for column in columns.read}
     # One shard a row group, so that no more than one is in memory, and lanes and workers share a single file.
-    dataset = dataset.reshard()
+    dataset = _stream(
+        generate_row_groups, {**read, columns.image: UNDECODED, ROW_KEY: TEXT}, {"groups": groups, "columns": columns}
+    )
     find_rows = partial(find_row_groups, files, columns)
     known = {"num_rows": total, "file_starts": tuple(starts)}
     return _finish(dataset, name, columns, request, all_columns=features, find_rows=find_rows, **known)
+
+
+def _stream(generate: Callable, features: Mapping[str, Any], arguments: dict[str, Any]) -> datasets.IterableDataset:
+    """The (key, row) of a generator as a stream of `datasets`.
+
+    As `IterableDataset.from_generator` makes it, without the builder: that one needs a cache folder that can be
+    written to, and nothing is cached here.
+    """
+    info = datasets.DatasetInfo(features=datasets.Features(features))
+    return datasets.IterableDataset(ExamplesIterable(generate, arguments), info=info)
 
 
 def _open_saved_to_disk(folder: Path, request: Request) -> Source:
@@ -131,7 +159,7 @@ def _open_saved_to_disk(folder: Path, request: Request) -> Source:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise SourceError(
-            f"{str(folder)!r} is not a whole save_to_disk folder ({one_line(error)}). Save it again."
+            f"{str(folder)!r} is not a complete save_to_disk folder ({one_line(error)}). Save it again."
         ) from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     dataset = splits[choose_split(list(splits), request.split, str(folder))]
@@ -159,8 +187,21 @@ def _open_hub(data: str, request: Request) -> Source:
         raise SourceError(
             f"{data!r} is no file or folder in {str(Path.cwd())!r}, and as a data set on the Hub it could "
             f"not be opened ({one_line(error)}). "
-            "Check the name, the network and HF_HUB_OFFLINE, or give a local path."
+            f"Check the name, the network and HF_HUB_OFFLINE, or give a local path.{_fix_of_cache(error)}"
         ) from error
+
+
+def _fix_of_cache(error: Exception) -> str:
+    """What to do where the error is one of the cache folder, which data sets of the Hub cannot do without."""
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+    ):
+        return f" Set HF_HOME to a folder that can be written to (it is {datasets.config.HF_CACHE_HOME!r})."
+    return ""
 
 
 def _open_typed(
@@ -173,72 +214,122 @@ def _open_typed(
     """Open a stream whose features are known and whose images are inside; `saved` has its rows by number."""
     features = dataset.features
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
-    if kind_of_feature(features[columns.image]) == "text":
+    if kind_of_feature(features[columns.image]) in ("text", "texts"):
         raise SourceError(
             f"column {columns.image!r} of {name!r} holds text, not images. Columns: {', '.join(features)}. "
             f"{how_to_set('image_column')}. Paths are read from local CSV, JSON lines and parquet files."
         )
     dataset, find_rows = dataset.select_columns(columns.read), None
     if saved is not None:
-        rows = saved.select_columns(columns.read).cast_column(columns.image, datasets.Image(decode=False))
-        find_rows = partial(find_indexed_rows, rows)
-    return _finish(dataset, name, columns, request, all_columns=features, num_rows=num_rows, find_rows=find_rows)
+        rows = saved.select_columns(columns.read)
+        find_rows = partial(find_indexed_rows, rows.cast_column(columns.image, _undecoded(features[columns.image])))
+    known = {"num_rows": num_rows, "folder": None if saved is None else os.path.abspath(name)}
+    return _finish(dataset, name, columns, request, all_columns=features, find_rows=find_rows, **known)
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature of images, or of lists of images, without decoding."""
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return datasets.List(_undecoded(feature.feature))
+    return UNDECODED
 
 
 def _open_rows(files: list[Path], name: str, request: Request) -> Source:
     """Open tables of image paths and tars."""
-    head: dict[str, list[Any]] = {}
-    rows = [row for _, row in islice(read_rows(str(files[0])), ROWS_TO_LOOK_AT)]
+    file, suffix = str(files[0]), files[0].suffix.lower()
+    first = list(islice(read_rows(file), ROWS_TO_LOOK_AT))
+    rows = [(key, row) for key, row in first if PROBLEM not in row]
+    for key, row in first:
+        # One row in another encoding among the first is rarely the only one.
+        if PROBLEM in row and (not rows or "UTF-8" in row[PROBLEM]):
+            raise SourceError(f"{key} {row[PROBLEM]}")
     if not rows:
-        raise SourceError(f"{str(files[0])!r} has no rows. Write the file again, or leave it out.")
-    for row in rows:
+        raise SourceError(f"{file!r} has no rows. Write the file again, or leave it out.")
+    if suffix == ".tar":
+        require_whole_samples(file, rows)
+    head: dict[str, list[Any]] = {}
+    for _, row in rows:
         for column, value in row.items():
             head.setdefault(column, []).append(value)
-    for file in files[1:]:
-        if file.suffix.lower() in (".csv", ".tsv") and set(found := csv_header(file)) != set(head):
-            raise differs(str(files[0]), head, str(file), found)
-    columns = choose_columns(name, {column: kind_of_values(values) for column, values in head.items()}, request)
-    if files[0].suffix.lower() != ".tar":
-        check_paths(files[0], [locate(row.get(columns.image), files[0]) for row in rows])
-    features = datasets.Features(
-        {column: datasets.Value("string") for column in (*columns.read, ROW_KEY)}
-        | {column: datasets.List(datasets.Value("string")) for column in columns.captions}
-        | {columns.image: datasets.Image(decode=False)}
-    )
-    dataset = datasets.IterableDataset.from_generator(
-        generate_rows,
-        features=features,
-        gen_kwargs={"files": [str(file) for file in files], "columns": columns},
-    )
+    for other in files[1:]:
+        if other.suffix.lower() in (".csv", ".tsv") and set(found := csv_header(str(other))) != set(head):
+            raise different_columns(file, head, str(other), found)
+    if suffix not in (".csv", ".tsv", ".parquet"):
+        _search_columns(files, head, request)
+    try:
+        columns = choose_columns(name, {column: kind_of_values(values) for column, values in head.items()}, request)
+    except SourceError as error:
+        hint = explain_columns(rows) if suffix == ".tar" else ""
+        if suffix in (".csv", ".tsv") and looks_like_a_row(list(head), IMAGE_SUFFIXES):
+            hint = f" The first line of {file!r} is no header, but a row: write the names of the columns above it."
+        raise SourceError(f"{error}{hint}") from None
+    if suffix != ".tar":
+        folder = os.path.dirname(os.path.abspath(file))
+        require_files(file, [image_of(row.get(columns.image), folder, key, file) for key, row in rows])
+    holds_lists = (column for column in columns.read if any(isinstance(value, list) for value in head[column]))
+    columns = replace(columns, lists=(*columns.captions, *holds_lists))
+    features = {
+        column: datasets.List(TEXT) if column in columns.lists else TEXT for column in (*columns.read, ROW_KEY)
+    }
+    arguments = {"files": [str(each) for each in files], "columns": columns}
+    dataset = _stream(generate_rows, {**features, columns.image: UNDECODED}, arguments)
     find_rows = partial(find_marked_rows, files, columns)
     return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
+
+
+def _search_columns(files: Sequence[Path], head: dict[str, list[Any]], request: Request) -> None:
+    """Add to `head` the columns that the caller names and that only later rows have."""
+    named = (request.image_column, *(request.caption_columns or ()), *request.keyword_columns, *request.where)
+    missing = {column for column in (*named, request.label_column, request.concept_column) if column} - set(head)
+    later = (row for file in files for _, row in read_rows(str(file)))
+    for row in islice(later if missing else (), ROWS_TO_SEARCH):
+        for column in missing & set(row):
+            head[column] = [row[column]]
+        if not (missing := missing - set(row)):
+            return
+
+
+def _report_unnamed(images: Sequence[Path], tables: Sequence[Path], name: str, column: str) -> None:
+    """A line on the images beside the tables that no row names."""
+    named = set()
+    for table in tables:
+        folder = os.path.dirname(os.path.abspath(table))
+        for key, row in read_rows(str(table)):
+            image = None if PROBLEM in row else image_of(row.get(column), folder, key, str(table))
+            named.add(os.path.normpath(image["path"]) if image and image["path"] else "")
+    folders = {table.parent for table in tables}
+    beside = [image for image in images if not folders.isdisjoint(image.parents)]
+    unnamed = [image for image in beside if os.path.normpath(os.path.abspath(image)) not in named]
+    if unnamed:
+        logger.warning(
+            "%r: %d of %d images are skipped, for no row of %s names them: %s.",
+            *(name, len(unnamed), len(beside), first_names([table.name for table in tables], 2)),
+            first_names([image.name for image in unnamed], 3),
+        )
 
 
 def _open_images(files: list[Path], root: Path | None, name: str, request: Request) -> Source:
     """Open a folder with one folder a class."""
     names = sorted({file.parent.name for file in files})
-    mend = "Add a metadata.csv with the columns file_name and caption, or sort them into one folder a class."
+    if all(label.isascii() and label.isdigit() for label in names):
+        # Folders with the indices of classes as names: 2 comes before 10.
+        names.sort(key=int)
+    fix = "Add a metadata.csv with the columns file_name and caption, or sort them into one folder a class."
     if root is None or len(names) == 1:
-        raise SourceError(f"{name!r} holds images without captions or classes. {mend}")
-    strays = [file.relative_to(root).as_posix() for file in files if len(file.parts) != len(files[-1].parts)]
+        raise SourceError(f"{name!r} holds images without captions or classes. {fix}")
+    depths = Counter(len(file.parts) for file in files)
+    usual = max(depths, key=lambda depth: (depths[depth], depth))
+    strays = [file.relative_to(root).as_posix() for file in files if len(file.parts) != usual]
     if strays:
         raise SourceError(
-            f"the images in {name!r} stand at different depths ({some(strays, 3)}): their folders are no "
-            f"classes. {mend}"
+            f"the images in {name!r} are at different depths ({first_names(strays, 3)}): their folders are no "
+            f"classes. {fix}"
         )
     columns = choose_columns(name, {"image": "image", "label": "label"}, request)
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "label": datasets.ClassLabel(names=names),
-            ROW_KEY: datasets.Value("string"),
-        }
-    )
+    features = {"image": UNDECODED, "label": datasets.ClassLabel(names=names), ROW_KEY: TEXT}
     paths = [str(file) for file in files]
     shards = [tuple(paths[i : i + IMAGES_PER_SHARD]) for i in range(0, len(paths), IMAGES_PER_SHARD)]
-    dataset = datasets.IterableDataset.from_generator(
-        generate_images, features=features, gen_kwargs={"shards": shards}
-    )
+    dataset = _stream(generate_images, features, {"shards": shards})
     return _finish(dataset, name, columns, request, all_columns=("image", "label"), num_rows=len(files))
 
 
@@ -251,12 +342,15 @@ def _finish(
     all_columns: Sequence[str] | Mapping[str, Any],
     num_rows: int | None = None,
     file_starts: tuple[tuple[str, int], ...] = (),
+    folder: str | None = None,
     find_rows: Callable[[Keep | None], list] | None = None,
 ) -> Source:
     """Cast the images, keep the rows asked for, read the first."""
-    dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+    if (undecoded := _undecoded(dataset.features[columns.image])) != dataset.features[columns.image]:
+        dataset = dataset.cast_column(columns.image, undecoded)
     label = dataset.features.get(columns.label) if columns.label else None
-    whole, keep = dataset, None
+    label = getattr(label, "feature", label)
+    unfiltered, keep = dataset, None
     if request.where:
         names = {column: getattr(dataset.features[column], "names", None) for column in columns.where}
         wanted = {"where": request.where, "names": names}
@@ -275,10 +369,11 @@ def _finish(
         num_rows=num_rows,
         columns=tuple(all_columns),
         file_starts=file_starts,
+        folder=folder,
         find_rows=None if find_rows is None else partial(find_rows, keep),
     )
     if next(iterate_samples(source), None) is None:
-        raise _no_rows(whole, name, request)
+        raise _no_rows(unfiltered, name, request)
     return source
 
 
@@ -290,15 +385,15 @@ def _no_rows(dataset: datasets.IterableDataset, name: str, request: Request) -> 
     there = []
     for column in request.where:
         names = getattr(dataset.features[column], "names", None)
-        found = names or sorted({as_text(row[column]) or "" for row in rows})
-        there.append(f"{column}: {some(found)}")
+        found = names or sorted({text for row in rows for text in _texts(row[column])})
+        there.append(f"{column}: {first_names(found)}")
     return SourceError(f"no row of {name!r} has {asked}. Values there, among others: {'; '.join(there)}.")
 
 
 def _has_values(row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], names: Mapping[str, Any]) -> bool:
     for column, accepted in where.items():
         value = row[column]
-        texts = {as_text(item) for item in (value if isinstance(value, list) else [value])}
+        texts = {spelling for text in _texts(value) for spelling in spellings(text)}
         if names[column] and isinstance(value, int) and 0 <= value < len(names[column]):
             texts.add(names[column][value])
         if texts.isdisjoint(accepted):
@@ -306,6 +401,23 @@ def _has_values(row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], na
     return True
 
 
-def _accepted_values(value: Any) -> tuple[str, ...]:
+def _texts(value: Any) -> list[str]:
+    """The value of a field, or those of a list, as texts; values that have none are equal to nothing."""
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        try:
+            texts.append(as_text(item) or "")
+        except ValueKindError:
+            continue
+    return texts
+
+
+def _accepted_values(column: str, value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list | tuple | set) else (value,)
-    return tuple(str(as_text(item)) for item in values)
+    try:
+        texts = [as_text(item) or "" for item in values]
+    except ValueKindError as error:
+        raise SourceError(
+            f"`where`: the value of {column!r} {error}. Give a text, a number or a list of these."
+        ) from None
+    return tuple(spelling for text in texts for spelling in spellings(text))

@@ -1,6 +1,7 @@
 """A stream of undecoded images, and its samples."""
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import datasets
 import fsspec
 import pyarrow as pa
 
-from .errors import SourceError, column_error, one_line
+from .errors import SourceError, column_error, one_line, report_row
+from .values import ValueKindError, as_text, describe
 
 ROW_KEY = "__key__"
 
@@ -34,6 +36,7 @@ class Source:
         columns: the names of all columns that the data has, for messages.
         file_starts: (file, index of its first row in the stream) of each file, where known.
         find_rows: lists parts that can be read on their own, for `list_shards`; None: those of `dataset`.
+        folder: where relative paths of images begin that the rows still have.
     """
 
     dataset: datasets.IterableDataset
@@ -48,6 +51,7 @@ class Source:
     columns: tuple[str, ...] = ()
     file_starts: tuple[tuple[str, int], ...] = ()
     find_rows: Callable[[], list] | None = None
+    folder: str | None = None
 
     def require_captions(self) -> "Source":
         """This source, if it has captions; else a SourceError that names the columns there are."""
@@ -67,11 +71,12 @@ class Sample:
     """One row of a source.
 
     Attributes:
-        index: the row's place in the stream, from 0.
-        key: where the row is, for messages: "captions.csv line 7", "shard-3.tar sample 000123".
+        index: the row's position in the stream, from 0.
+        key: names the row in messages: "captions.csv line 7", "shard-3.tar sample 000123".
         image: {"bytes", "path"} for `decode_image`; both None where the row has no image.
         captions, keywords: without None, empty and undecodable ones; may be empty.
-        label: the class by name; where the data has bare numbers, the number as text.
+        labels: the classes by name, without repetitions; where the data has bare numbers, the numbers as text. None
+            or one, unless the label column holds lists.
         concept: the value of the concept column as text.
     """
 
@@ -80,8 +85,22 @@ class Sample:
     image: dict[str, Any]
     captions: list[str]
     keywords: list[str]
-    label: str | None
+    labels: tuple[str, ...]
     concept: str | None
+
+    @property
+    def label(self) -> str | None:
+        """The class of a row that has one or none.
+
+        Raises:
+            SourceError: it has several.
+        """
+        if len(self.labels) > 1:
+            raise SourceError(
+                f"{self.key} has {len(self.labels)} labels ({', '.join(self.labels[:4])}), and one is wanted. Set "
+                "`multi_label=True`, or `label_column` to a column of single labels."
+            )
+        return self.labels[0] if self.labels else None
 
 
 def iterate_samples(source: Source) -> Iterator[Sample]:
@@ -97,46 +116,88 @@ def iterate_samples(source: Source) -> Iterator[Sample]:
     except SourceError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
-        place = _row_key(source, index + 1)
         raise SourceError(
-            f"{place}: the data cannot be read from here on ({one_line(error)}). Fetch the file again."
+            f"{_row_key(source, index + 1)}: the data cannot be read from here on ({one_line(error)}). Fetch the file "
+            "again."
         ) from error
 
 
 def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | None = None) -> Sample:
-    """The sample of a row of `source.dataset`; `index` is its place in the stream, `key` where it is, if known."""
-    label = row[source.label_column] if source.label_column is not None else None
-    if source.label_names is not None and isinstance(label, int):
-        # datasets writes -1 for rows without a label.
-        label = source.label_names[label] if 0 <= label < len(source.label_names) else None
-    concept = row[source.concept_column] if source.concept_column is not None else None
-    image = row[source.image_column] or {}
-    path = image.get("path")
+    """The sample of a row of `source.dataset`; `index` is its position in the stream, `key` names it, if known."""
+    key = key or row.get(ROW_KEY) or _row_key(source, index)
+    image = image_of(row[source.image_column], source.folder, key, source.name) or {"bytes": None, "path": None}
+    if ROW_KEY not in row and image["path"] and image["path"] not in key:
+        key += f" ({image['path']})"
+
+    def texts(columns: tuple[str, ...]) -> list[str]:
+        return [text for column in columns for text in texts_of(row[column], column, key, source.name)]
+
+    concept = None
+    if source.concept_column is not None:
+        concept = single_text(row[source.concept_column], source.concept_column, key, source.name)
     return Sample(
         index=index,
-        key=key or row.get(ROW_KEY) or _row_key(source, index) + (f" ({path})" if path else ""),
-        image={"bytes": _fetch(image), "path": path},
-        captions=[caption for column in source.caption_columns for caption in clean_captions(row[column])],
-        keywords=[word for column in source.keyword_columns for word in clean_captions(row[column])],
-        label=_as_name(label),
-        concept=_as_name(concept),
+        key=key,
+        image={"bytes": _fetch(image), "path": image["path"]},
+        captions=texts(source.caption_columns),
+        keywords=texts(source.keyword_columns),
+        labels=_labels_of(source, row, key),
+        concept=concept if concept and concept.strip() else None,
     )
 
 
-def clean_captions(value: Any) -> list[str]:
-    """The captions in a field: a string, bytes, a list of such, or a JSON list of strings.
+def _labels_of(source: Source, row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    if source.label_column is None:
+        return ()
+    value, labels = row[source.label_column], []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if source.label_names is not None and isinstance(item, int):
+            # datasets writes -1 for rows without a label.
+            item = source.label_names[item] if 0 <= item < len(source.label_names) else None
+        text = single_text(item, source.label_column, key, source.name)
+        if text and text.strip():
+            labels.append(text)
+    return tuple(dict.fromkeys(labels))
 
-    None, NaN and empty strings are left out, and so is what has no UTF-8 form (undecodable bytes, lone
-    surrogates), for no tokenizer takes it. A string in brackets that is no JSON list of strings is a
-    caption as it stands.
+
+def single_text(value: Any, column: str, key: str, group: str) -> str | None:
+    """The text of a field, or of a list of one; None, and a line that names the row, for other kinds of values."""
+    if isinstance(value, list | tuple) and len(value) <= 1:
+        value = value[0] if value else None
+    try:
+        return as_text(value)
+    except ValueKindError as error:
+        report_row(key, f"column {column!r} {error}, not a text or number.", f"{group} {column}")
+        return None
+
+
+def texts_of(value: Any, column: str, key: str, group: str) -> list[str]:
+    """The captions or words in a field, as `clean_captions` has them; a line names the row that has other values."""
+    if wrong := _wrong_kind(value):
+        report_row(key, f"column {column!r} holds {wrong}, not texts.", f"{group} {column}")
+    return clean_captions(value)
+
+
+def _wrong_kind(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_wrong_kind, value)), None)
+    if value is None or isinstance(value, str | bytes | int | float) and not isinstance(value, bool):
+        return None
+    return describe(value)
+
+
+def clean_captions(value: Any) -> list[str]:
+    """The captions in a field: a string, bytes, a number, a list of such, or a JSON list of strings.
+
+    None, NaN and empty strings are skipped, and so is what has no UTF-8 form (undecodable bytes, lone
+    surrogates), for no tokenizer takes it, and what is no text (objects, booleans, dates). A string in brackets that
+    is no JSON list of strings is a caption as it stands.
     """
-    if value is None or value != value:
-        return []
     if isinstance(value, list | tuple):
         return [caption for item in value for caption in clean_captions(item)]
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="surrogateescape")
-    text = str(value).strip()
+    if _wrong_kind(value) is not None:
+        return []
+    text = (as_text(value) or "").strip()
     if text.startswith("[") and text.endswith("]"):
         try:
             items = json.loads(text)
@@ -147,25 +208,41 @@ def clean_captions(value: Any) -> list[str]:
     return [text] if text and _has_utf8(text) else []
 
 
-def as_text(value: Any) -> str | None:
-    """A label, a concept or a value of `where` as text. JSON and YAML write True as true."""
-    if value is None or isinstance(value, str):
-        return value
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _as_name(value: Any) -> str | None:
-    """A label or a concept as text; None for NaN and blanks, or all rows without one would be of one kind."""
-    text = None if value != value else as_text(value)
-    return text if text and text.strip() else None
-
-
 def _has_utf8(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
+
+
+def image_of(value: Any, folder: str | None, key: str, group: str) -> dict[str, Any] | None:
+    """{"bytes", "path"} of a field of images: bytes, a path, a dict of both, or a list of one of these.
+
+    None, and a line that names the row, for other kinds and for lists of several.
+
+    Args:
+        folder: where relative paths begin; None leaves them as they are.
+    """
+    if isinstance(value, list | tuple) and len(value) <= 1:
+        value = value[0] if value else None
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        content, path = value.get("bytes"), value.get("path")
+    elif value is None or isinstance(value, str):
+        content, path = None, value
+    else:
+        report_row(key, f"holds {describe(value)} where an image belongs.", group)
+        return None
+    if content is not None:
+        return {"bytes": content, "path": path}
+    if not isinstance(path, str) or not path.strip():
+        return None
+    path = path.strip()
+    if folder is not None and "://" not in path:
+        path = os.path.join(folder, path)
+    return {"bytes": None, "path": path}
 
 
 def _row_key(source: Source, index: int) -> str:
@@ -177,11 +254,11 @@ def _row_key(source: Source, index: int) -> str:
 
 def _fetch(image: Mapping[str, Any]) -> bytes | None:
     """The bytes of an image; image folders on the Hub give hf:// addresses, which no decoder opens."""
-    content, path = image.get("bytes"), image.get("path")
+    content, path = image["bytes"], image["path"]
     if content is None and path and "hf://" in path:
         try:
             with fsspec.open(path, "rb") as stream:
-                return stream.read()
+                return stream.read()  # type: ignore[union-attr]
         except (OSError, ValueError):
             return None
     return content

@@ -1,11 +1,10 @@
-"""The parts of a source that are read on their own, from any row on where the format lets one begin there.
+"""The parts of a source that are read on their own, from any row on where the format allows it.
 
 Training deals them to processes. A row group of a parquet file, some rows of a table or a tar, some rows of a
 `save_to_disk` folder are parts of known length that open at any row. What can only be read from its beginning (a shard
 on the Hub, a tar that is compressed or one of very many) is a part of unknown length.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ import pyarrow.parquet as pq
 
 from .columns import Columns
 from .errors import SourceError, one_line
-from .readers import Mark, arrange_row, marks_of_tar, read_marked_rows
+from .marks import Mark
+from .readers import arrange_row, read_marked_rows, read_row_group
 from .sample import ROW_KEY, Sample, Source, to_sample
+from .tars import marks_of_tar
 
 ROWS_PER_SHARD = 256
-ROWS_AT_A_TIME = 64
 # To find the samples of a tar takes half a second for ten thousand of them: more tars than these are not looked into.
 MAX_TARS_TO_INDEX = 64
-# Rows of shards of unknown length are numbered as if none had more.
+# The indices of rows of shards of unknown length are given as if none had more.
 MAX_UNKNOWN_ROWS = 2**32
 
 Rows = Callable[[int], Iterator[tuple[str | None, Mapping[str, Any]]]]
@@ -56,10 +56,10 @@ class Shard:
         Raises:
             SourceError: the file itself cannot be read any further.
         """
-        with _told_as_source_error(self.name):
+        with _as_source_error(self.name):
             left = None if self.num_rows is None else max(self.num_rows - first, 0)
-            for number, (key, row) in enumerate(islice(self.rows(first), left), start=first):
-                yield to_sample(self.source, row, self.first_index + number, key)
+            for index, (key, row) in enumerate(islice(self.rows(first), left), start=first):
+                yield to_sample(self.source, row, self.first_index + index, key)
 
 
 def list_shards(source: Source) -> list[Shard]:
@@ -70,8 +70,8 @@ def list_shards(source: Source) -> list[Shard]:
         return _numbered(source, find_indexed_rows(source.dataset))
     count = source.dataset.num_shards
     return [
-        Shard(source, f"{source.name} shard {number}", number * MAX_UNKNOWN_ROWS, None, _stream(source, count, number))
-        for number in range(count)
+        Shard(source, f"{source.name} shard {index}", index * MAX_UNKNOWN_ROWS, None, _stream(source, count, index))
+        for index in range(count)
     ]
 
 
@@ -84,28 +84,28 @@ def _numbered(source: Source, found: list[tuple[str, int | None, Rows]]) -> list
 
 
 def find_indexed_rows(rows: Any, keep: Keep | None = None) -> list[tuple[str, int, Rows]]:
-    """Shards of what has a length and rows by number: a list, a `datasets.Dataset`."""
-    kept = range(len(rows)) if keep is None else [number for number in range(len(rows)) if keep(rows[number])]
+    """Shards of what has a length and rows by index: a list, a `datasets.Dataset`."""
+    kept = range(len(rows)) if keep is None else [index for index in range(len(rows)) if keep(rows[index])]
 
-    def part(numbers: Sequence[int]) -> Rows:
-        return lambda first: ((None, rows[number]) for number in numbers[first:])
+    def part(indices: Sequence[int]) -> Rows:
+        return lambda first: ((None, rows[index]) for index in indices[first:])
 
     parts = [kept[start : start + ROWS_PER_SHARD] for start in range(0, len(kept), ROWS_PER_SHARD)]
-    return [(f"row {numbers[0]} on", len(numbers), part(numbers)) for numbers in parts]
+    return [(f"row {indices[0]} on", len(indices), part(indices)) for indices in parts]
 
 
 def find_row_groups(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int, Rows]]:
     """Shards of parquet files with images inside: their row groups."""
     found = []
     for file in files:
-        with _told_as_source_error(str(file)), pq.ParquetFile(file) as parquet:
+        with _as_source_error(str(file)), pq.ParquetFile(file) as parquet:
             start = 0
             for group in range(parquet.num_row_groups):
                 kept: Sequence[int] = range(parquet.metadata.row_group(group).num_rows)
                 stop = start + len(kept)
                 if keep is not None:
                     table = parquet.read_row_group(group, columns=list(columns.where))
-                    kept = [number for number, row in enumerate(table.to_pylist()) if keep(row)]
+                    kept = [index for index, row in enumerate(table.to_pylist()) if keep(row)]
                 rows = _row_group(file, group, start, kept, columns)
                 found.append((f"{file} row group {group}", len(kept), rows))
                 start = stop
@@ -113,26 +113,7 @@ def find_row_groups(files: Sequence[Path], columns: Columns, keep: Keep | None) 
 
 
 def _row_group(file: Path, group: int, start: int, kept: Sequence[int], columns: Columns) -> Rows:
-    def rows(first: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        number, done = 0, first
-        # Unbuffered, pyarrow would hold the whole group for each of those who read in it.
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as parquet:
-            for batch in parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=columns.read):
-                chosen = kept[done : bisect_left(kept, number + len(batch))]
-                done += len(chosen)
-                for place, row in zip(chosen, _to_rows(batch, chosen, number), strict=True):
-                    image = row[columns.image]
-                    if image is not None and not isinstance(image, dict):
-                        row[columns.image] = {"bytes": image, "path": None}
-                    path = (row[columns.image] or {}).get("path")
-                    yield f"{file} row {start + place}" + (f" ({path})" if path else ""), row
-                number += len(batch)
-
-    return rows
-
-
-def _to_rows(batch: pa.RecordBatch, chosen: Sequence[int], start: int) -> list[dict[str, Any]]:
-    return batch.take(pa.array([number - start for number in chosen], pa.int64())).to_pylist() if chosen else []
+    return lambda first: read_row_group(str(file), group, start, columns, kept[first:])
 
 
 def find_marked_rows(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int | None, Rows]]:
@@ -169,17 +150,17 @@ def _marked(file: str, mark: Mark | None, columns: Columns, keep: Keep | None) -
     return rows
 
 
-def _stream(source: Source, count: int, number: int) -> Rows:
+def _stream(source: Source, count: int, index: int) -> Rows:
     def rows(first: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        shard = source.dataset.shard(num_shards=count, index=number)
-        for place, row in enumerate(shard.skip(first), start=first):
-            yield row.get(ROW_KEY) or f"{source.name} shard {number} row {place}", row
+        shard = source.dataset.shard(num_shards=count, index=index)
+        for position, row in enumerate(shard.skip(first), start=first):
+            yield row.get(ROW_KEY) or f"{source.name} shard {index} row {position}", row
 
     return rows
 
 
 @contextmanager
-def _told_as_source_error(name: str) -> Iterator[None]:
+def _as_source_error(name: str) -> Iterator[None]:
     try:
         yield
     except SourceError:

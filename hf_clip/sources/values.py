@@ -38,12 +38,13 @@ def as_text(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, int):
         return str(value)
-    if value != value:
-        return None
     if isinstance(value, float | Decimal):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+        if value != value:
+            return None
+        return str(int(value)) if abs(value) < 2**53 and value == int(value) else str(value)
     if isinstance(value, date | datetime | time):
-        return value.isoformat()
+        # pandas' NaT is a datetime that is not itself.
+        return value.isoformat() if value == value else None
     raise ValueKindError(f"holds {describe(value)}")
 
 

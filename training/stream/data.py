@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from hf_clip.sources import Source, clean_captions, open_source
+from hf_clip.sources import DataSpec, Source, clean_captions
 from hf_clip.training.config import DataConfig
 
 
@@ -56,12 +56,13 @@ def _kind(item: str) -> str:
 
 
 def _open(items: Sequence[str], config: DataConfig) -> Source:
-    return open_source(
+    spec = DataSpec(
         items[0] if len(items) == 1 else items,
         split=config.split,
+        where=config.where,
         image_column=config.image_column,
         caption_columns=config.caption_columns,
-        concept_column=config.concept_column,
         keyword_columns=config.keyword_columns,
-        where=config.where,
-    ).require_captions()
+        concept_column=config.concept_column,
+    )
+    return spec.open().require_captions()
