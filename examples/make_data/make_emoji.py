@@ -249,25 +249,25 @@ def share_of_ink(image: Image.Image) -> float:
 
 
 def style_rows(style: Style, concepts: dict[str, dict], folder: Path) -> tuple[list[dict], Counter]:
-    """One row a concept that the style draws, and why each of the others was left out."""
+    """One row a concept that the style draws, and why each of the others was skipped."""
     icons = package(style.package, folder).json("icons.json")
     names = icon_names(style, concepts, folder)
-    rows, seen, left_out = [], set(), Counter()
+    rows, seen, skipped = [], set(), Counter()
     for key, concept in concepts.items():
         if key not in names:
-            left_out["not in the set"] += 1
+            skipped["not in the set"] += 1
             continue
         try:
             image = square(on_white(draw_svg(svg_of(icons, names[key]), SIDE)))
         except (ValueError, KeyError):
-            left_out["not drawable"] += 1
+            skipped["not drawable"] += 1
             continue
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         if share_of_ink(image) < 0.005:
-            left_out["blank"] += 1
+            skipped["blank"] += 1
             continue
         if digest in seen:
-            left_out["same image as another concept"] += 1
+            skipped["same image as another concept"] += 1
             continue
         seen.add(digest)
         row = {
@@ -280,7 +280,7 @@ def style_rows(style: Style, concepts: dict[str, dict], folder: Path) -> tuple[l
             "source": f"npm:{style.package}#{names[key]}",
         }
         rows.append(concept | row)
-    return rows, left_out
+    return rows, skipped
 
 
 def main() -> None:
@@ -293,9 +293,9 @@ def main() -> None:
     columns = COLUMNS | {"label": list(dict.fromkeys(concept["group"] for concept in concepts.values()))}
     sources = []
     for style in STYLES:
-        rows, left_out = style_rows(style, concepts, args.cache)
+        rows, skipped = style_rows(style, concepts, args.cache)
         write_parquet(args.out / f"{style.name}.parquet", rows, columns)
-        print(f"{style.name}.parquet: {len(rows)} images; left out: {dict(left_out)}")
+        print(f"{style.name}.parquet: {len(rows)} images; skipped: {dict(skipped)}")
         sources.append(
             {
                 "name": style.name,

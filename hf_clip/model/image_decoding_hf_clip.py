@@ -41,6 +41,26 @@ OTHER_SUFFIXES = frozenset(
     ".avi .mkv .webm .wav .mp3 .flac .pdf .svg .eps .db".split()
 )
 
+# How files begin that people take for images, or get instead of one, and that are not decoded. (offset, bytes): name.
+_OTHER_BEGINNINGS = {
+    **{(4, b"ftyp" + brand): "HEIC" for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")},
+    (0, b"\0\0\0\x0cjP  "): "JPEG 2000",
+    (0, b"\xffO\xffQ"): "JPEG 2000",
+    (0, b"\0\0\0\x0cJXL "): "JPEG XL",
+    (0, b"\xff\x0a"): "JPEG XL",
+    (0, b"\0\0\1\0"): "an icon (ICO)",
+    (0, b"8BPS"): "a Photoshop file",
+    (0, b"%!PS"): "PostScript",
+    (0, b"%PDF"): "a PDF",
+    (0, b"<svg"): "SVG",
+    (0, b"<?xml"): "XML",
+    (0, b"<!DOCTYPE"): "an HTML page",
+    (0, b"<html"): "an HTML page",
+    (0, b"PK\3\4"): "a ZIP archive",
+    (0, b"\x1f\x8b"): "a gzip archive",
+}
+_BEGINNING = 32
+
 EXIF_ORIENTATION = 0x0112
 # Where Pillow looks for an orientation, in any format.
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
@@ -144,11 +164,6 @@ def is_image(source: bytes | str | Path) -> bool:
 def _explain(error: Exception) -> ImageDecodeError:
     """The ImageDecodeError for an exception from Pillow, numpy or the file system."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return ImageDecodeError(
-            f"a damaged header, or a format other than {', '.join(FORMATS)}. Convert the file to PNG.",
-            "unknown_format",
-        )
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageDecodeError(
             f"{error} Scale the image down, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS.",
@@ -195,8 +210,26 @@ def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image
 
 def _decode_stream(stream, max_pixels: int, least_edge: int | None) -> Image.Image:
     # Image.open raises KeyError for a format that this build of Pillow lacks.
-    with Image.open(stream, formats=readable_formats()) as image:
+    try:
+        image = Image.open(stream, formats=readable_formats())
+    except Image.UnidentifiedImageError as error:
+        stream.seek(0)
+        raise _explain_format(stream.read(_BEGINNING)) from error
+    with image:
         return _decode_image(image, max_pixels, least_edge)
+
+
+def _explain_format(beginning: bytes) -> ImageDecodeError:
+    """The ImageDecodeError for a file of another format than those that are decoded, by its first bytes."""
+    for (offset, start), name in _OTHER_BEGINNINGS.items():
+        if beginning[offset:].startswith(start):
+            fix = "Convert it to PNG."
+            if name == "HEIC":
+                fix = "Install pillow-heif and call pillow_heif.register_heif_opener(), or convert it to PNG."
+            return ImageDecodeError(f"the file is {name}, which is not decoded. {fix}", "unknown_format")
+    return ImageDecodeError(
+        f"a damaged header, or a format other than {', '.join(FORMATS)}. Convert the file to PNG.", "unknown_format"
+    )
 
 
 def _decode_image(image: Image.Image, max_pixels: int, least_edge: int | None = None) -> Image.Image:

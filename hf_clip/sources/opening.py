@@ -244,7 +244,7 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
         if PROBLEM in row and (not rows or "UTF-8" in row[PROBLEM]):
             raise SourceError(f"{key} {row[PROBLEM]}")
     if not rows:
-        raise SourceError(f"{file!r} has no rows. Write the file again, or leave it out.")
+        raise SourceError(f"{file!r} has no rows. Write the file again, or drop it.")
     if suffix == ".tar":
         require_whole_samples(file, rows)
     head: dict[str, list[Any]] = {}

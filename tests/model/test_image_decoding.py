@@ -10,9 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
+from hf_clip.model.image_decoding_hf_clip import (
+    ImageDecodeError,
+    decode_image,
+    is_image,
+    is_image_file,
+    readable_formats,
+)
 from tests.helpers.counts import soak_count
 
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "PPM": {}, "WEBP": {"lossless": True}}
@@ -275,3 +281,42 @@ def test_any_bytes_give_a_image_or_the_one_error(content):
 def test_bytes_of_16_bit_arrays_may_stand_in_either_order():
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     assert np.array_equal(pixels(values.astype(">u2")), pixels(values))
+
+
+class _ToyImageFile(ImageFile.ImageFile):
+    """A format that somebody registered with Pillow, as pillow_heif does: four bytes, then the pixels."""
+
+    format = "TOY"
+
+    def _open(self):
+        self.fp.seek(4)
+        self._size, self._mode = (2, 2), "RGB"
+        self.tile = [ImageFile._Tile("raw", (0, 0, 2, 2), 4, ("RGB", 0, 1))]
+
+
+def test_a_registered_opener_is_used(tmp_path, monkeypatch):
+    content = b"TOY!" + bytes(range(12))
+    with pytest.raises(ImageDecodeError, match="a format other than JPEG"):
+        decode_image(content)
+    assert not is_image(content)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    Image.register_open("TOY", _ToyImageFile, lambda prefix: prefix.startswith(b"TOY!"))
+    assert np.asarray(decode_image(content)).ravel().tolist() == list(range(12))
+    (tmp_path / "a.toy").write_bytes(content)
+    assert is_image_file(tmp_path / "a.toy") and "ICO" not in readable_formats()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "message"),
+    [
+        (b"\0\0\0\x18ftypheic", "the file is HEIC, which is not decoded. Install pillow-heif and call"),
+        (b"\0\0\0\x0cjP  \r\n", "the file is JPEG 2000, which is not decoded. Convert it to PNG"),
+        (b"%PDF-1.7", "the file is a PDF"),
+        (b"<html><body>404", "the file is an HTML page"),
+    ],
+)
+def test_other_formats_are_called_by_their_names(beginning, message):
+    with pytest.raises(ImageDecodeError, match=message) as raised:
+        decode_image(beginning + bytes(60))
+    assert raised.value.reason == "unknown_format"

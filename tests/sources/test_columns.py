@@ -115,7 +115,7 @@ def test_single_objects_among_texts_cost_their_row_and_are_named(tmp_path, caplo
     rows = [{"image": "0.png", "caption": value, "label": value, "concept": value} for value in values]
     read = samples(write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows))))
     assert [s.captions for s in read] == [["a cat"], [], ["nested"], [], [], [], ["7"], ["one", "two"]]
-    assert [s.concept for s in read] == ["a cat", None, None, None, "true", None, "7", None]
+    assert [s.concept for s in read] == ["a cat", None, "nested", None, "true", None, "7", None]
     assert [s.labels for s in read] == [("a cat",), (), ("nested",), (), ("true",), (), ("7",), ("one", "two")]
     assert "x.jsonl line 2 column 'caption' holds an object (keys raw), not texts" in caplog.text
     assert "x.jsonl line 2 column 'concept' holds an object (keys raw), not a text or number" in caplog.text
