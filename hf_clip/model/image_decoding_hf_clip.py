@@ -223,7 +223,8 @@ def _explain_format(beginning: bytes) -> ImageDecodeError:
     """The ImageDecodeError for a file of another format than those that are decoded, by its first bytes."""
     for (offset, start), name in _OTHER_BEGINNINGS.items():
         if beginning[offset:].startswith(start):
-            fix = "Convert it to PNG."
+            is_page = any(word in name for word in ("HTML", "XML", "archive"))
+            fix = "Fetch the image itself." if is_page else "Convert it to PNG."
             if name == "HEIC":
                 fix = "Install pillow-heif and call pillow_heif.register_heif_opener(), or convert it to PNG."
             return ImageDecodeError(f"the file is {name}, which is not decoded. {fix}", "unknown_format")
