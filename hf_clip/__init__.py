@@ -17,6 +17,9 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+
+# Not from transformers itself, which has a stand-in for it where torchvision is not installed.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 __version__ = "0.1.0"
@@ -202,6 +205,8 @@ def _register() -> None:
         AutoImageProcessor.register(config_class, HFCLIPImageProcessor)
         AutoTokenizer.register(config_class, HFCLIPTokenizer)
         AutoProcessor.register(config_class, HFCLIPProcessor)
+        # There is none. Unregistered, `pipeline` would look for its code in the folder, and ask to run what is there.
+        AutoVideoProcessor.register(config_class, video_processor_classes={"pil": None, "torchvision": None})
     # By its dotted name, which transformers imports when the task is asked for.
     PIPELINE_REGISTRY.supported_tasks["hf-clip-zero-shot"] = {
         "impl": "hf_clip.model.pipeline_hf_clip.HFCLIPZeroShotPipeline",

@@ -20,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import float_pixels
+from .modeling_inputs_hf_clip import check_pixels, known_arguments
 
 
 class HFCLIPConvNetLayer(GradientCheckpointingLayer):
@@ -99,6 +99,8 @@ class HFCLIPConvNetModel(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
+        known_arguments(self, kwargs)
+        pixel_values = check_pixels(pixel_values, self.config.num_channels, self.stem.weight.dtype)
         height, width = pixel_values.shape[-2:]
         size = self.config.image_size
         if not interpolate_pos_encoding and (height, width) != (size, size):
@@ -111,7 +113,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
                 f"Images of {height} x {width} do not fit the convnet's stride of {self.config.stride}: "
                 f"make both sides multiples of {self.config.stride}."
             )
-        map_BCHW = self.activation(self.stem(float_pixels(pixel_values, self.stem.weight.dtype)))
+        map_BCHW = self.activation(self.stem(pixel_values))
         for layer in self.layers:
             map_BCHW = layer(map_BCHW)
         pooled_BCGG = F.adaptive_avg_pool2d(map_BCHW, self.config.pool_grid)

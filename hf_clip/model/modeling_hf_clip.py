@@ -6,6 +6,7 @@ The state dict has transformers' own names for CLIP (misspelt `pre_layrnorm` and
 load here, and ours there.
 """
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .arguments_hf_clip import refuse_unknown_arguments
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .loss_hf_clip import contrastive_loss, sigmoid_loss
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
+from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, taken_by
 from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, unit_embeddings, with_init_std
 from .modeling_resnet_hf_clip import HFCLIPResNetModel
 from .modeling_text_hf_clip import HFCLIPTextModel
@@ -78,6 +81,12 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def _refuse(model: PreTrainedModel, method: str, unknown: dict) -> None:
+    """Raises TypeError for arguments that a method does not have, which it was given."""
+    named = set(inspect.signature(getattr(type(model), method)).parameters) - {"self", "unknown"}
+    refuse_unknown_arguments(f"{type(model).__name__}.{method}", unknown, named)
+
+
 IMAGE_TOWERS = {
     "vit": HFCLIPVisionModel,
     "convnet": HFCLIPConvNetModel,
@@ -133,6 +142,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         super().__init__(config)
         self.text_model = _text_tower(config.text_config)
         self.vision_model = _image_tower(config.vision_config)
+        # A tower is made from a copy of its config. Two copies would differ once the token embeddings are resized.
+        config.text_config, config.vision_config = self.text_model.config, self.vision_model.config
         self.visual_projection = _projection(config.vision_config)
         self.text_projection = _projection(config.text_config)
         # On disk, transformers has a scalar for CLIP and an embedding of one for SigLIP.
@@ -155,6 +166,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The text tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        kwargs = known_arguments(self, kwargs, "get_text_features", backbone_arguments(self.text_model))
         output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
@@ -164,6 +176,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The image tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        kwargs = known_arguments(self, kwargs, "get_image_features", backbone_arguments(self.vision_model))
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -171,17 +184,25 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         return output
 
     def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True, **unknown
     ) -> torch.Tensor:
-        """(B, D) embeddings of texts, unit length unless `normalize=False`. Raises what `HFCLIPTextModel` raises."""
-        embeddings_BD = self.get_text_features(input_ids, attention_mask).pooler_output
+        """(B, D) embeddings of texts, unit length unless `normalize=False`.
+
+        Raises TypeError for arguments that it does not have, and what `HFCLIPTextModel` raises.
+        """
+        _refuse(self, "encode_text", unknown)
+        embeddings_BD = self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     def encode_image(
-        self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False
+        self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False, **unknown
     ) -> torch.Tensor:
-        """(B, D) embeddings of images, unit length unless `normalize=False`. Raises what the image tower raises."""
-        embeddings_BD = self.get_image_features(pixel_values, interpolate_pos_encoding).pooler_output
+        """(B, D) embeddings of images, unit length unless `normalize=False`.
+
+        Raises TypeError for arguments that it does not have, and what the image tower raises.
+        """
+        _refuse(self, "encode_image", unknown)
+        embeddings_BD = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True).pooler_output
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     @can_return_tuple
@@ -200,9 +221,24 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
 
         With `return_loss=True`, images and texts are pairs and `loss` is the batch's `contrastive_loss`, or
         `sigmoid_loss` (over all ranks); `concept_ids` (B,) then names the pairs that are positives of each other.
+
+        Raises:
+            TypeError: for arguments that it does not have, apart from those that transformers passes to any model.
+            ValueError: with `return_loss=True`, unless there are as many images as texts; what the towers raise.
         """
-        vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        text_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        vision_model, text_model = self.vision_model, self.text_model
+        kwargs = known_arguments(self, kwargs, also=backbone_arguments(vision_model) | backbone_arguments(text_model))
+        vision_output = self.get_image_features(
+            pixel_values, interpolate_pos_encoding, return_dict=True, **taken_by(vision_model, kwargs)
+        )
+        text_output = self.get_text_features(
+            input_ids, attention_mask, position_ids, return_dict=True, **taken_by(text_model, kwargs)
+        )
+        if return_loss and len(input_ids) != len(pixel_values):
+            raise ValueError(
+                f"`return_loss=True` takes pairs, and there are {len(input_ids)} texts in `input_ids` and "
+                f"{len(pixel_values)} images in `pixel_values`: pass as many of both."
+            )
         # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
         image_BD, text_BD = unit_embeddings(vision_output.pooler_output), unit_embeddings(text_output.pooler_output)
         # The towers may lie on different devices (device_map).
@@ -263,7 +299,8 @@ class HFCLIPTextModelWithProjection(HFCLIPPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> HFCLIPTextModelOutput:
-        output = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
+        kwargs = known_arguments(self, kwargs, also=backbone_arguments(self.text_model))
+        output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         return HFCLIPTextModelOutput(
             text_embeds=self.text_projection(output.pooler_output),
             last_hidden_state=output.last_hidden_state,
@@ -294,7 +331,10 @@ class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> HFCLIPVisionModelOutput:
-        output = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        kwargs = known_arguments(self, kwargs, also=backbone_arguments(self.vision_model))
+        output = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         return HFCLIPVisionModelOutput(
             image_embeds=self.visual_projection(output.pooler_output),
             last_hidden_state=output.last_hidden_state,
@@ -337,7 +377,10 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> ImageClassifierOutput:
-        output = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        kwargs = known_arguments(self, kwargs, also=backbone_arguments(self.vision_model))
+        output = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         first = 1 if self.vision_model.has_class_token else 0
         logits = self.classifier(output.last_hidden_state[:, first:].mean(dim=1))
         return ImageClassifierOutput(

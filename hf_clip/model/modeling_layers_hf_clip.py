@@ -15,23 +15,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
-
-
-def require_on_device(condition: torch.Tensor, message: str) -> None:
-    """Raises ValueError unless `condition` (a boolean scalar) holds.
-
-    Reading the value of a tensor would break a traced graph and stall an accelerator, so there it is asserted on
-    the device instead.
-    """
-    if condition.device.type == "meta":
-        return
-    if condition.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
-    elif not condition:
-        raise ValueError(message)
 
 
 def with_init_std(std: float, layer: _Layer) -> _Layer:
@@ -42,16 +28,6 @@ def with_init_std(std: float, layer: _Layer) -> _Layer:
     """
     vars(layer)["initial_std"] = std
     return layer
-
-
-def float_pixels(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The pixels in the type of the weights. Raises ValueError for whole numbers: models take normalized pixels."""
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"pixel_values of {pixel_values.dtype} are raw pixels: pass what the processor makes "
-            "of images, rescaled and normalized."
-        )
-    return pixel_values.to(dtype)
 
 
 def as_autocast(tokens_BTW: torch.Tensor) -> torch.Tensor:
@@ -211,12 +187,23 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
     base_model_prefix = "hf_clip"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    # The losses are means over a batch. Without this, Trainer would take them for divided by `num_items_in_batch`, as
+    # those of any forward with `**kwargs`, and add up the gradients of the batches that it accumulates.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["HFCLIPTextEmbeddings", "HFCLIPVisionEmbeddings", "HFCLIPEncoderLayer", "HFCLIPPoolingHead"]
     _can_record_outputs = {"hidden_states": HFCLIPEncoderLayer, "attentions": HFCLIPAttention}
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """As transformers has it. A text tower that pools at the highest id pools at the end token from then on."""
+        text = self.config.get_text_config()
+        if new_num_tokens and text.eos_token_id == POOL_AT_HIGHEST_ID and text.pooling != "first_eos":
+            # So far the end token had the highest id; an added token would take its place.
+            text.eos_token_id = text.vocab_size - 1
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

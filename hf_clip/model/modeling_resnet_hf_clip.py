@@ -20,7 +20,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, float_pixels, with_init_std
+from .modeling_inputs_hf_clip import check_pixels, known_arguments
+from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, with_init_std
 
 
 def _convolution(width_in: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -189,6 +190,8 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
+        known_arguments(self, kwargs)
+        pixel_values = check_pixels(pixel_values, self.config.num_channels, self.stem.conv1.weight.dtype)
         height, width = pixel_values.shape[-2:]
         size = self.config.image_size
         if not interpolate_pos_encoding and (height, width) != (size, size):
@@ -198,7 +201,7 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
             )
         if height < 32 or width < 32:
             raise ValueError(f"Images of {height} x {width} pixels are smaller than the ResNet's stride of 32.")
-        map_BCHV = self.stem(float_pixels(pixel_values, self.stem.conv1.weight.dtype))
+        map_BCHV = self.stem(pixel_values)
         for stage in self.stages:
             for layer in stage:
                 map_BCHV = layer(map_BCHV)

@@ -15,7 +15,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPTextConfig
-from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, require_on_device, with_init_std
+from .modeling_inputs_hf_clip import check_texts, embedded, known_arguments, require_on_device
+from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, with_init_std
 
 # `past_key_values` is called `cache` from transformers 5.24 on, which warns of the old name; 5.40 will not know it.
 _NO_CACHE: dict[str, Any] = {
@@ -45,7 +46,8 @@ class HFCLIPTextEmbeddings(nn.Module):
             )
         if position_ids is None:
             position_ids = self.position_ids[:, :length]
-        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+        tokens_BTW = embedded(self.token_embedding, input_ids, "input_ids")
+        return tokens_BTW + embedded(self.position_embedding, position_ids, "position_ids")
 
 
 class HFCLIPTextModel(HFCLIPPreTrainedModel):
@@ -116,6 +118,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
+        kwargs = known_arguments(self, kwargs)
+        check_texts(input_ids, attention_mask, position_ids)
         if attention_mask is not None and attention_mask.ndim == 2:
             require_on_device(
                 attention_mask[:, 0].ne(0).all(),

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import float_pixels
+from .modeling_inputs_hf_clip import check_pixels, known_arguments
 
 # timm's names for the poolings of a config; "pooler" leaves the trunk its own.
 GLOBAL_POOLS = {"class": "token", "average": "avg", "attention": "map"}
@@ -127,7 +127,9 @@ class HFCLIPTimmModel(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        pixel_values = float_pixels(pixel_values, next(self.trunk.parameters()).dtype)
+        known_arguments(self, kwargs, also=("interpolate_pos_encoding",))
+        channels = (self.config.backbone_kwargs or {}).get("in_chans", self.config.num_channels)
+        pixel_values = check_pixels(pixel_values, channels, next(self.trunk.parameters()).dtype)
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = None
         if wants_states and hasattr(self.trunk, "forward_intermediates"):

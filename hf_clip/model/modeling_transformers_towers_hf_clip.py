@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
-from .modeling_layers_hf_clip import float_pixels, require_on_device
+from .modeling_inputs_hf_clip import check_pixels, check_texts, known_arguments, out_of_range, require_on_device
 
 
 def backbone_options(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict[str, bool]:
@@ -58,7 +58,7 @@ class _TransformersTower(PreTrainedModel):
             )
         self.backbone = encoder_of(AutoModel.from_config(shape, **backbone_options(config)))
         parameters = inspect.signature(self.backbone.forward).parameters
-        self._named_arguments = set(parameters)
+        self.backbone_arguments = frozenset(parameters) - {"self", "args", "kwargs"}
         self._takes_any_argument = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
         self.post_init()
 
@@ -69,11 +69,11 @@ class _TransformersTower(PreTrainedModel):
         self.backbone.set_input_embeddings(value)
 
     def _run_backbone(self, **inputs) -> ModelOutput:
-        """The backbone's output; what the dual encoder hands to both towers and this one can't use is left out."""
+        """The backbone's output, from those of the inputs that it takes."""
         for key in ("output_hidden_states", "output_attentions"):
             inputs.setdefault(key, getattr(self.config, key))
         if not self._takes_any_argument:
-            inputs = {key: value for key, value in inputs.items() if key in self._named_arguments}
+            inputs = {key: value for key, value in inputs.items() if key in self.backbone_arguments}
         return self.backbone(**inputs, return_dict=True)
 
     def _pooler_output(self, output: ModelOutput) -> torch.Tensor:
@@ -148,12 +148,17 @@ class HFCLIPTransformersTextModel(_TransformersTower):
         position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
+        kwargs = known_arguments(self, kwargs, also=self.backbone_arguments)
+        check_texts(input_ids, attention_mask, position_ids)
         mask_BT = self._mask(input_ids, attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if "use_cache" in self._named_arguments:
+        if "use_cache" in self.backbone_arguments:
             kwargs["use_cache"] = False
-        output = self._run_backbone(input_ids=input_ids, attention_mask=mask_BT, **kwargs)
+        try:
+            output = self._run_backbone(input_ids=input_ids, attention_mask=mask_BT, **kwargs)
+        except IndexError as error:
+            raise out_of_range("input_ids", input_ids, self.config.vocab_size) from error
         tokens_BTW = output.last_hidden_state
         if self.config.pooling == "pooler":
             pooled_BW = self._pooler_output(output)
@@ -211,9 +216,12 @@ class HFCLIPTransformersVisionModel(_TransformersTower):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
-        if "interpolate_pos_encoding" in self._named_arguments:
+        kwargs = known_arguments(self, kwargs, also=self.backbone_arguments)
+        channels = getattr(self.backbone.config, "num_channels", None)
+        pixel_values = check_pixels(pixel_values, channels, self.backbone.dtype)
+        if "interpolate_pos_encoding" in self.backbone_arguments:
             kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
-        output = self._run_backbone(pixel_values=float_pixels(pixel_values, self.backbone.dtype), **kwargs)
+        output = self._run_backbone(pixel_values=pixel_values, **kwargs)
         tokens_BTW = output.last_hidden_state
         if tokens_BTW.ndim == 4:
             tokens_BTW = tokens_BTW.flatten(2).transpose(1, 2)

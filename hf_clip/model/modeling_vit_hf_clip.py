@@ -12,7 +12,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, float_pixels, with_init_std
+from .modeling_inputs_hf_clip import check_pixels, known_arguments
+from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, with_init_std
 
 
 class HFCLIPVisionEmbeddings(nn.Module):
@@ -46,6 +47,7 @@ class HFCLIPVisionEmbeddings(nn.Module):
         return torch.cat([class_W, resized_MW])[None]
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        pixel_values = check_pixels(pixel_values, self.config.num_channels, self.patch_embedding.weight.dtype)
         height, width = pixel_values.shape[-2:]
         size, patch = self.config.image_size, self.config.patch_size
         if not interpolate_pos_encoding and (height, width) != (size, size):
@@ -55,7 +57,6 @@ class HFCLIPVisionEmbeddings(nn.Module):
             )
         if height < patch or width < patch:
             raise ValueError(f"Images of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
-        pixel_values = float_pixels(pixel_values, self.patch_embedding.weight.dtype)
         patches_BMW = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         tokens_BTW = patches_BMW
         if self.class_embedding is not None:
@@ -169,6 +170,7 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
+        kwargs = known_arguments(self, kwargs)
         tokens_BTW = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
         tokens_BTW = self.encoder(tokens_BTW, **kwargs)
         if self.config.norm_before_pooling:

@@ -1,12 +1,19 @@
 """Texts and images to the model's inputs, together."""
 
-from transformers.processing_utils import ProcessorMixin
+from typing import Any
 
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
+
+from .arguments_hf_clip import refuse_unknown_arguments
 from .remote_code_hf_clip import SavedWithCode
-from .tokenization_hf_clip import canonicalize_text, clean_text, clean_whitespace
-
-PADDINGS = ("longest", "max_length")
-CLEANINGS = {"whitespace": clean_whitespace, "lower": clean_text, "canonicalize": canonicalize_text}
+from .tokenization_hf_clip import (
+    CLEANINGS,
+    HFCLIPTokenizer,
+    cleaning_around,
+    guard_of,
+    set_text_options,
+    text_options,
+)
 
 
 class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
@@ -19,16 +26,21 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     first end token, which cannot see the padding behind it. The embeddings are the same at a fraction of the
     work, and the fastest attention kernels take no mask. `return_attention_mask=True` brings it back.
 
-    A call takes the arguments of the tokenizer and of the image processor. Their defaults stand in those two,
-    and are saved with them; the three arguments on texts are saved with the processor.
+    A call takes the arguments of the tokenizer and of the image processor. Their defaults are those of the two,
+    and are saved with them. So are the three arguments on texts: in the tokenizer's own file, so that a tokenizer
+    that is loaded alone, as transformers' pipelines do, prepares texts as the processor does. One processor may be
+    called from several threads.
 
     Args:
         text_padding: "longest", or "max_length" for models whose text towers see the padding (SigLIP, CLIPA): every
-            text then has `tokenizer.model_max_length` tokens, whatever a call asks for.
+            text then has `tokenizer.model_max_length` tokens, whatever a call asks for. None: what the tokenizer's
+            file says, else "longest".
         text_cleaning: what is done to a text before a tokenizer that does none of it: "whitespace" (repaired, single
-            spaces) or "canonicalize" (in lower case and without punctuation too, as SigLIP was trained).
+            spaces), "lower" (in lower case too) or "canonicalize" (in lower case and without punctuation, as SigLIP
+            was trained). None: what the tokenizer's file says, else nothing.
         returns_text_mask: True for text towers from elsewhere, whose tokens see those behind them: the attention mask
-            is returned unless a call says otherwise, and texts need no end token.
+            is returned unless a call says otherwise, and texts need no end token. None: what the tokenizer's file
+            says, else False.
 
     Raises:
         ValueError: for another padding or cleaning.
@@ -41,19 +53,46 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
         self,
         image_processor=None,
         tokenizer=None,
-        text_padding: str = "longest",
+        text_padding: str | None = None,
         text_cleaning: str | None = None,
-        returns_text_mask: bool = False,
+        returns_text_mask: bool | None = None,
         **kwargs,
     ):
-        if text_padding not in PADDINGS:
-            raise ValueError(f"text_padding={text_padding!r} is unknown: use {' or '.join(map(repr, PADDINGS))}.")
-        if text_cleaning is not None and text_cleaning not in CLEANINGS:
-            raise ValueError(f"text_cleaning={text_cleaning!r} is unknown: use {', '.join(CLEANINGS)} or None.")
-        self.text_padding = text_padding
-        self.text_cleaning = text_cleaning
-        self.returns_text_mask = returns_text_mask
         super().__init__(image_processor, tokenizer, **kwargs)
+        given = {
+            "text_padding": text_padding,
+            "text_cleaning": text_cleaning,
+            "returns_text_mask": returns_text_mask,
+        }
+        options = text_options(self.tokenizer) | {name: value for name, value in given.items() if value is not None}
+        set_text_options(self.tokenizer, **options)
+
+    @property
+    def text_padding(self) -> str:
+        return text_options(self.tokenizer)["text_padding"]
+
+    @text_padding.setter
+    def text_padding(self, padding: str) -> None:
+        set_text_options(self.tokenizer, text_padding=padding)
+
+    @property
+    def text_cleaning(self) -> str | None:
+        return text_options(self.tokenizer)["text_cleaning"]
+
+    @text_cleaning.setter
+    def text_cleaning(self, cleaning: str | None) -> None:
+        set_text_options(self.tokenizer, text_cleaning=cleaning)
+
+    @property
+    def returns_text_mask(self) -> bool:
+        return text_options(self.tokenizer)["returns_text_mask"]
+
+    @returns_text_mask.setter
+    def returns_text_mask(self, is_returned: bool) -> None:
+        set_text_options(self.tokenizer, returns_text_mask=is_returned)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | text_options(self.tokenizer)
 
     def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
         """A BatchFeature with `input_ids` if there is text, and `pixel_values` if there are images.
@@ -64,53 +103,77 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
             kwargs: arguments of the tokenizer and of the image processor, such as `return_tensors="pt"`.
 
         Raises:
+            TypeError: for arguments that neither of the two has. The error names the nearest.
             ValueError: if both are missing; if a caption is not a string; if a caption would have no end
                 token, where the model pools (`add_special_tokens=False`); for left padding; for `padding=False`
                 where `text_padding` is "max_length".
             ImageDecodeError: (a ValueError) with the index of the image that cannot be decoded.
         """
-        if text is not None:
-            text = self._check_captions(text)
-            text_kwargs = {**kwargs.get("text_kwargs", {}), **kwargs}
-            if self.returns_text_mask and "return_attention_mask" not in text_kwargs:
-                kwargs = {**kwargs, "return_attention_mask": True}
-            if not (self.returns_text_mask or text_kwargs.get("add_special_tokens", True)):
-                raise ValueError(
-                    "add_special_tokens=False leaves the texts without the end token at which CLIP pools. "
-                    "Drop the argument, or call the tokenizer alone."
-                )
-            if self.text_padding == "max_length":
-                kwargs = self._padded_to_the_end(kwargs, text_kwargs)
-        outputs = super().__call__(images=images, text=text, **kwargs)
-        if text is not None and self.text_padding == "longest" and not self.returns_text_mask:
+        self._refuse_unknown_arguments(kwargs)
+        if text is None:
+            return super().__call__(images=images, **kwargs)
+        text, kwargs = self._checked_captions(text), self._checked_text_arguments(kwargs)
+        # transformers' tokenizers keep a call's padding on themselves: another thread must not set its own meanwhile.
+        with guard_of(self.tokenizer):
+            outputs = super().__call__(text=text, **kwargs)
+        if self.text_padding == "longest" and not self.returns_text_mask:
             self._check_end_tokens(outputs["input_ids"])
+        if images is not None:
+            outputs.update(super().__call__(images=images, **kwargs))
         return outputs
 
-    def _padded_to_the_end(self, kwargs: dict, text_kwargs: dict) -> dict:
-        """The arguments of a call with those replaced that would give the model texts of another length."""
+    def _refuse_unknown_arguments(self, kwargs: dict[str, Any]) -> None:
+        of_images = set(getattr(self.image_processor, "valid_kwargs", ImagesKwargs).__annotations__)
+        of_texts = set(TextKwargs.__annotations__)
+        groups = {"text_kwargs": of_texts, "images_kwargs": of_images}
+        known = of_texts | of_images | set(ProcessingKwargs.__annotations__) | {"common_kwargs", "return_metadata"}
+        refuse_unknown_arguments(type(self).__name__, kwargs, known)
+        for group, names in groups.items():
+            refuse_unknown_arguments(f"{type(self).__name__}'s {group}", kwargs.get(group) or {}, names)
+
+    def _checked_text_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with those replaced that would give the model texts that it does not take."""
+        text_kwargs = {**kwargs.get("text_kwargs", {}), **kwargs}
+        if self.returns_text_mask and "return_attention_mask" not in text_kwargs:
+            kwargs = {**kwargs, "return_attention_mask": True}
+        if not (self.returns_text_mask or text_kwargs.get("add_special_tokens", True)):
+            raise ValueError(
+                "`add_special_tokens=False` leaves the texts without the end token at which CLIP pools. "
+                "Drop the argument, or call the tokenizer alone."
+            )
+        if self.text_padding != "max_length":
+            return kwargs
         length = self.tokenizer.model_max_length
         if text_kwargs.get("padding", True) in (False, "do_not_pad"):
             raise ValueError(
-                f"padding=False: this model's texts are always {length} tokens long. Drop the argument, or call the "
-                "tokenizer alone."
+                f"`padding=False`: the texts of this model always have {length} tokens. Drop the argument."
             )
         fixed = {"padding": "max_length", "max_length": length, "truncation": True}
         kept = {key: value for key, value in kwargs.get("text_kwargs", {}).items() if key not in fixed}
         return {**{key: value for key, value in kwargs.items() if key not in fixed}, "text_kwargs": {**kept, **fixed}}
 
-    def _check_captions(self, text) -> str | list[str]:
-        clean = CLEANINGS.get(self.text_cleaning, str)
+    def _checked_captions(self, text) -> str | list[str]:
+        clean = self._cleaning()
         if isinstance(text, str):
             return clean(text)
         if not isinstance(text, list | tuple) or not text:
-            raise ValueError(f"text={text!r:.50} is neither a string nor a list with one in it.")
+            raise ValueError(f"`text` is {text!r:.50}: pass a string, or a list with one or more.")
         for index, caption in enumerate(text):
             if not isinstance(caption, str):
                 raise ValueError(
                     f"text[{index}] is {caption!r:.50}, of type {type(caption).__name__}. "
-                    "Pass strings; leave out rows without a caption."
+                    "Pass strings, and skip rows without a caption."
                 )
         return [clean(caption) for caption in text]
+
+    def _cleaning(self):
+        """What is done to a text before the tokenizer sees it. The tokenizer of this package does it itself."""
+        if self.text_cleaning is None or isinstance(self.tokenizer, HFCLIPTokenizer):
+            return str
+        # Those that came with the tokenizer are its own affair.
+        tokens = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        added = [token for index, token in tokens if index >= self.tokenizer.vocab_size]
+        return cleaning_around(CLEANINGS[self.text_cleaning], added)
 
     def _check_end_tokens(self, input_ids) -> None:
         """Hold a tokenizer of another class, which a user may have put in, to the same rule."""

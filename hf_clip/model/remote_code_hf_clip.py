@@ -5,6 +5,7 @@ form below, there or in a file so found; it does the same when it loads with `tr
 lines as text, so that they need not run. They bring all files, whatever is saved or loaded first: what was loaded by
 its code alone can be saved again, for its processor and its pipeline too.
 
+    from .arguments_hf_clip import refuse_unknown_arguments
     from .configuration_hf_clip import HFCLIPConfig
     from .embedding_hf_clip import embed_images
     from .image_processing_hf_clip import HFCLIPImageProcessor
@@ -12,6 +13,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
     from .modeling_hf_clip import HFCLIPModel
+    from .modeling_inputs_hf_clip import known_arguments
     from .modeling_layers_hf_clip import HFCLIPPreTrainedModel
     from .modeling_resnet_hf_clip import HFCLIPResNetModel
     from .modeling_text_hf_clip import HFCLIPTextModel

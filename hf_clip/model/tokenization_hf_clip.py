@@ -1,23 +1,32 @@
 """OpenAI's tokenizer on transformers' fast one: the same ids, cleaning included.
 
-transformers' CLIPTokenizer gives OpenAI's ids for plain text. What it lacks stands here: repair of broken
-text and HTML entities, special tokens in a caption taken as text, and a text that is too long cut to the
-model's context with the end token kept, whether or not the caller asked for it.
+transformers' CLIPTokenizer gives OpenAI's ids for plain text. This module adds what it lacks: repair of broken
+text and HTML entities; special tokens in a caption taken as text; a text that is too long cut to the model's
+context with the end token kept, whether or not the caller asked for it; and how a model wants its texts (padding,
+cleaning, mask), saved in the tokenizer's own file, so that a tokenizer that is loaded alone gives the same ids.
 """
 
 import gzip
 import html
+import inspect
 import json
+import os
 import re
 import string
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.processing_utils import TextKwargs
 from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils import PaddingStrategy
+from transformers.utils.generic import PaddingStrategy
 
+from .arguments_hf_clip import refuse_unknown_arguments
 from .remote_code_hf_clip import SavedWithCode
 
 try:
@@ -29,8 +38,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
 
 # OpenAI's pattern. It ignores case, which after lower() makes two differences: a long s is an s, and the iota
-# subscript U+0345 is neither a letter nor anything else, and is dropped. The special tokens are left out of the
-# pattern, so that they are split like other text.
+# subscript U+0345 is neither a letter nor anything else, and is dropped. The special tokens are not in the pattern,
+# so that they are split like other text.
 WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
 # ASCII that ftfy and html.unescape leave alone: no control characters, no "&".
@@ -81,6 +90,92 @@ def canonicalize_text(text: str) -> str:
     return " ".join(clean_whitespace(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
+PADDINGS = ("longest", "max_length")
+CLEANINGS = {"whitespace": clean_whitespace, "lower": clean_text, "canonicalize": canonicalize_text}
+# How a model wants its texts, in a tokenizer's own file; what is not there is as here.
+TEXT_OPTIONS: dict[str, Any] = {"text_padding": "longest", "text_cleaning": None, "returns_text_mask": False}
+
+
+def text_options(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """How a model wants its texts, as a tokenizer of any class has it from its file; see `HFCLIPTokenizer`."""
+    saved = getattr(tokenizer, "init_kwargs", {})
+    return {name: saved.get(name, default) for name, default in TEXT_OPTIONS.items()}
+
+
+def set_text_options(tokenizer: PreTrainedTokenizerBase, **options) -> None:
+    """Sets how a model wants its texts, for this tokenizer of any class and for the file that it saves.
+
+    Without a mask on every call (`returns_text_mask`), the tokenizer returns one on request alone: transformers'
+    pipelines pass on what a tokenizer returns.
+
+    Raises:
+        ValueError: for another padding or cleaning than there are.
+    """
+    if (padding := options.get("text_padding", "longest")) not in PADDINGS:
+        raise ValueError(f"`text_padding={padding}` is unknown: use {' or '.join(map(repr, PADDINGS))}.")
+    cleaning = options.get("text_cleaning")
+    if cleaning is not None and cleaning not in CLEANINGS:
+        raise ValueError(f"`text_cleaning={cleaning}` is unknown: use {', '.join(map(repr, CLEANINGS))} or None.")
+    tokenizer.init_kwargs.update(options)
+    is_masked = text_options(tokenizer)["returns_text_mask"]
+    names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    tokenizer.model_input_names = [*names, "attention_mask"] if is_masked else names
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+
+
+def cleaning_around(clean: Callable[[str], str], tokens: Iterable[AddedToken]) -> Callable[[str], str]:
+    """`clean` for texts in which added tokens are to be found: they stay as they are, the text around them is cleaned.
+
+    As in transformers' CLIPTokenizer, the case of letters does not matter for a token that is normalized.
+    """
+    spelled = {token.content: f"(?i:{re.escape(token.content)})" for token in tokens if token.normalized}
+    spelled |= {token.content: re.escape(token.content) for token in tokens if not token.normalized}
+    if not spelled:
+        return clean
+    of_lower = {content.lower(): content for content in spelled}
+    longest_first = sorted(spelled, key=len, reverse=True)
+    pattern = re.compile("|".join(spelled[content] for content in longest_first))
+
+    def cleaned(text: str) -> str:
+        parts, start = [], 0
+        for found in pattern.finditer(text):
+            token = found[0] if found[0] in spelled else of_lower[found[0].lower()]
+            parts += [_cleaned_within(clean, text[start : found.start()]), token]
+            start = found.end()
+        return "".join([*parts, _cleaned_within(clean, text[start:])]).strip()
+
+    return cleaned
+
+
+def _cleaned_within(clean: Callable[[str], str], part: str) -> str:
+    """A part of a text cleaned, with a space where it was set off from what is around it."""
+    left, right = (" " if edge.isspace() else "" for edge in (part[:1], part[-1:]))
+    return f"{left}{clean(part)}{right}"
+
+
+class _Guard:
+    """A lock for one thread at a time, new in a forked process, where the thread that held it is gone."""
+
+    def __init__(self):
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def __enter__(self):
+        if self._process != os.getpid():
+            self.__init__()
+        self._lock.acquire()
+
+    def __exit__(self, *error):
+        self._lock.release()
+
+
+_GUARDS: WeakKeyDictionary[PreTrainedTokenizerBase, _Guard] = WeakKeyDictionary()
+
+
+def guard_of(tokenizer: PreTrainedTokenizerBase) -> _Guard:
+    """The lock of a tokenizer: transformers' fast ones write a call's padding and truncation into a shared object."""
+    return _GUARDS.setdefault(tokenizer, _Guard())
+
+
 def byte_symbols() -> list[str]:
     """The 256 characters that stand for bytes in the vocabulary, in OpenAI's order: printable bytes first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -104,7 +199,7 @@ def read_openai_merges() -> list[tuple[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"OpenAI's vocabulary is not at {path}. Use from_pretrained, or install hf_clip.")
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-    return [tuple(line.split(" ")) for line in lines]
+    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
 
 
 def _word_splitter() -> pre_tokenizers.PreTokenizer:
@@ -122,15 +217,23 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
 
     A sequence with special tokens is never longer than `model_max_length`, even without `truncation=True` and
     with a larger `max_length`. Without special tokens it is cut only on request. Padding is to the right: the
-    model finds a text's end at the first end token.
+    model finds a text's end at the first end token. Tokens that are added (`add_tokens`, `add_special_tokens`) are
+    found in every text. One tokenizer may be called from several threads.
 
     Args:
         vocab, merges: token to id, and the merges from the best on; or paths of vocab.json and merges.txt.
         model_max_length: tokens of a text, special tokens included. What transformers writes for "no limit"
             counts as CLIP's 77.
+        text_padding: "longest", or "max_length" for models whose text towers see the padding (SigLIP, CLIPA): every
+            text with special tokens then has `model_max_length` tokens, whatever a call asks for.
+        text_cleaning: what is done to a text before OpenAI's cleaning: "whitespace", "lower" or "canonicalize" (see
+            the functions `clean_whitespace`, `clean_text`, `canonicalize_text`); None: nothing.
+        returns_text_mask: True returns the attention mask unless a call says otherwise; False, on request.
 
     Raises:
-        ValueError: for left padding, for what is not a string, and for a `max_length` under 2.
+        TypeError: for arguments of a call that it does not have.
+        ValueError: for left padding, for what is not a string, for a `max_length` under 2, and for another padding or
+            cleaning.
     """
 
     _auto_class = "AutoTokenizer"
@@ -145,11 +248,14 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
         pad_token: str = END,
         model_max_length: int = CONTEXT_LENGTH,
         split_special_tokens: bool = True,
+        text_padding: str = "longest",
+        text_cleaning: str | None = None,
+        returns_text_mask: bool = False,
         **kwargs,
     ):
         if vocab is None:
-            merges = read_openai_merges()
-            vocab = build_vocabulary(merges)
+            read = read_openai_merges()
+            vocab, merges = build_vocabulary(read), read
         _refuse_left_padding(kwargs.get("padding_side"))
         super().__init__(
             vocab=vocab,
@@ -162,9 +268,39 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
             split_special_tokens=split_special_tokens,
             **kwargs,
         )
+        set_text_options(
+            self, text_padding=text_padding, text_cleaning=text_cleaning, returns_text_mask=returns_text_mask
+        )
         # clean_text does its work, and a second NFC would compose what HTML entities spelt out.
         self._tokenizer.normalizer = None
         self._tokenizer.pre_tokenizer = _word_splitter()
+
+    def _wrap_decode_method_backend_tokenizer(self) -> None:
+        """Nothing: what transformers hangs on the backend a copy of it would lack. `_decode` does it."""
+
+    def _decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str:
+        if isinstance(token_ids, dict):
+            token_ids = token_ids["input_ids"]
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        if skip_special_tokens:
+            # The backend knows the tokens that were added as special ones for plain ones; see `_add_tokens`.
+            special = set(self.all_special_ids)
+            ids = [index for index in ids if index not in special]
+        text = super()._decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        return text.replace("</w>", " ").strip()
+
+    def _tokens_of_the_model(self) -> set[str]:
+        """The special tokens that CLIP has: in a caption they are text."""
+        return {str(token) for token in (self.bos_token, self.eos_token, self.unk_token, self.pad_token)}
+
+    def _add_tokens(self, new_tokens: list[str | AddedToken], special_tokens: bool = False) -> int:
+        # The backend finds special tokens in a text all or none. Those of the model it must not find, so that the
+        # others, which a user added to find them, are plain ones to it.
+        own = self._tokens_of_the_model()
+        special = [token for token in new_tokens if str(token) in own]
+        others = [token for token in new_tokens if str(token) not in own]
+        count = super()._add_tokens(special, special_tokens=True) if special else 0
+        return count + super()._add_tokens([_as_plain(token, special_tokens) for token in others])
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs):
@@ -248,8 +384,9 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
         max_length: int | None = None,
         **kwargs,
     ):
+        refuse_unknown_arguments(type(self).__name__, kwargs, _CALL_ARGUMENTS)
         if isinstance(text, list | tuple) and not text:
-            raise ValueError("text is an empty list. Pass at least one text; '' is one.")
+            raise ValueError("`text` is an empty list. Pass at least one text; '' is one.")
         if add_special_tokens:
             if truncation_strategy == TruncationStrategy.DO_NOT_TRUNCATE:
                 truncation_strategy = TruncationStrategy.LONGEST_FIRST
@@ -258,47 +395,89 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
             # The Rust side counts in 64 bits; transformers' "no limit" is 1e30.
             limit = min(int(self.model_max_length), 2**31)
             max_length = limit if max_length is None else min(max_length, limit)
+            if text_options(self)["text_padding"] == "max_length":
+                padding_strategy, max_length = PaddingStrategy.MAX_LENGTH, limit
             if max_length < 2:
-                raise ValueError(f"max_length={max_length} is under 2, which the start and end tokens take.")
-        return super()._encode_plus(
-            _clean_all(text, "text"),
-            None if text_pair is None else _clean_all(text_pair, "text_pair"),
-            add_special_tokens=add_special_tokens,
-            padding_strategy=padding_strategy,
-            truncation_strategy=truncation_strategy,
-            max_length=max_length,
-            **kwargs,
-        )
+                raise ValueError(f"`max_length={max_length}` is under 2, which the start and end tokens take.")
+        clean = self._cleaning()
+        text = _clean_all(text, "text", clean)
+        text_pair = None if text_pair is None else _clean_all(text_pair, "text_pair", clean)
+        with guard_of(self):
+            return super()._encode_plus(
+                text,
+                text_pair,
+                add_special_tokens=add_special_tokens,
+                padding_strategy=padding_strategy,
+                truncation_strategy=truncation_strategy,
+                max_length=max_length,
+                **kwargs,
+            )
+
+    def _cleaning(self) -> Callable[[str], str]:
+        """What is done to a text: the model's cleaning, then OpenAI's, around the tokens that were added."""
+        first = CLEANINGS.get(text_options(self)["text_cleaning"])
+        clean = clean_text if first is None else lambda text: clean_text(first(text))
+        own = self._tokens_of_the_model()
+        return cleaning_around(clean, [one for one in self.added_tokens_decoder.values() if one.content not in own])
 
     def set_truncation_and_padding(self, padding_strategy, *args, padding_side=None, **kwargs) -> None:
         if padding_strategy != PaddingStrategy.DO_NOT_PAD:
             _refuse_left_padding(padding_side or self.padding_side)
         super().set_truncation_and_padding(padding_strategy, *args, padding_side=padding_side, **kwargs)
 
-    def _pad(self, encoded_inputs, *args, padding_side=None, **kwargs) -> dict:
+    def _pad(
+        self,
+        encoded_inputs,
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        *args,
+        padding_side=None,
+        **kwargs,
+    ) -> dict:
         _refuse_left_padding(padding_side or self.padding_side)
-        return super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
+        if text_options(self)["text_padding"] == "max_length":
+            padding_strategy, max_length = PaddingStrategy.MAX_LENGTH, int(self.model_max_length)
+        return super()._pad(encoded_inputs, max_length, padding_strategy, *args, padding_side=padding_side, **kwargs)
 
     def _save_pretrained(self, *args, **kwargs) -> tuple[str, ...]:
         # The last call's truncation and padding are no property of the vocabulary. The normalizer is for
         # runtimes that read tokenizer.json alone (Rust, JavaScript): as near to clean_text as they can come.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        try:
-            return super()._save_pretrained(*args, **kwargs)
-        finally:
-            self._tokenizer.normalizer = None
+        with guard_of(self):
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+            )
+            try:
+                return super()._save_pretrained(*args, **kwargs)
+            finally:
+                self._tokenizer.normalizer = None
 
 
-def _clean_all(item, name: str):
+# Of a call of transformers' tokenizers, and what they hand on within it.
+_CALL_ARGUMENTS = set(TextKwargs.__annotations__) | set(inspect.signature(CLIPTokenizer._encode_plus).parameters)
+
+
+def _as_plain(token: str | AddedToken, is_special: bool) -> AddedToken:
+    """A token as one that is not special; a special one is never normalized."""
+    if isinstance(token, str):
+        return AddedToken(token, normalized=not is_special, special=False)
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=False,
+    )
+
+
+def _clean_all(item, name: str, clean: Callable[[str], str]):
     """`item` with every string in it cleaned; `name` is what an error calls it."""
     if isinstance(item, str):
-        return clean_text(item)
+        return clean(item)
     if isinstance(item, list | tuple):
-        return type(item)([_clean_all(part, f"{name}[{index}]") for index, part in enumerate(item)])
+        return type(item)([_clean_all(part, f"{name}[{index}]", clean) for index, part in enumerate(item)])
     raise ValueError(f"{name} is {item!r:.50} ({type(item).__name__}). Pass a string or a list of strings.")
 
 

@@ -574,5 +574,5 @@ def test_raw_pixels_are_refused():
     """A byte of 255 would be a pixel 100 times brighter than white; the embeddings would look well."""
     raw = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     for encode in (ours().encode_image, ours().vision_model):
-        with pytest.raises(ValueError, match="pixel_values of torch.uint8 are raw pixels"):
+        with pytest.raises(ValueError, match="`pixel_values` of torch.uint8 are raw pixels"):
             encode(raw)

@@ -112,7 +112,7 @@ def test_what_the_model_cannot_use_is_refused(processor):
     with pytest.raises(ValueError, match=r"text\[1\] is None"):
         processor(text=["a", None])
     for text in ([], 3):
-        with pytest.raises(ValueError, match="neither a string nor a list"):
+        with pytest.raises(ValueError, match="pass a string, or a list"):
             processor(text=text)
     with pytest.raises(ValueError, match="at least one input"):
         processor()

@@ -111,7 +111,9 @@ def test_special_tokens_in_a_caption_are_text(tokenizer, text):
 
 def test_too_long_is_cut_with_the_end_token_kept_even_unasked(tokenizer):
     """As the stock pipeline calls it: padding=True and nothing else."""
-    batch = tokenizer(["word " * 200, "a cat"], padding=True, return_tensors="pt")
+    texts = ["word " * 200, "a cat"]
+    assert set(tokenizer(texts, padding=True)) == {"input_ids"}
+    batch = tokenizer(texts, padding=True, return_attention_mask=True, return_tensors="pt")
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 77)
     assert batch["input_ids"][0, -1] == END and batch["attention_mask"].sum(1).tolist() == [77, 4]
     for options in [

@@ -1,0 +1,166 @@
+"""What the models' methods take: keyword arguments, types and shapes are checked before anything is computed.
+
+Shape suffixes: B images or texts, T tokens.
+"""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
+
+from .arguments_hf_clip import refuse_unknown_arguments
+
+# What transformers passes to the forward method of any model, or takes on its way there. `num_items_in_batch` is
+# Trainer's.
+FROM_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) | {
+    "return_dict",
+    "use_cache",
+    "debug_io",
+    "debug_io_dir",
+    "prune_layers",
+}
+# Arguments of other models, which wrappers for models of any kind (PEFT's) pass as None.
+ABSENT_AS_NONE = frozenset({"inputs_embeds", "labels", "token_type_ids", "head_mask", "past_key_values", "task_ids"})
+ADVICE = {
+    "labels": "HFCLIPForImageClassification takes them. The loss of a dual encoder is that of pairs: pass "
+    "`return_loss=True`.",
+    "inputs_embeds": "texts are embedded from `input_ids`.",
+    "normalize": "`encode_image` and `encode_text` have it.",
+}
+
+
+def require_on_device(condition: torch.Tensor, message: str) -> None:
+    """Raises ValueError unless `condition` (a boolean scalar) holds.
+
+    Reading the value of a tensor would break a traced graph and stall an accelerator, so there it is asserted on
+    the device instead.
+    """
+    if condition.device.type == "meta":
+        return
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        torch.ops.aten._assert_async.msg(condition, message)
+    elif not condition:
+        raise ValueError(message)
+
+
+def backbone_arguments(tower: torch.nn.Module) -> frozenset[str]:
+    """Arguments that a tower hands to the model of transformers within it; none for the other towers."""
+    return getattr(tower, "backbone_arguments", frozenset())
+
+
+def taken_by(tower: torch.nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of a dual encoder's method that go to one of its towers."""
+    own = backbone_arguments(tower)
+    return {name: value for name, value in arguments.items() if name in FROM_TRANSFORMERS or name in own}
+
+
+def known_arguments(
+    model: PreTrainedModel, arguments: dict[str, Any], method: str = "forward", also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The keyword arguments that a method did not name, without those of other models that are None.
+
+    Args:
+        also: arguments that the method takes beside those that it names.
+
+    Raises:
+        TypeError: for arguments that neither the method has nor transformers passes to models. The error names the
+            nearest.
+    """
+    also = frozenset(also)
+    known = {name: value for name, value in arguments.items() if name in FROM_TRANSFORMERS or name in also}
+    unknown = [
+        name
+        for name, value in arguments.items()
+        if name not in known and not (value is None and name in ABSENT_AS_NONE)
+    ]
+    if unknown:
+        named = set(inspect.signature(getattr(type(model), method)).parameters) - {"self", "kwargs"}
+        refuse_unknown_arguments(f"{type(model).__name__}.{method}", unknown, named | also, ADVICE)
+    return known
+
+
+def check_pixels(pixel_values: torch.Tensor, channels: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """The pixels in the type of the weights.
+
+    Args:
+        channels: channels of an image; None where the tower does not say.
+
+    Raises:
+        TypeError: for what is no tensor.
+        ValueError: for another shape than (B, channels, rows, columns), for no image, and for whole numbers: models
+            take normalized pixels.
+    """
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(
+            f"`pixel_values` is of type {type(pixel_values).__name__}: pass a tensor, which the processor makes with "
+            "return_tensors='pt'."
+        )
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim != 4 or 0 in shape or channels is not None and shape[1] != channels:
+        raise ValueError(
+            f"`pixel_values` has shape {shape}: pass (images, {channels or 'channels'}, rows, columns), with one "
+            "image or more, as the processor makes it with return_tensors='pt'."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` of {pixel_values.dtype} are raw pixels: pass what the processor makes of images, "
+            "rescaled and normalized."
+        )
+    return pixel_values.to(dtype)
+
+
+def check_texts(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> None:
+    """Nothing, if the three fit together.
+
+    Raises:
+        TypeError: for ids that are no tensor.
+        ValueError: for ids of another shape than (B, T), for no text or no token, and for ids that are not int64 or
+            int32; for a mask of another shape than (B, T) or (B, heads, T, T), and positions of another than (B, T)
+            or (1, T).
+    """
+    if not isinstance(input_ids, torch.Tensor):
+        raise TypeError(
+            f"`input_ids` is of type {type(input_ids).__name__}: pass a tensor, which the processor makes with "
+            "return_tensors='pt'."
+        )
+    shape = tuple(input_ids.shape)
+    if input_ids.ndim != 2 or 0 in shape:
+        raise ValueError(
+            f"`input_ids` has shape {shape}: pass (texts, tokens), with one text and one token or more, as the "
+            "processor makes it with return_tensors='pt'."
+        )
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"`input_ids` are of {input_ids.dtype}: token ids are int64 or int32.")
+    if isinstance(attention_mask, torch.Tensor):
+        fits = attention_mask.shape == input_ids.shape
+        if attention_mask.ndim == 4:
+            fits = attention_mask.shape[0] in (1, shape[0]) and tuple(attention_mask.shape[2:]) == (shape[1],) * 2
+        if not fits:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}: pass that of `input_ids`, {shape}."
+            )
+    if position_ids is not None and tuple(position_ids.shape) not in (shape, (1, shape[1]), (shape[1],)):
+        raise ValueError(
+            f"`position_ids` has shape {tuple(position_ids.shape)}: pass that of `input_ids`, {shape}, or one row for "
+            f"all texts, {(1, shape[1])}."
+        )
+
+
+def embedded(embedding: torch.nn.Module, ids: torch.Tensor, name: str) -> torch.Tensor:
+    """The embeddings of ids. Raises ValueError, on a CPU, for ids that the embedding does not have."""
+    try:
+        return embedding(ids)
+    except IndexError as error:
+        raise out_of_range(name, ids, len(embedding.weight)) from error
+
+
+def out_of_range(name: str, ids: torch.Tensor, size: int) -> ValueError:
+    return ValueError(
+        f"`{name}` has values from {int(ids.min())} to {int(ids.max())}, and the model those from 0 to {size - 1}: "
+        "use the model's own tokenizer, or resize its token embeddings."
+    )
