@@ -361,7 +361,7 @@ def test_clipa_pads_and_drops_the_separator(tmp_path):
     for one in (processor, HFCLIPProcessor.from_pretrained(tmp_path / "saved")):
         for padding in ({}, {"padding": True}, {"text_kwargs": {"padding": "longest"}}):
             assert torch.equal(one(text=TEXTS, return_tensors="pt", **padding)["input_ids"], theirs(TEXTS))
-    with pytest.raises(ValueError, match="always 24 tokens long"):
+    with pytest.raises(ValueError, match="always have 24 tokens"):
         processor(text=TEXTS, padding=False)
 
 
