@@ -1,5 +1,6 @@
-"""What docs/checkpoints.md says runs: its Python in order, and every command whose source is at hand."""
+"""What docs/checkpoints.md says runs: its Python in order, and every command whose source is there."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -42,3 +43,17 @@ def test_commands_of_the_page_run(place):
     for command in run:
         assert cli.main(command) == 0
     assert (place / "runs/openai/model.pt").is_file()
+
+
+def test_the_recipe_reference_is_of_the_present_keys():
+    spec = importlib.util.spec_from_file_location("make_recipe_reference", ROOT / "tools/make_recipe_reference.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    written = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    assert written == script.page(), "run: python tools/make_recipe_reference.py"
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

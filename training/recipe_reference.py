@@ -52,7 +52,7 @@ def _add_section(kind: Any, key: str, texts: dict[str, dict[str, str]], parts: l
 
 
 def _kind(hint: Any) -> str:
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
     if hint in names:
         return names[hint]
     if is_dataclass(hint):
