@@ -84,7 +84,9 @@ def test_one_state_has_one_key_however_it_is_held(pair, tmp_path):
         expected = state_parts(model, processor, tower)
         for held, its_processor in (again, load(tmp_path), *((held, processor) for held in wrapped)):
             assert state_parts(held, its_processor, tower) == expected
-            check_probe(probe_embeds(model, processor, tower), held, its_processor, tower, "file")
+            # A tower that is compiled would be traced, which takes seconds.
+            if held is not inner:
+                check_probe(probe_embeds(model, processor, tower), held, its_processor, tower, "file")
     model.train()
     assert state_key(model, processor, "text") == state_key(*again, "text")
     assert state_key(model, processor, "text") != state_key(model, processor, "image")
