@@ -232,9 +232,12 @@ def unit_text_embeds(model: DualEncoder, processor: Processor, texts: Sequence[s
     return encode_texts(model, processor, texts)[0]
 
 
-def encode_texts(model: DualEncoder, processor: Processor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_texts(
+    model: DualEncoder, processor: Processor, texts: Sequence[str], **tokenizer_kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit embeddings of texts, as `unit_text_embeds` gives them, and their token ids."""
-    encoding = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
+    given = {"padding": True, "truncation": True, **tokenizer_kwargs, "return_tensors": "pt"}
+    encoding = processor(text=list(texts), **given)
     mask = encoding.get("attention_mask")
     embeddings_BD = model.encode_text(
         encoding["input_ids"].to(model.device),
@@ -328,6 +331,12 @@ def open_images(images: Any, image_column: str | None = None) -> Iterable:
     if is_one or not isinstance(images, Iterable):
         raise TypeError(f"`images` is one {type(images).__name__}: pass a list of images, [image] for one.")
     features = getattr(images, "features", None) or {}
+    if not isinstance(features, Mapping):
+        # A column of a data set, whose `features` are those of the column.
+        source, name = getattr(images, "source", None), getattr(images, "column_name", None)
+        if type(features).__name__ == "Image" and hasattr(source, "cast_column"):
+            images = source.cast_column(name, type(features)(decode=False))[name]
+        features = {}
     columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     column = image_column or (columns[0] if columns else None)
     if columns:

@@ -3,7 +3,7 @@
     pipe = pipeline("zero-shot-image-classification", model=folder, pipeline_class=HFCLIPZeroShotPipeline)
     pipe(images, candidate_labels=["a cat", "a dog"], templates=["a photo of {}.", "a drawing of {}."], top_k=1)
 
-The stock pipeline encodes all labels anew for every image. Once this package is imported, the task
+The stock pipeline encodes all labels again for every image. Once this package is imported, the task
 "hf-clip-zero-shot" names this class too.
 """
 
@@ -13,13 +13,17 @@ import base64
 import binascii
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from numbers import Real
 from pathlib import Path
+from types import GeneratorType
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
 
-from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, unit_image_embeds
+from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, open_images, unit_image_embeds
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .image_urls_hf_clip import fetch_image
 from .state_key_hf_clip import LiveState
@@ -28,19 +32,31 @@ from .zero_shot_hf_clip import ZeroShotClassifier
 TASK = "hf-clip-zero-shot"
 # Sets of labels whose embeddings are kept.
 MAX_CACHED = 8
-# What each label is weighed against where labels are judged by themselves and nothing else was named.
+# What each label is compared with where labels are scored by themselves and nothing else was named.
 REJECTION = "something else"
 
 _FETCHING = ("timeout", "max_bytes", "resolve")
-_CLASSIFYING = ("candidate_labels", "hypothesis_template", "templates", "rejection", "multi_label", "top_k")
+_CLASSIFYING = (
+    "candidate_labels",
+    "hypothesis_template",
+    "templates",
+    "rejection",
+    "multi_label",
+    "top_k",
+    "tokenizer_kwargs",
+)
 
 
 class HFCLIPZeroShotPipeline(Pipeline):
     """Zero-shot classification of images, over transformers' `ZeroShotImageClassificationPipeline`.
 
-    Label embeddings are kept between calls and computed again when labels, templates, a weight of the text tower, the
-    processor or its tokenizer change. Weights are told apart by identity, place and version, never by their values: a
-    write that torch does not count (`parameter.data.add_(...)`) goes unnoticed; `clear_cache()` forgets them.
+    Label embeddings are kept between calls and computed again when labels, templates, or anything of the text tower,
+    the processor or its tokenizer changes: weights, adapters that are switched, hooks, settings. Weights are told
+    apart by identity, position in memory and version, never by their values: a write that torch does not count
+    (`parameter.data.add_(...)`) goes unnoticed; `clear_cache()` forgets them. Threads may share a pipeline.
+
+    Unlike everything else here, it does not use the templates that were saved with the model: its default is that of
+    transformers' pipeline, "This is a photo of {}."
 
     Lists are classified in batches of `batch_size` (32 by default), of the pipeline or of a call.
     """
@@ -52,10 +68,7 @@ class HFCLIPZeroShotPipeline(Pipeline):
 
     def __init__(self, *, batch_size: int = 32, **kwargs):
         super().__init__(batch_size=batch_size, **kwargs)
-        if not hasattr(self.model, "encode_text"):
-            raise ValueError(
-                f"{type(self.model).__name__} has no encode_text: load the model by hf_clip.load, or as HFCLIPModel."
-            )
+        self.model = dual_encoder(self.model)
         if self.processor is None:
             raise ValueError("the pipeline has no processor: pass processor=, as hf_clip.load gives it.")
         self._cache: OrderedDict[tuple, tuple[LiveState, ZeroShotClassifier]] = OrderedDict()
@@ -66,23 +79,25 @@ class HFCLIPZeroShotPipeline(Pipeline):
         """Scores of labels for an image or several.
 
         Args:
-            image: an image, or a list, generator or torch data set of images; each of any kind that
-                `decode_image` takes, or a URL, or base64 as text. `images` is taken for it too.
-            candidate_labels: the labels; a list of names stands for one class, shown by the first.
+            image: an image, or a list, generator or torch data set of images, an array of several, a data set of
+                `datasets` or a column of one; each image of any kind that `decode_image` takes, or a URL, or base64 as
+                text. `images` is taken for it too.
+            candidate_labels: the labels, texts or numbers; a list of names stands for one class, shown by the first.
             hypothesis_template: text around a label, with `{}` for it; "This is a photo of {}." by default.
             templates: several such texts, whose embeddings are averaged, instead of one.
             rejection: names for what is none of the labels; see `ZeroShotClassifier`.
-            multi_label: judge each label by itself. With models trained with a softmax, each is then weighed against
+            multi_label: score each label by itself. With models trained with a softmax, each is then compared with
                 the rejection class, "something else" by default.
+            tokenizer_kwargs: arguments of the tokenizer for all texts.
             top_k: the best labels only; `threshold`: those of such a score only.
             timeout: seconds for each request of a URL, 10 by default; `max_bytes`: its greatest size, 32 MiB;
                 `resolve`: which addresses may be connected to, those of the public by default. See `fetch_image`.
             batch_size, num_workers: as for every pipeline.
 
         Returns:
-            A list of {"score", "label"}, best first, for an image; a list of such lists for a list; a generator of
-            them for a generator or data set. Scores are the softmax over the labels, or sigmoids where the model was
-            trained so.
+            A list of {"score", "label"}, best first, for an image; a list of such lists for what knows its length; a
+            generator of them for a generator, a stream or a torch data set. Scores are the softmax over the labels,
+            or sigmoids where the model was trained so.
 
         Raises:
             ImageDecodeError: (a ValueError) for an image that cannot be had.
@@ -90,12 +105,18 @@ class HFCLIPZeroShotPipeline(Pipeline):
         """
         image = kwargs.pop("images", image)
         if image is None:
-            raise ValueError("there is no image: pass one, or a list of them.")
+            raise ValueError("there is no image: pass one as `image`, or a list of them.")
         if isinstance(image, list | tuple) and not image:
             return []
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
-        return super().__call__(list(image) if isinstance(image, tuple) else image, **kwargs)
+        if isinstance(image, tuple) or getattr(image, "ndim", 0) == 4:
+            image = list(image)
+        if _is_run(image):
+            # Read one after the other: a list of all would hold every image of a data set.
+            found = super().__call__((one for one in open_images(image)), **kwargs)
+            return list(found) if isinstance(image, Sized) else found
+        return super().__call__(image, **kwargs)
 
     def clear_cache(self) -> None:
         """Forgets all label embeddings."""
@@ -110,13 +131,13 @@ class HFCLIPZeroShotPipeline(Pipeline):
         known = {*_FETCHING, *_CLASSIFYING, "threshold"}
         if unknown := sorted(kwargs.keys() - known):
             raise ValueError(f"{', '.join(unknown)} is no argument here. There are {', '.join(sorted(known))}.")
-        if isinstance(kwargs.get("candidate_labels"), str):
-            raise TypeError(f"candidate_labels={kwargs['candidate_labels']!r} is one string: pass a list of strings.")
+        if isinstance(labels := kwargs.get("candidate_labels"), str):
+            raise TypeError(f"`candidate_labels` is one string, {labels!r:.60}: pass a list of strings.")
         if kwargs.get("templates") is not None and kwargs.get("hypothesis_template") is not None:
-            raise ValueError("hypothesis_template and templates are given: put the one among the others.")
+            raise ValueError("`hypothesis_template` and `templates` are both given: put the one among the others.")
         top_k = kwargs.get("top_k")
         if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} is below 1: set it to 1 or more, or to None for all labels.")
+            raise ValueError(f"`top_k={top_k}` is below 1: set it to 1 or more, or to None for all labels.")
         given = {name: value for name, value in kwargs.items() if value is not None}
         if "candidate_labels" in given:
             given["candidate_labels"] = list(given["candidate_labels"])
@@ -129,40 +150,49 @@ class HFCLIPZeroShotPipeline(Pipeline):
         decoded = decode_image(_fetched(image, fetching))
         return {"pixel_values": self.processor(images=[decoded], return_tensors="pt")["pixel_values"]}
 
-    def _forward(self, model_inputs, top_k=None, multi_label=False, **labels) -> dict:
-        classifier = self._classifier(multi_label=multi_label, **labels)
+    def _forward(self, model_inputs, candidate_labels=(), top_k=None, multi_label=False, **options) -> dict:
+        classifier = self._classifier([_as_text(label) for label in candidate_labels], multi_label, **options)
+        # A number comes back as the number that was given, as from the stock pipeline.
+        shown = [_first(label) for label in candidate_labels] + list((classifier.rejection or ())[:1])
         with evaluation_mode(self.model):
             embeddings_BD = check_finite(unit_image_embeds(self.model, model_inputs["pixel_values"]), "images")
         scores_BK, indices_BK = classifier.rank(embeddings_BD, top_k, multi_label=multi_label)
-        return {"scores": scores_BK, "indices": indices_BK, "classifier": [classifier] * len(embeddings_BD)}
+        return {"scores": scores_BK, "indices": indices_BK, "shown": [shown] * len(embeddings_BD)}
 
     def postprocess(self, model_outputs, threshold: float = 0.0) -> list[dict]:
         # One image, whether it came alone, as a batch of one, or out of a batch.
-        classifier = model_outputs["classifier"]
-        classifier = classifier[0] if isinstance(classifier, list) else classifier
-        [rows] = classifier.rows(model_outputs["scores"], model_outputs["indices"], threshold)
-        return [{"score": row["score"], "label": row["label"]} for row in rows]
+        shown = model_outputs["shown"]
+        shown = shown[0] if isinstance(shown[0], list) else shown
+        [scores_K], [indices_K] = model_outputs["scores"].tolist(), model_outputs["indices"].tolist()
+        found = zip(scores_K, indices_K, strict=True)
+        return [{"score": score, "label": shown[index]} for score, index in found if score >= threshold]
 
     def _classifier(
         self,
-        candidate_labels: Sequence[str | Sequence[str]] = (),
+        labels: Sequence[str | Sequence[str]],
+        multi_label: bool,
         hypothesis_template: str = "This is a photo of {}.",
         templates: Sequence[str] | None = None,
         rejection: str | Sequence[str] | None = None,
-        multi_label: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
     ) -> ZeroShotClassifier:
         """The classifier of these words and of the weights as they are now."""
         if rejection is None and multi_label and getattr(self.model, "logit_bias", None) is None:
             rejection = REJECTION
         templates = [hypothesis_template] if templates is None else templates
-        key = (_frozen(candidate_labels), _frozen(templates), _frozen(rejection))
+        key = (*map(_frozen, (labels, templates, rejection)), repr(sorted((tokenizer_kwargs or {}).items())))
         state = LiveState(self.model, self.processor, "text")
         with self._lock:
             kept_state, classifier = self._cache.get(key, (None, None))
             # Its state may be equal and its model another wrapper of it, or one that wraps it no more.
             if classifier is None or kept_state != state or classifier.model is not dual_encoder(self.model):
                 classifier = ZeroShotClassifier(
-                    self.model, self.processor, candidate_labels, templates, rejection=rejection
+                    self.model,
+                    self.processor,
+                    labels,
+                    templates,
+                    rejection=rejection,
+                    tokenizer_kwargs=tokenizer_kwargs,
                 )
             self._cache[key] = state, classifier
             self._cache.move_to_end(key)
@@ -194,6 +224,27 @@ def _fetched(image, fetching: dict):
         if image.startswith("data:"):
             raise ImageDecodeError(f"{image[:60]!r}... is no base64: encode the image again.", "broken") from error
         return image
+
+
+def _is_run(image) -> bool:
+    """Whether it is a data set of `datasets`, a column of one, or the like: what `Pipeline` takes for one image."""
+    if hasattr(image, "cast_column"):
+        # A stream of `datasets` is a torch data set too, of rows that are no images.
+        return True
+    if isinstance(image, list | str | bytes | bytearray | memoryview | Mapping | GeneratorType | Dataset):
+        return False
+    return isinstance(image, Iterable) and not hasattr(image, "ndim")
+
+
+def _as_text(label):
+    """A label in words: numbers too, as the stock pipeline takes them. The classifier refuses anything else."""
+    if isinstance(label, list | tuple):
+        return [_as_text(name) for name in label]
+    return f"{label}" if isinstance(label, Real) and not isinstance(label, bool) else label
+
+
+def _first(label):
+    return label[0] if isinstance(label, list | tuple) and label else label
 
 
 def _frozen(value):

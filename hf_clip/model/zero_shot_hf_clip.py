@@ -7,16 +7,19 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 # space.
 
 import json
+import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
 from .embedding_hf_clip import batched, check_finite, dual_encoder, encode_texts, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
@@ -28,6 +31,8 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 # Classes scored at once: with 32 images, 1 MB of logits.
 TILE = 8192
+# Below it logits leave the range of float32, and scores become NaN.
+MIN_TEMPERATURE = 1e-6
 FILE_FORMAT = "hf_clip zero-shot classifier"
 
 
@@ -39,6 +44,9 @@ def templates_of(model) -> tuple[str, ...]:
 class ZeroShotClassifier:
     """Classifies images by labels given as words.
 
+        classifier = ZeroShotClassifier.from_pretrained("openai/clip-vit-base-patch32", labels=["cat", "dog"])
+        classifier.predict(["a.jpg", "b.jpg"], top_k=1)
+
     A class's embedding is the mean of the normalized embeddings of its names in all templates, normalized again
     (section 3.1.4 of the paper): an ensemble in the space of embeddings, as cheap to use as a single prompt. The
     embeddings are computed once, when the classifier is made, `batch_size` texts at a time, and scored in tiles:
@@ -49,15 +57,19 @@ class ZeroShotClassifier:
     (SigLIP), each label's sigmoid. `hf_clip.evaluation.calibrate` fits `temperature`, by which logits are divided.
 
     Args:
-        model: a dual encoder with `encode_image`, `encode_text`, `logit_scale` and, if trained so, `logit_bias`.
+        model: a dual encoder with `encode_image`, `encode_text`, `logit_scale` and, if trained so, `logit_bias`; it
+            may be wrapped (PEFT, DistributedDataParallel, torch.compile).
         processor: its processor.
         labels: C labels, or lists of several names for one class, which is shown by the first. Two classes may share a
-            name, as in published lists of ImageNet's; then they share a score.
-        templates: texts in which `{}` stands for the label; ["{}"] makes each label its own text. By default those
-            that the model was saved with (`config.zero_shot_templates`), else `DEFAULT_TEMPLATES`.
+            name, as in published lists of ImageNet's; then they share a score. The name of a data set with known
+            prompts ("ImageNet"; see `list_prompts`), or a file of prompts, stands for its classes.
+        templates: texts in which `{}` stands for the label; ["{}"] makes each label its own text. The name of a data
+            set, or a file of prompts, stands for its templates. By default those that the model was saved with
+            (`config.zero_shot_templates`), else `DEFAULT_TEMPLATES`.
         rejection: names for a further class of images that show none of the labels, such as "something else".
         temperature: above 1 makes scores less sure, below 1 more.
         batch_size: texts encoded at once.
+        tokenizer_kwargs: arguments of the tokenizer for all texts, such as `max_length`.
 
     Attributes:
         labels: list of C strings, the first name of each class.
@@ -66,40 +78,96 @@ class ZeroShotClassifier:
         rejection: tuple of names, or None.
         class_embeddings: (C, D) float32 unit embeddings on the model's device.
         rejection_embedding: (1, D) likewise, or None.
+        temperature: a number of MIN_TEMPERATURE or more, which can be set.
 
     Raises:
-        TypeError: if `labels` or `templates` is one string instead of several.
-        ValueError: if there are no labels or no templates, a template lacks its `{}`, the temperature is not above 0,
-            or the model gives NaN or infinity.
+        TypeError: if `labels` or `templates` is one string that names no data set, or holds something else than
+            strings; if `model` holds no dual encoder.
+        ValueError: if there are no labels or no templates, a template lacks its `{}`, the temperature is not a number
+            of MIN_TEMPERATURE or more, or the model gives NaN or infinity.
 
     Warns:
         UserWarning: if classes of different names become the same token ids (cut at the model's context, say): the
-            model cannot tell them apart.
+            model cannot tell them apart. If there is a single class and the scores are a softmax, which is always 1.
     """
 
     def __init__(
         self,
         model: DualEncoder,
         processor: Processor,
-        labels: Iterable[str | Sequence[str]],
-        templates: Iterable[str] | None = None,
+        labels: Iterable[str | Sequence[str]] | str,
+        templates: Iterable[str] | str | None = None,
         *,
         rejection: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         batch_size: int = 256,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
     ):
         model = dual_encoder(model)
         classes = _checked_classes(labels)
-        templates = tuple(_checked_texts("templates", templates_of(model) if templates is None else templates))
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"template {template!r} has no '{{}}': put '{{}}' where the label belongs.")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} is not above 0.")
+        texts = _checked_templates(templates_of(model) if templates is None else templates)
         rejected = None if rejection is None else _checked_class("rejection", rejection)
+        self.temperature = temperature
         everything = classes if rejected is None else (*classes, rejected)
-        embeddings = _encode_classes(model, processor, everything, templates, batch_size)
-        self._hold(model, processor, classes, templates, rejected, temperature, embeddings)
+        embeddings = _encode_classes(model, processor, everything, texts, batch_size, tokenizer_kwargs)
+        self._hold(model, processor, classes, texts, rejected, temperature, embeddings)
+        if len(everything) == 1 and not self.has_sigmoid:
+            warnings.warn(
+                "`labels` holds a single label, whose score will be 1 for every image: a softmax compares labels. "
+                "Give more, or a `rejection` such as 'something else'.",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        labels: Iterable[str | Sequence[str]] | str,
+        templates: Iterable[str] | str | None = None,
+        *,
+        rejection: str | Sequence[str] | None = None,
+        temperature: float = 1.0,
+        batch_size: int = 256,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> "ZeroShotClassifier":
+        """The classifier of a checkpoint: a Hub id, a folder, or a file of any format that `hf_clip.load` takes.
+
+        Args:
+            source: the checkpoint.
+            labels, templates, rejection, temperature, batch_size: as for the class.
+            device: where the model goes.
+            dtype: of the model. None keeps the file's.
+            options: other arguments of `hf_clip.load`, such as `revision` or `architecture`. Where the package is not
+                installed, those of `from_pretrained` of transformers' Auto classes, which read the checkpoint then.
+
+        Raises:
+            ValueError: if the checkpoint is not there or cannot be read (`hf_clip.conversion.ConversionError`).
+        """
+        # Before a gigabyte is fetched.
+        classes, texts = _checked_classes(labels), None if templates is None else _checked_templates(templates)
+        model, processor = _load_pair(source, device, dtype, options)
+        arguments = {"rejection": rejection, "temperature": temperature, "batch_size": batch_size}
+        return cls(model, processor, classes, texts, **arguments)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        if isinstance(temperature, bool | str):
+            raise TypeError(f"`temperature` is {temperature!r}: pass a number, such as 1.0.")
+        value = float(temperature)
+        # Not `<`: NaN is no number either.
+        if not MIN_TEMPERATURE <= value < math.inf:
+            raise ValueError(
+                f"`temperature={value}` would give scores that are no numbers, or 0 and 1 alone: set it to "
+                f"{MIN_TEMPERATURE} or more."
+            )
+        self._temperature = value
 
     def _hold(self, model, processor, classes, templates, rejection, temperature: float, embeddings: torch.Tensor):
         self.model, self.processor = model, processor
@@ -182,7 +250,13 @@ class ZeroShotClassifier:
 
     def logits(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(B, C) float32 logits of (B, D) unit embeddings: cosines times the model's scale, plus its bias."""
-        return self._logits(image_embeds, self.class_embeddings)
+        return self._logits(self._checked_embeds(image_embeds), self.class_embeddings)
+
+    def _checked_embeds(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        width = self.class_embeddings.shape[1]
+        if image_embeds.ndim != 2 or image_embeds.shape[1] != width:
+            raise ValueError(f"`image_embeds` has shape {tuple(image_embeds.shape)}: pass (N, {width}) embeddings.")
+        return image_embeds
 
     def _logits(self, image_embeds_BD: torch.Tensor, class_embeddings_TD: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -207,6 +281,7 @@ class ZeroShotClassifier:
         Of equal scores the class that stands first comes first. Index C is the rejection class. Arguments and errors
         are those of `predict`.
         """
+        self._checked_embeds(image_embeds)
         is_softmax = not (multi_label or self.has_sigmoid)
         total = len(self.labels) + (self.rejection is not None and not multi_label)
         kept = total if top_k is None else min(top_k, total)
@@ -252,13 +327,13 @@ class ZeroShotClassifier:
         """For each image its labels with their scores, best first.
 
         Args:
-            images: images of any kind that `decode_image` takes, in a list or any other iterable, (B, ...) array or
-                tensor; a folder's path, for the images below it in sorted order; a `datasets` data set or stream.
+            images: images of any kind that `decode_image` takes, in a list or any other iterable; a (N, ...) array or
+                tensor; a folder's path, for the images below it in sorted order; a data set or stream of `datasets`.
             batch_size: images encoded at once.
             top_k: how many labels to give for each image; None gives all of them.
-            multi_label: judge each label by itself, as several may apply. Models trained with a softmax then need a
+            multi_label: score each label by itself, as several may apply. Models trained with a softmax then need a
                 rejection class: a label's score is the softmax of the two.
-            threshold: labels of lower scores are left out; where all are, the list is empty.
+            threshold: labels of lower scores are dropped; where all are, the list is empty.
             image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
             return_errors: give the ImageDecodeError of an image that cannot be decoded in place of its list.
             show_progress: whether to draw a bar on standard error; by default where that is a terminal.
@@ -289,11 +364,12 @@ class ZeroShotClassifier:
     ) -> Iterator[list[dict] | ImageDecodeError]:
         """`predict`, one image after the other: for streams longer than memory. Arguments are checked at once."""
         if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} is below 1: set it to 1 or more, or to None for all labels.")
+            raise ValueError(f"`top_k={top_k}` is below 1: set it to 1 or more, or to None for all labels.")
         if multi_label and not self.has_sigmoid and self.rejection is None:
             raise ValueError(
-                "multi_label=True: this model was trained with a softmax, which judges a label only against others. "
-                "Give the classifier something to weigh each label against, such as rejection='something else'."
+                "`multi_label=True` scores each label by itself, and this model was trained with a softmax, which "
+                "compares labels. Make the classifier with a class to compare each with, such as "
+                "`rejection='something else'`."
             )
         batches = image_batches(
             self.model,
@@ -315,28 +391,36 @@ class ZeroShotClassifier:
         return answers()
 
 
-def _encode_classes(model, processor, classes, templates, batch_size: int) -> torch.Tensor:
+def _encode_classes(
+    model: DualEncoder,
+    processor: Processor,
+    classes: Sequence[tuple[str, ...]],
+    templates: Sequence[str],
+    batch_size: int,
+    tokenizer_kwargs: Mapping[str, Any] | None,
+) -> torch.Tensor:
     """(C, D) float32 unit embeddings of classes that are tuples of names."""
     prompts = (
         # Not str.format: labels and templates may hold braces of their own.
-        (number, template.replace("{}", name))
-        for number, names in enumerate(classes)
+        (index, template.replace("{}", name))
+        for index, names in enumerate(classes)
         for name in names
         for template in templates
     )
-    sums_CD, keys_C = None, [0] * len(classes)
+    sums_CD, keys_C = torch.empty(0), [0] * len(classes)
     with evaluation_mode(model):
         for batch in _of_like_length(prompts, batch_size):
-            numbers, texts = zip(*batch, strict=True)
-            embeddings_BD, ids = encode_texts(model, processor, texts)
-            if sums_CD is None:
+            indices, texts = zip(*batch, strict=True)
+            embeddings_BD, ids = encode_texts(model, processor, texts, **(tokenizer_kwargs or {}))
+            if not len(sums_CD):
                 sums_CD = embeddings_BD.new_zeros(len(classes), embeddings_BD.shape[1])
-            sums_CD.index_add_(0, torch.tensor(numbers, device=sums_CD.device), embeddings_BD)
-            for number, row in zip(numbers, ids.tolist(), strict=True):
-                keys_C[number] += hash(_without_padding(row))
+            sums_CD.index_add_(0, torch.tensor(indices, device=sums_CD.device), embeddings_BD)
+            for index, row in zip(indices, ids.tolist(), strict=True):
+                keys_C[index] += hash(_without_padding(row))
         embeddings_CD = check_finite(F.normalize(sums_CD, dim=-1), "labels")
     _warn_of_equal_texts(classes, keys_C)
-    return embeddings_CD
+    # Outside inference mode: a tensor like any other, from which a linear probe may start.
+    return embeddings_CD.clone()
 
 
 def _of_like_length(prompts: Iterable[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
@@ -356,8 +440,8 @@ def _warn_of_equal_texts(classes: Sequence[tuple[str, ...]], keys_C: list[int]) 
     first: dict[int, int] = {}
     pairs = [
         (classes[first[key]][0], names[0])
-        for number, (names, key) in enumerate(zip(classes, keys_C, strict=True))
-        if classes[first.setdefault(key, number)] != names
+        for index, (names, key) in enumerate(zip(classes, keys_C, strict=True))
+        if classes[first.setdefault(key, index)] != names
     ]
     if pairs:
         others = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
@@ -365,32 +449,68 @@ def _warn_of_equal_texts(classes: Sequence[tuple[str, ...]], keys_C: list[int]) 
         warnings.warn(
             f"labels {one!r} and {other!r}{others} become the same tokens (cut at the model's context, or alike but "
             "for case and spaces): their scores will be equal. Shorten them, or let their first words differ.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
-def _checked_classes(labels: Iterable[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+def _load_pair(source, device, dtype, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint: by this package where it is installed, else by the Auto classes."""
+    try:
+        from hf_clip import load
+    except ImportError:
+        model = AutoModelForZeroShotImageClassification.from_pretrained(source, dtype=dtype or "auto", **options)
+        processor = AutoProcessor.from_pretrained(source, **options)
+        return model.eval() if device is None else model.eval().to(device), processor
+    return load(source, device=device, dtype=dtype, **options)
+
+
+def _named_prompts(argument: str, name: str) -> Any:
+    """The prompts of the data set, or of the file, that one string names."""
+    try:
+        from hf_clip.prompts import load_prompts
+    except ImportError:
+        raise TypeError(f"`{argument}` is one string, {name!r:.60}: pass a list of strings.") from None
+    try:
+        return load_prompts(name)
+    except ValueError as error:
+        raise TypeError(
+            f"`{argument}` is one string: pass a list of strings, or the name of a data set. {error}"
+        ) from None
+
+
+def _checked_classes(labels: Iterable[str | Sequence[str]] | str) -> tuple[tuple[str, ...], ...]:
     if isinstance(labels, str):
-        raise TypeError(f"labels={labels!r} is one string: pass a list of strings.")
+        prompts = _named_prompts("labels", labels)
+        if not prompts.classes:
+            raise ValueError(f"`labels={labels}`: {prompts.name} has templates and no classes: pass a list of labels.")
+        return prompts.classes
     classes = tuple(_checked_class("labels", names) for names in labels)
     if not classes:
-        raise ValueError("labels is empty: pass at least one.")
+        raise ValueError("`labels` is empty: pass at least one.")
     return classes
 
 
-def _checked_class(name: str, names: str | Sequence[str]) -> tuple[str, ...]:
-    return tuple(
-        _checked_texts(name, [names] if isinstance(names, str) or not isinstance(names, list | tuple) else names)
-    )
+def _checked_templates(templates: Iterable[str] | str) -> tuple[str, ...]:
+    if isinstance(templates, str) and "{}" in templates:
+        raise TypeError(f"`templates` is one string, {templates!r:.60}: pass a list of strings.")
+    if isinstance(templates, str):
+        return _named_prompts("templates", templates).templates
+    texts = tuple(_checked_texts("templates", templates))
+    for text in texts:
+        if "{}" not in text:
+            raise ValueError(f"`templates` holds {text!r}, which has no '{{}}': put '{{}}' where the label belongs.")
+    return texts
 
 
-def _checked_texts(name: str, texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError(f"{name}={texts!r} is one string: pass a list of strings.")
+def _checked_class(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(_checked_texts(argument, names if isinstance(names, list | tuple) else [names]))
+
+
+def _checked_texts(argument: str, texts: Iterable[Any]) -> list[str]:
     checked = list(texts)
     if not checked:
-        raise ValueError(f"{name} is empty: pass at least one.")
+        raise ValueError(f"`{argument}` is empty, or holds an empty list: pass at least one text.")
     for text in checked:
         if not isinstance(text, str):
-            raise TypeError(f"{name} holds {text!r}, which is {type(text).__name__}: pass strings.")
+            raise TypeError(f"`{argument}` holds {text!r:.60}, which is {type(text).__name__}: pass strings.")
     return checked

@@ -66,6 +66,18 @@ def test_images_of_every_kind(tmp_path):
     for images in kinds:
         torch.testing.assert_close(embed_images(model, model.processor, images, batch_size=1), expected)
     torch.testing.assert_close(embed_images(model, model.processor, rows, image_column="photo"), expected)
+    torch.testing.assert_close(embed_images(model, model.processor, typed["photo"]), expected)
+
+
+def test_a_column_with_a_broken_image_says_which():
+    model = lookup()
+    contents = [encode(gray(0)), b"no image", encode(gray(1))]
+    rows = datasets.Dataset.from_dict({"photo": [{"bytes": one, "path": None} for one in contents]})
+    column = rows.cast_column("photo", datasets.Image())["photo"]
+    with pytest.raises(ImageDecodeError, match=r"images\[1\]: "):
+        embed_images(model, model.processor, column)
+    found, errors = embed_images(model, model.processor, column, return_errors=True)
+    assert len(found) == 2 and errors.keys() == {1}
 
 
 def test_unreadable_images_are_reported_by_their_positions():

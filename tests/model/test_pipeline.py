@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_clip import HFCLIPProcessor, HFCLIPZeroShotPipeline
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
@@ -137,6 +140,48 @@ def test_more_than_the_stock_pipeline_has(pipe):
     assert [row["label"] for row in pipe(make_images(1), [("green", "red"), "blue"])[0]] != []
 
 
+def test_columns_and_data_sets_are_lists_of_images(pipe):
+    images = make_images(5)
+    expected = pipe(images, LABELS)
+    rows = datasets.Dataset.from_dict({"photo": images}, features=datasets.Features({"photo": datasets.Image()}))
+    for several in (rows["photo"], rows, KeyDataset(rows, "photo"), np.stack(images)):
+        near(list(pipe(several, candidate_labels=LABELS, batch_size=2)), expected)
+    assert type(pipe(rows["photo"], LABELS)) is list
+    near(list(pipe(rows.to_iterable_dataset(), LABELS)), expected)
+
+
+@pytest.mark.parametrize("labels", [[1, 2.5], range(1, 3), np.array([1, 2]), np.array(["a", "b"]), {"a": 1, "b": 2}])
+def test_labels_may_be_numbers_arrays_and_keys(pipe, labels):
+    found = pipe(make_images(1)[0], labels)
+    assert sorted(row["label"] for row in found) == list(labels)
+    expected = pipe(make_images(1)[0], [f"{label}" for label in labels])
+    assert [(f"{row['label']}", row["score"]) for row in found] == [(row["label"], row["score"]) for row in expected]
+
+
+def test_arguments_of_the_tokenizer_go_to_it(pipe, encoded):
+    [image] = make_images(1)
+    long = ["a red square, " * 2 + end for end in ("one", "two")]
+    whole = pipe(image, long)
+    cut = pipe(image, long, tokenizer_kwargs={"max_length": 8})
+    assert whole[0]["score"] != whole[1]["score"] and cut[0]["score"] == cut[1]["score"] == pytest.approx(0.5)
+    assert pipe(image, long, tokenizer_kwargs={"truncation": True}) == whole and encoded == [2, 2, 2]
+
+
+def test_threads_share_a_pipeline(pipe, encoded):
+    [image] = make_images(1)
+    expected, found = pipe(image, LABELS), []
+    pipe.clear_cache()
+    pipe.model.train()
+    encoded.clear()
+    threads = [threading.Thread(target=lambda: found.append(pipe(image, LABELS))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    near(found, [expected] * 6)
+    assert encoded == [3] and pipe.model.training
+
+
 def test_labels_are_encoded_once(pipe, encoded):
     first = pipe(make_images(5), candidate_labels=LABELS, batch_size=2)
     assert encoded == [3]
@@ -232,12 +277,13 @@ def test_the_cache_keeps_the_latest(pipe, encoded):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({}, ValueError, "labels is empty"),
+        ({}, ValueError, "`labels` is empty"),
         ({"candidate_labels": "cat, dog"}, TypeError, "is one string"),
+        ({"candidate_labels": [True, "no"]}, TypeError, "True, which is bool"),
         ({"candidate_labels": LABELS, "top_k": 0}, ValueError, "top_k=0"),
         ({"candidate_labels": LABELS, "topk": 1}, ValueError, "topk is no argument here"),
-        ({"candidate_labels": LABELS, "hypothesis_template": "a photo"}, ValueError, "'a photo' has no"),
-        ({"candidate_labels": LABELS, "hypothesis_template": "{}", "templates": ["{}"]}, ValueError, "are given"),
+        ({"candidate_labels": LABELS, "hypothesis_template": "a photo"}, ValueError, "'a photo', which has no"),
+        ({"candidate_labels": LABELS, "hypothesis_template": "{}", "templates": ["{}"]}, ValueError, "are both given"),
         ({"candidate_labels": LABELS, "image": "gone.png"}, ImageDecodeError, "no such file"),
         ({"candidate_labels": LABELS, "image": "data:image/png;base64,&&"}, ImageDecodeError, "no base64"),
         ({"candidate_labels": LABELS, "image": None}, ValueError, "there is no image"),
@@ -252,7 +298,7 @@ def test_what_cannot_be_a_pipeline():
     model, processor = tiny_clip(LABELS)
     with pytest.raises(ValueError, match="has no processor"):
         HFCLIPZeroShotPipeline(model=model, device="cpu")
-    with pytest.raises(ValueError, match="HFCLIPVisionModel has no encode_text"):
+    with pytest.raises(TypeError, match="HFCLIPVisionModel, which has no encode_image and encode_text"):
         HFCLIPZeroShotPipeline(model=model.vision_model, processor=processor, device="cpu")
 
 

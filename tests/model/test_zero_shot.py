@@ -1,5 +1,6 @@
 """The zero-shot classifier: its embeddings by hand, its scores against the model's own logits."""
 
+import sys
 import warnings
 
 import datasets
@@ -13,6 +14,7 @@ from hf_clip import HFCLIPConfig
 from hf_clip.model.embedding_hf_clip import evaluation_mode
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier, templates_of
+from hf_clip.prompts import load_prompts
 from tests.helpers.squares import encode
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
 
@@ -74,6 +76,86 @@ def test_scores_equal_the_models_own_logits():
         assert {entry["label"]: entry["score"] for entry in row} == pytest.approx(
             dict(zip(labels, scores.tolist(), strict=True)), abs=1e-6
         )
+
+
+def test_a_temperature_that_is_set_later_is_checked_too():
+    model = lookup(scale=100.0)
+    classifier = ZeroShotClassifier(
+        model, model.processor, ["cat", "dog"], TEMPLATES, temperature=zero_shot.MIN_TEMPERATURE
+    )
+    assert [row["score"] for row in classifier.predict([gray(0)])[0]] == [1.0, 0.0]
+    for temperature in (0, float("nan")):
+        with pytest.raises(ValueError, match="`temperature="):
+            classifier.temperature = temperature
+    assert classifier.temperature == zero_shot.MIN_TEMPERATURE
+
+
+def test_a_single_label_is_said_to_be_always_right():
+    model = lookup()
+    with pytest.warns(UserWarning, match="a single label, whose score will be 1"):
+        classifier = ZeroShotClassifier(model, model.processor, ["cat"], TEMPLATES)
+    assert classifier.predict([gray(1)]) == [[{"label": "cat", "score": 1.0}]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ZeroShotClassifier(model, model.processor, ["cat"], TEMPLATES, rejection="dog")
+        # The scores of a sigmoid say something of one label alone.
+        ZeroShotClassifier(*tiny_siglip(["cat"]), ["cat"])
+
+
+def test_the_name_of_a_data_set_stands_for_its_labels_and_templates(tmp_path):
+    model, processor = tiny_clip(["a satellite photo of a forest."])
+    prompts = load_prompts("EuroSAT")
+    named = ZeroShotClassifier(model, processor, "EuroSAT", "eurosat")
+    assert (named.classes, named.templates) == (prompts.classes, prompts.templates)
+    expected = ZeroShotClassifier(model, processor, prompts.classes, prompts.templates)
+    assert torch.equal(named.class_embeddings, expected.class_embeddings)
+    file = tmp_path / "own.yaml"
+    file.write_text("templates: ['the {} here']", "utf-8")
+    assert ZeroShotClassifier(model, processor, ["a", "b"], str(file)).templates == ("the {} here",)
+    with pytest.raises(ValueError, match="own has templates and no classes"):
+        ZeroShotClassifier(model, processor, str(file))
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_classifier_of_a_checkpoint_is_that_of_its_model(tmp_path, monkeypatch, is_installed):
+    model, processor = tiny_clip(["red", "blue"])
+    model.config.zero_shot_templates = ["the {}"]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    expected = ZeroShotClassifier(model, processor, ["red", "blue"], rejection="green", temperature=2.0)
+    images = [Image.new("RGB", (40, 32), "red")]
+    scores = expected.predict(images)
+    halved = ZeroShotClassifier(model.to(torch.bfloat16), processor, ["red", "blue"])
+    if not is_installed:
+        # Where the code came with a model, `import hf_clip` raises ImportError, and the Auto classes read the folder.
+        monkeypatch.setitem(sys.modules, "hf_clip", None)
+    found = ZeroShotClassifier.from_pretrained(tmp_path, ["red", "blue"], rejection="green", temperature=2.0)
+    assert not found.model.training and found.templates == ("the {}",)
+    for one, row in zip(found.predict(images)[0], scores[0], strict=True):
+        assert one["label"] == row["label"] and one["score"] == pytest.approx(row["score"], abs=1e-6)
+    torch.testing.assert_close(found.class_embeddings, expected.class_embeddings)
+    assert (found.rejection, found.temperature) == (("green",), 2.0)
+    found = ZeroShotClassifier.from_pretrained(
+        str(tmp_path), labels=["red", "blue"], device="cpu", dtype=torch.bfloat16, local_files_only=True
+    )
+    assert found.model.dtype == torch.bfloat16
+    torch.testing.assert_close(found.class_embeddings, halved.class_embeddings)
+
+
+def test_what_cannot_be_a_classifier_is_said_before_a_checkpoint_is_fetched():
+    with pytest.raises(TypeError, match="`labels` holds 3"):
+        ZeroShotClassifier.from_pretrained("nobody/nothing", labels=[3])
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        ZeroShotClassifier.from_pretrained("nobody/nothing", labels=["a", "b"])
+
+
+def test_embeddings_of_another_shape_are_refused():
+    model = lookup()
+    classifier = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES)
+    for embeddings in (torch.ones(2), torch.ones(1, 2, 2), torch.ones(4, 3)):
+        for method in (classifier.logits, classifier.rank):
+            with pytest.raises(ValueError, match=r"`image_embeds` has shape .*: pass \(N, 2\)"):
+                method(embeddings)
 
 
 def test_top_k_gives_the_best_labels_without_rescaling_their_scores():
@@ -147,14 +229,21 @@ def test_half_precision_keeps_unit_embeddings_in_single_precision():
     "arguments, error, said",
     [
         ({"labels": "cat, dog"}, TypeError, "one string"),
-        ({"labels": []}, ValueError, "labels is empty"),
+        ({"labels": []}, ValueError, "`labels` is empty"),
         ({"labels": ["cat", None]}, TypeError, "None"),
         ({"labels": ["cat"], "templates": "a {}"}, TypeError, "one string"),
-        ({"labels": ["cat"], "templates": ["a photo"]}, ValueError, "'a photo' has no '{}'"),
+        ({"labels": ["cat"], "templates": ["a photo"]}, ValueError, "'a photo', which has no '{}'"),
         ({"labels": ["cat"], "templates": TEMPLATES, "batch_size": 0}, ValueError, "batch_size=0"),
-        ({"labels": ["cat", []]}, ValueError, "labels is empty"),
+        ({"labels": ["cat", []]}, ValueError, "`labels` is empty"),
         ({"labels": ["a cat"], "temperature": 0.0}, ValueError, "temperature=0.0"),
-        ({"labels": ["a cat"], "rejection": [3]}, TypeError, "rejection holds 3"),
+        ({"labels": ["a cat"], "temperature": -1}, ValueError, "temperature=-1.0"),
+        ({"labels": ["a cat"], "temperature": 1e-40}, ValueError, "set it to 1e-06 or more"),
+        ({"labels": ["a cat"], "temperature": float("nan")}, ValueError, "temperature=nan"),
+        ({"labels": ["a cat"], "temperature": float("inf")}, ValueError, "temperature=inf"),
+        ({"labels": ["a cat"], "temperature": "1"}, TypeError, "'1'"),
+        ({"labels": ["a cat"], "templates": "EuroSAD"}, TypeError, "one string: .* Nearest: EuroSAT"),
+        ({"labels": ["a cat", True]}, TypeError, "True, which is bool"),
+        ({"labels": ["a cat"], "rejection": [3]}, TypeError, "`rejection` holds 3"),
     ],
 )
 def test_what_cannot_be_a_classifier(arguments, error, said):
