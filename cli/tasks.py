@@ -6,10 +6,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
+from hf_clip.evaluation.comparison import comparison_table
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
 from hf_clip.evaluation.linear_probe import evaluate_linear_probe
@@ -23,7 +25,6 @@ from hf_clip.sources import DataSpec, Source
 from hf_clip.sources.files import is_hub_id
 
 from .arguments import load_options, values_by_column
-from .comparison import comparison_table, plot_comparison
 from .evaluate import check_comparison, check_words, read_baselines
 from .models import open_model, usable_device
 from .usage import UsageError, one_line
@@ -251,7 +252,8 @@ def _tell(options: Namespace, results: dict[str, Any]) -> bool:
     if (chosen := getattr(options, "select_templates", None)) is not None:
         extras.append(("prompts", lambda: [_write_prompts(first, chosen)]))
     if options.plots is not None:
-        extras.append(("plot", lambda: _draw(first, contents, options.plots)))
+        plots = _plots(first, contents)
+        extras += [("plot", lambda file=options.plots / name, draw=draw: [draw(file)]) for name, draw in plots.items()]
     if options.push_to_card:
         extras.append(("card", lambda: [push_to_card(content["model"], content) for content in contents]))
     written, has_failed = [], False
@@ -268,12 +270,11 @@ def _tell(options: Namespace, results: dict[str, Any]) -> bool:
     return not has_failed
 
 
-def _draw(result, contents: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    from hf_clip.evaluation.plots.result_charts import draw_charts
+def _plots(result, contents: Sequence[dict[str, Any]]) -> dict[str, Callable[[Path], Path]]:
+    """File name of each plot, and what draws it: those of one result, or one of all results."""
+    from hf_clip.evaluation.plots.result_charts import charts_of, plot_comparison
 
-    return (
-        draw_charts(result, folder) if len(contents) == 1 else [plot_comparison(contents, folder / "comparison.png")]
-    )
+    return charts_of(result) if len(contents) == 1 else {"comparison.png": partial(plot_comparison, contents)}
 
 
 def _without_one_language(options: Namespace, result):

@@ -1,6 +1,7 @@
 """What all plots stand on: a page of one width, colors, fonts, letters. matplotlib is imported when one is drawn."""
 
 import os
+import sys
 import unicodedata
 import warnings
 from bisect import bisect_left
@@ -42,6 +43,9 @@ def import_matplotlib():
         try:
             import matplotlib
         except ValueError:
+            # What was imported until then refers to a package that is gone.
+            for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+                del sys.modules[name]
             backend = os.environ.pop("MPLBACKEND", None)
             try:
                 import matplotlib

@@ -2,12 +2,16 @@
 
 # Shapes: C classes.
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_clip.evaluation import metrics
+from hf_clip.evaluation.comparison import compare
 from hf_clip.evaluation.few_shot import FewShotResult
 from hf_clip.evaluation.linear_probe import LinearProbeResult
 from hf_clip.evaluation.plots.canvas import (
@@ -18,6 +22,7 @@ from hf_clip.evaluation.plots.canvas import (
     RED,
     WIDTH_INCHES,
     drawable,
+    import_matplotlib,
     new_figure,
     save,
     style,
@@ -26,6 +31,8 @@ from hf_clip.evaluation.retrieval import RetrievalResult
 from hf_clip.evaluation.robustness import RobustnessResult
 from hf_clip.evaluation.template_study import PerTemplateAccuracy
 from hf_clip.evaluation.zero_shot import ZeroShotResult
+
+logger = logging.getLogger(__name__)
 
 # More rows than these cannot be read.
 CLASSES_SHOWN = 30
@@ -183,18 +190,62 @@ def plot_per_template_accuracy(result: PerTemplateAccuracy, output: str | Path) 
         return save(figure, output)
 
 
+def plot_comparison(results: Sequence[Mapping[str, Any]], output: str | Path) -> Path:
+    """Numbers of several models on one task, a group of bars for each column, as PNG.
+
+    Arguments and errors are those of `comparison.compare`; ImportError without matplotlib.
+    """
+    numbers = compare(results)
+    columns = list(next(iter(numbers.values())))
+    height = 0.8 / len(numbers)
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.8, 1.2 + 0.3 * len(columns) * max(len(numbers), 2))
+        axes = figure.add_subplot()
+        for index, (model, row) in enumerate(numbers.items()):
+            centers = [rank + (index - (len(numbers) - 1) / 2) * height for rank in range(len(columns))]
+            values = [row[column] for column in columns]
+            bars = axes.barh(centers, [value or 0 for value in values], height * 0.9, label=drawable(model))
+            texts = ["-" if value is None else f"{value:.3f}" for value in values]
+            axes.bar_label(bars, texts, padding=2, fontsize=7)
+        axes.set_yticks(range(len(columns)), columns)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(drawable(str(results[0]["title"])))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+        return save(figure, output)
+
+
+def charts_of(result) -> dict[str, Callable[[Path], Path]]:
+    """The plots that a result has: each one's file name, and a function that draws it into a file."""
+    charts: dict[str, Callable[[Path], Path]] = {}
+    if isinstance(result, ZeroShotResult) and result.confusion_matrix is not None:
+        charts |= {
+            "confusion.png": partial(plot_confusion, result),
+            "calibration.png": partial(plot_calibration, result),
+        }
+        if result.per_template is not None:
+            charts["per_template.png"] = partial(plot_per_template_accuracy, result.per_template)
+    elif isinstance(result, RetrievalResult):
+        charts["recall.png"] = partial(plot_recall, result)
+    elif isinstance(result, LinearProbeResult):
+        charts["sweep.png"] = partial(plot_sweep, result)
+    elif isinstance(result, FewShotResult):
+        charts["few_shot.png"] = partial(plot_few_shot, result)
+    elif isinstance(result, RobustnessResult):
+        charts["robustness.png"] = partial(plot_robustness, result)
+    return charts
+
+
 def draw_charts(result, folder: str | Path) -> list[Path]:
-    """All plots that a result has, into a folder. Raises ImportError without matplotlib."""
-    charts: dict[type, dict[str, Callable]] = {
-        ZeroShotResult: {"confusion": plot_confusion, "calibration": plot_calibration},
-        RetrievalResult: {"recall": plot_recall},
-        LinearProbeResult: {"sweep": plot_sweep},
-        FewShotResult: {"few_shot": plot_few_shot},
-        RobustnessResult: {"robustness": plot_robustness},
-    }
-    if isinstance(result, ZeroShotResult) and result.confusion_matrix is None:
-        return []
-    drawn = [draw(result, Path(folder) / f"{name}.png") for name, draw in charts.get(type(result), {}).items()]
-    if isinstance(result, ZeroShotResult) and result.per_template is not None:
-        drawn.append(plot_per_template_accuracy(result.per_template, Path(folder) / "per_template.png"))
+    """Draws all plots that a result has into a folder; one that fails is a warning, and the others are drawn.
+
+    Raises ImportError without matplotlib.
+    """
+    import_matplotlib()
+    drawn = []
+    for name, draw in charts_of(result).items():
+        try:
+            drawn.append(draw(Path(folder) / name))
+        except Exception as error:
+            logger.warning(f"The plot {name} of {result.title} cannot be drawn: {type(error).__name__}: {error}")
     return drawn

@@ -1,8 +1,9 @@
-"""Results of several models on one task: one table, one plot."""
+"""Results of several models on one task, in one table; `plots.result_charts.plot_comparison` draws them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from hf_clip.evaluation.template_study import describe_templates
 
 # Column of the table: where its number stands in a result's JSON.
 COLUMNS = {
@@ -23,7 +24,23 @@ COLUMNS = {
 
 
 def compare(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The numbers of each column by model, from results as `--output` writes them. Columns without any are dropped."""
+    """The main numbers of several models by column, as tables and plots show them.
+
+    Args:
+        results: of one task: `to_dict()` of each model's result, and under "model" what the model is called.
+
+    Returns:
+        For each model its number in each column, None where it was not measured; no column that no model has.
+
+    Raises:
+        ValueError: if there are no results, they are of several tasks, or two are of one model.
+    """
+    tasks, models = {result["task"] for result in results}, [result["model"] for result in results]
+    if len(tasks) != 1 or len(set(models)) != len(models):
+        raise ValueError(
+            f"results of tasks {', '.join(sorted(tasks)) or 'none'} by models {', '.join(models) or 'none'}: give one "
+            "result of one task for each model."
+        )
     numbers = {result["model"]: _numbers(result) for result in results}
     columns = list(dict.fromkeys(column for row in numbers.values() for column in row))
     used = [column for column in columns if any(row.get(column) is not None for row in numbers.values())]
@@ -46,7 +63,7 @@ def _at(result: Any, path: str) -> float | None:
 
 
 def comparison_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each model."""
+    """A row for each model, and the templates it was measured with. Arguments and errors are those of `compare`."""
     numbers = compare(results)
     columns = list(next(iter(numbers.values())))
     width = max(len("model"), *map(len, numbers))
@@ -61,29 +78,5 @@ def comparison_table(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         templates = result.get("templates")
         if templates:
-            more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
-            lines.append(f"{result['model']}: {templates[0]!r}{more}")
+            lines.append(f"{result['model']}: {describe_templates(templates)}")
     return "\n".join(lines)
-
-
-def plot_comparison(results: Sequence[Mapping[str, Any]], file: Path) -> Path:
-    """A group of bars for each column, a bar for each model, as PNG. Raises ImportError without matplotlib."""
-    from hf_clip.evaluation.plots import canvas
-
-    numbers = compare(results)
-    columns = list(next(iter(numbers.values())))
-    height = 0.8 / len(numbers)
-    with canvas.style():
-        figure = canvas.new_figure(7, 1.2 + 0.3 * len(columns) * max(len(numbers), 2))
-        axes = figure.add_subplot()
-        for index, (model, row) in enumerate(numbers.items()):
-            places = [rank + (index - (len(numbers) - 1) / 2) * height for rank in range(len(columns))]
-            bars = axes.barh(places, [row[column] or 0 for column in columns], height * 0.9, label=model)
-            labels = ["-" if row[column] is None else f"{row[column]:.3f}" for column in columns]
-            axes.bar_label(bars, labels, padding=2, fontsize=7)
-        axes.set_yticks(range(len(columns)), columns)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.set_xlabel(canvas.drawable(str(results[0]["title"])))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-        return canvas.save(figure, file)
