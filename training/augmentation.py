@@ -26,7 +26,7 @@ _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
 def uniforms(seed: int, epochs_B: np.ndarray, sample_ids_B: np.ndarray, count: int) -> np.ndarray:
-    """Independent numbers in [0, 1), (B, count) float32, by hashing their place (Steele et al. 2014, SplitMix64)."""
+    """Independent numbers in [0, 1), (B, count) float32, by hashing their indices (Steele et al. 2014, SplitMix64)."""
 
     def mix(bits: np.ndarray) -> np.ndarray:
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -51,9 +51,9 @@ def swap_neighbours(rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
-def mix_neighbours(images: torch.Tensor, share: float) -> torch.Tensor:
-    """Each image with `share` of its neighbour's in it (mixup, Zhang et al. 2018): (B, ...) with an even B."""
-    return torch.lerp(images, swap_neighbours(images), share) if share else images
+def mix_neighbours(images: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Each image with `fraction` of its neighbour's in it (mixup, Zhang et al. 2018): (B, ...) with an even B."""
+    return torch.lerp(images, swap_neighbours(images), fraction) if fraction else images
 
 
 def mixed_fraction(seed: int, step: int, mixup: float) -> float:
@@ -97,7 +97,7 @@ def augment(
         ink_BCHW = torch.lerp(ink_BCHW, mean_BCHW, (signed[:, 14] * config.blur)[:, None, None, None])
     ink_BCHW = ink_BCHW.clamp(0, 1)
     if config.cutout:
-        ink_BCHW = ink_BCHW.masked_fill(_cutout(draws, ink_BCHW.shape[-2:], config), 0.0)
+        ink_BCHW = ink_BCHW.masked_fill(_cutout(draws, (ink_BCHW.shape[-2], ink_BCHW.shape[-1]), config), 0.0)
     return 1 - ink_BCHW
 
 
@@ -158,6 +158,6 @@ def _cutout(draws, size: tuple[int, int], config: AugmentationConfig) -> torch.T
     inside = []
     for axis, length in enumerate(size):
         half = config.cutout_size * (0.4 + 0.6 * draws[:, 16 + axis]) / 2
-        place = (torch.arange(length, device=draws.device) + 0.5) / length
-        inside.append(((place[None] - draws[:, 19 + axis, None]).abs() < half[:, None]) & covered[:, None])
+        position = (torch.arange(length, device=draws.device) + 0.5) / length
+        inside.append(((position[None] - draws[:, 19 + axis, None]).abs() < half[:, None]) & covered[:, None])
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]

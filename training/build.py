@@ -55,7 +55,7 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
         known = ("projection_dim", "vision_config", "text_config")
         if unknown := [name for name in config.config if name not in known]:
             raise RecipeError(f"model.config.{unknown[0]} cannot be set with two towers: only {', '.join(known)} can.")
-        model, processor = join_towers(config.vision_tower, config.text_tower, **config.config)
+        model, processor = join_towers(config.vision_tower, config.text_tower or "", **config.config)
         processor.image_processor = _same_image_processor(processor.image_processor)
         return model, processor
     processor = build_processor(config, captions)

@@ -104,7 +104,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:

@@ -121,7 +121,7 @@ class ModelConfig:
                 + " can.",
             )
 
-    def reading(self) -> dict[str, str]:
+    def reading(self) -> dict[str, Any]:
         """What `hf_clip.load` is given of it besides `start_from`."""
         return {name: value for name in _READING if (value := getattr(self, name)) is not None}
 

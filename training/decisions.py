@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -49,6 +49,11 @@ class Decisions:
     def reads_ahead(self) -> bool:
         # On a CPU the next batch would only compete with the step for the cores.
         return self.device.type != "cpu"
+
+    def on_any_process(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any process. Collective."""
+        set_here = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        return (cast(torch.Tensor, self.accelerator.reduce(set_here)) > 0).tolist()
 
     def circumstances(self) -> dict[str, Any]:
         """What the bits of the weights depend on, besides recipe and data."""

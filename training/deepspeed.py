@@ -24,6 +24,7 @@ def configure_deepspeed(accelerator: Accelerator, pairs_per_process: int) -> Non
     the whole), and for weights in half precision.
     """
     plugin = accelerator.state.deepspeed_plugin
+    assert plugin is not None
     if plugin.zero_stage > 0:
         raise RecipeError(
             f"DeepSpeed's zero_stage={plugin.zero_stage} leaves parts of the optimizer's state on each process, from "
@@ -48,6 +49,7 @@ def autocast_forward(objective: nn.Module, device: torch.device, precision: str)
 
 def take_over_steps(accelerator: Accelerator, optimizer: DeepSpeedOptimizerWrapper, max_norm: float):
     """The optimizer whose `step` updates, of an accelerator whose `backward` no longer does."""
+    assert accelerator.deepspeed_engine_wrapped is not None
     engine = accelerator.deepspeed_engine_wrapped.engine
     accelerator.deepspeed_engine_wrapped = _EngineInSteps(engine, max_norm)
     return _EngineOptimizer(optimizer.optimizer, engine)

@@ -1,10 +1,14 @@
-"""What is fast on the device at hand."""
+"""What is fast on the device of a run."""
 
 import ctypes
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Of malloc.h: numbers of its settings.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -35,28 +39,28 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if is_fast_at_bf16(device) else "no"
 
 
-def arrange_for_speed(model: nn.Module, device: torch.device) -> None:
+def arrange_for_speed(model: "PreTrainedModel", device: torch.device) -> None:
     """Chooses the attention and the memory layout that train fastest on the device; the numbers stay the same.
 
     On a CPU, the backward of fused attention was seen eight times slower than attention written out, in bf16 at
     65 tokens. Convolutions want channels last, where oneDNN and cuDNN have their fastest kernels.
     """
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
-    model.to(memory_format=torch.channels_last)
+    nn.Module.to(model, memory_format=torch.channels_last)
 
 
 def keep_freed_memory() -> None:
     """Has malloc keep what is freed for the next tensor of its size; does nothing where malloc is not glibc's.
 
-    glibc asks the kernel for every large tensor and gives it back at once. The kernel clears each page of it anew: the
+    glibc asks the kernel for every large tensor and gives it back at once. The kernel clears each page again: the
     arithmetic of a step waits for hundreds of thousands of page faults. The process's peak hardly grows by what is
-    kept, as each micro-batch wants the memory of the last. Whoever has told malloc otherwise is left alone.
+    kept, as each micro-batch wants the memory of the last. The environment's own settings of malloc are kept.
     """
-    is_told = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    is_set = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if not is_told:
+    if not is_set:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)

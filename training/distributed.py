@@ -36,7 +36,7 @@ def give_plain_parameters(model: HFCLIPModel) -> None:
 
     `full_model` takes the axis away again.
     """
-    model.to(memory_format=torch.contiguous_format)
+    nn.Module.to(model, memory_format=torch.contiguous_format)
     model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
 
 
@@ -50,7 +50,8 @@ def full_model(model: HFCLIPModel) -> HFCLIPModel:
     copy = type(model)._from_config(model.config, dtype=model.dtype, attn_implementation=attention)
     state["logit_scale"] = state["logit_scale"].reshape(copy.logit_scale.shape)
     copy.load_state_dict(state)
-    return copy.to(model.device)
+    nn.Module.to(copy, model.device)
+    return copy
 
 
 def optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

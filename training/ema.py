@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is judged and saved."""
+"""An exponential moving average of the weights, which is what is evaluated and exported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,9 @@ class WeightAverage:
     def follow(self) -> None:
         """Takes one update of the weights in."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self._averages.values()), list(self._weights.values()), 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(self._averages.values()), list(self._weights.values()), 1 - decay
+        )
         self.updates += 1
 
     @contextmanager

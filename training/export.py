@@ -187,7 +187,7 @@ def draw_example(
                     image.save(folder / "example.png")
                     names = [result.names[result.targets[0]], *result.names]
                     return "example.png", tuple(dict.fromkeys(names))[:EXAMPLE_LABELS]
-    return None, CardFacts.example_labels
+    return None, tuple(CardFacts.example_labels)
 
 
 def _card_facts(

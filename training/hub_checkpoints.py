@@ -12,7 +12,7 @@ from .run_folder import CHECKPOINTS, RECIPE
 
 # Seconds before another try; after the last one the push is given up.
 RETRY_SECONDS = (5.0, 30.0, 120.0)
-# A process that was told to stop is often killed half a minute later.
+# A process that was asked to stop is often killed half a minute later.
 PATIENCE_SECONDS = 20.0
 
 

@@ -1,4 +1,4 @@
-"""The towers in parts, from the embeddings up: which are locked, and how fast the others learn."""
+"""The towers in groups of layers, from the embeddings up: which are frozen, how fast the others are trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from .recipe_error import RecipeError
 TOWERS = ("vision_tower", "text_tower")
 
 
-def tower_parts(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
-    """Modules of a tower ("vision_tower" or "text_tower") in parts, from the bottom up; each module stands in one.
+def tower_groups(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
+    """Modules of a tower ("vision_tower" or "text_tower") in groups, from the bottom up; each module stands in one.
 
-    The first part is what comes before the first layer; each layer (or stage, in towers of stages) is one; what comes
+    The first group is what comes before the first layer; each layer (or stage, in towers of stages) is one; what comes
     behind a layer belongs to it; the last is the projection, where there is one. Layers are found by their shape,
     alike in all kinds of towers: the outermost rows of modules of one class.
     """
@@ -30,13 +30,13 @@ def tower_parts(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
     )
     layers = _layers(trunk)
     number_of = {module: number for number, layer in enumerate(layers, start=1) for module in layer.modules()}
-    parts: list[list[nn.Module]] = [[] for _ in range(len(layers) + 1)]
+    groups: list[list[nn.Module]] = [[] for _ in range(len(layers) + 1)]
     current = 0
     for module in trunk.modules():
         current = max(current, number_of.get(module, 0))
-        parts[current].append(module)
-    parts.append(list(projection.modules()))
-    return [part for part in parts if any(True for module in part for _ in module.parameters(recurse=False))]
+        groups[current].append(module)
+    groups.append(list(projection.modules()))
+    return [group for group in groups if any(True for module in group for _ in module.parameters(recurse=False))]
 
 
 def _layers(trunk: nn.Module) -> list[nn.Module]:
@@ -51,26 +51,26 @@ def _layers(trunk: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _frozen_parts(model: HFCLIPModel, tower: str, config: TowerConfig) -> list[list[nn.Module]]:
+def _frozen_groups(model: HFCLIPModel, tower: str, config: TowerConfig) -> list[list[nn.Module]]:
     if config.trainable_groups is None:
         return []
-    parts = tower_parts(model, tower)
-    if config.trainable_groups > len(parts):
+    groups = tower_groups(model, tower)
+    if config.trainable_groups > len(groups):
         raise RecipeError(
-            f"optimizer.{tower}.trainable_groups={config.trainable_groups}: the tower has {len(parts)} groups: null "
+            f"optimizer.{tower}.trainable_groups={config.trainable_groups}: the tower has {len(groups)} groups: null "
             "trains all."
         )
-    return parts[: len(parts) - config.trainable_groups]
+    return groups[: len(groups) - config.trainable_groups]
 
 
 def frozen_modules(model: HFCLIPModel, config: OptimizerConfig) -> list[nn.Module]:
-    """The modules that do not learn. Raises RecipeError where a tower has fewer parts than are to be unlocked."""
-    parts = [part for tower in TOWERS for part in _frozen_parts(model, tower, getattr(config, tower))]
-    return [module for part in parts for module in part]
+    """The modules that are frozen. Raises RecipeError where a tower has fewer groups than are to be trained."""
+    groups = [group for tower in TOWERS for group in _frozen_groups(model, tower, getattr(config, tower))]
+    return [module for group in groups for module in group]
 
 
 def freeze(model: HFCLIPModel, config: OptimizerConfig) -> None:
-    """Takes what is locked out of training. Raises what `frozen_modules` raises."""
+    """Freezes the parameters of frozen modules. Raises what `frozen_modules` raises."""
     for module in frozen_modules(model, config):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
@@ -80,18 +80,18 @@ def learning_rate_factors(model: HFCLIPModel, config: OptimizerConfig) -> dict[n
     """Of each parameter of a tower; the scale's and the bias's are 1."""
     factors = {}
     for tower in TOWERS:
-        told = getattr(config, tower)
-        for depth, part in enumerate(reversed(tower_parts(model, tower))):
-            for module in part:
+        rates = getattr(config, tower)
+        for depth, group in enumerate(reversed(tower_groups(model, tower))):
+            for module in group:
                 for parameter in module.parameters(recurse=False):
-                    factors[parameter] = told.learning_rate_factor * told.layer_decay**depth
+                    factors[parameter] = rates.learning_rate_factor * rates.layer_decay**depth
     return factors
 
 
 def has_batch_statistics(model: HFCLIPModel, config: OptimizerConfig) -> bool:
     """Whether a batch norm that learns makes an image's embedding hang on the others in its (micro-)batch."""
-    locked = set(frozen_modules(model, config))
-    return any(module not in locked for module in _batch_norms(model))
+    frozen = set(frozen_modules(model, config))
+    return any(module not in frozen for module in _batch_norms(model))
 
 
 def _batch_norms(model: HFCLIPModel) -> list[nn.Module]:

@@ -4,9 +4,10 @@ Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, T 
 """
 
 import time
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hf_clip.messages import in_callers_words
 from hf_clip.sources import SourceError
@@ -174,7 +175,8 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
     config, progress, log = trainer.config, trainer.progress, trainer.log
     clock = SaveClock(config.checkpoints.save_minutes)
     logged_step, seconds = progress.step, 0.0
-    with closing(stream.batches(progress.position, reads_ahead=trainer.decisions.reads_ahead)) as batches:
+    batches = cast(Generator, stream.batches(progress.position, reads_ahead=trainer.decisions.reads_ahead))
+    with closing(batches):
         try:
             while progress.step < config.steps:
                 started = time.perf_counter()

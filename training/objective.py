@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_clip.model.loss_hf_clip import contrastive_loss, sigmoid_loss
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
@@ -15,10 +16,10 @@ from .augmentation import swap_neighbours
 
 
 class ContrastiveObjective(nn.Module):
-    """The contrast of images with their captions and, at `keyword_weight`, with words of their keywords.
+    """The contrastive loss of images with their captions and, at `keyword_weight`, with words of their keywords.
 
     It is a module of its own so that data-parallel wrappers see one forward for all that a step computes. Images
-    are encoded once for both contrasts.
+    are encoded once for both losses.
     """
 
     def __init__(self, model: HFCLIPModel, keyword_weight: float, label_smoothing: float = 0.0):
@@ -31,7 +32,7 @@ class ContrastiveObjective(nn.Module):
     def _no_split_modules(self) -> list[str]:
         """Classes of the layers that Accelerate's FSDP shards one by one: it refuses those that there are none of."""
         present = {type(module).__name__ for module in self.model.modules()}
-        return sorted(present.intersection(self.model._no_split_modules))
+        return sorted(present.intersection(self.model._no_split_modules or ()))
 
     def forward(
         self,
@@ -50,10 +51,10 @@ class ContrastiveObjective(nn.Module):
             concept_ids: (B,); pairs with equal ids are positives of each other.
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
-        embeddings_BD = [unit_embeddings(self.model.get_image_features(pixel_values).pooler_output)]
+        embeddings_BD = [self._unit(self.model.get_image_features(pixel_values))]
         for texts in (captions, keywords):
             if texts is not None:
-                embeddings_BD.append(unit_embeddings(self.model.get_text_features(**texts).pooler_output))
+                embeddings_BD.append(self._unit(self.model.get_text_features(**texts)))
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.
@@ -61,6 +62,11 @@ class ContrastiveObjective(nn.Module):
         if concept_ids is None:
             return embeddings_BD, factors
         return self.loss(embeddings_BD, factors, concept_ids, mixed_fraction)
+
+    @staticmethod
+    def _unit(output: BaseModelOutputWithPooling) -> torch.Tensor:
+        assert output.pooler_output is not None
+        return unit_embeddings(output.pooler_output)
 
     def loss(
         self,
@@ -71,7 +77,7 @@ class ContrastiveObjective(nn.Module):
     ) -> torch.Tensor:
         """Of unit embeddings of images, captions and, it may be, keywords, with the scale and a sigmoid's bias.
 
-        An image mixed of two is a pair with either's text, by their shares (Zhang et al. 2018).
+        An image mixed of two is a pair with either's text, by their fractions (Zhang et al. 2018).
         """
         image_BD, *texts_BD = embeddings_BD
         if mixed_fraction:

@@ -1,6 +1,7 @@
-"""AdamW, or Muon with AdamW beside it; the schedule of their rates, and the bounds of the logit scale."""
+"""AdamW, or Muon together with AdamW; the schedule of their rates, and the bounds of the logit scale."""
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -44,15 +45,16 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step_matrix(self, weight: nn.Parameter, group: dict) -> None:
-        state = self.state[weight]
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
         if not state:
             # AdamW, when it loads a state, asks every parameter's for a count of steps.
             state.update(step=torch.tensor(0.0), momentum_buffer=torch.zeros_like(weight))
         state["step"] += 1
         momentum = state["momentum_buffer"]
-        momentum.lerp_(weight.grad, 1 - group["momentum"])
+        momentum.lerp_(gradient, 1 - group["momentum"])
         # Nesterov's: the gradient counts once more.
-        direction = weight.grad.lerp(momentum, group["momentum"])
+        direction = gradient.lerp(momentum, group["momentum"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         # A shard's rows are not orthogonal to those of the others by themselves.
         update = sharded_like(weight, orthogonalized(full_tensor(direction)))
@@ -124,17 +126,18 @@ def hidden_matrices(model: HFCLIPModel) -> set[nn.Parameter]:
     first = {model.vision_model.get_input_embeddings(), model.text_model.get_input_embeddings()}
     last = {*model.visual_projection.modules(), *model.text_projection.modules()}
     return {
-        module.weight
+        cast(nn.Parameter, module.weight)
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and module not in first | last
     }
 
 
 def learning_rate_fraction(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The share of their peak that the rates have at update `step` (from 0) of `steps`: a rise, then the schedule."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    """The fraction of their peaks that the rates have at update `step` (from 0) of `steps`: warmup, then schedule."""
+    warmup = config.warmup_steps or 0
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     fraction = config.final_learning_rate_fraction
     return fraction + (1 - fraction) * left

@@ -95,7 +95,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Of one process, for DDP or FSDP2: bytes by what holds them, their peak, bytes beside it on the host."""
+    """Of one process, for DDP or FSDP2: bytes by what holds them, their peak, further bytes on the host."""
 
     lines: dict[str, int]
     total: int
@@ -218,14 +218,14 @@ def _inputs(model: HFCLIPModel, size: int) -> tuple[torch.Tensor, dict[str, torc
 def _kept_bytes(
     objective: ContrastiveObjective, units: list[nn.Module], size: int, precision: str
 ) -> tuple[int, list[int]]:
-    """Bytes that the forward pass of `size` pairs keeps for backward beside the weights, and those of each unit."""
+    """Bytes that the forward pass of `size` pairs keeps for backward besides the weights, and those of each unit."""
     weights = {each.untyped_storage()._cdata for each in objective.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            # Held on to, as the next one would else take its place, and its number.
+            # Held on to: else the next one would take its address, and its number.
             kept[storage._cdata] = storage
         return tensor
 
@@ -271,12 +271,14 @@ def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
     # Written out, the counter sees attention's products.
     model.set_attn_implementation("eager")
     images, texts = _inputs(model, 2)
-    counts = []
+    counts, dimensions = [], 0
     for run in (lambda: model.get_image_features(images), lambda: model.get_text_features(**texts)):
         with FlopCounterMode(display=False) as counter:
             embeddings_BD = run().pooler_output
+        assert embeddings_BD is not None
         counts.append(counter.get_total_flops() // len(embeddings_BD))
-    return counts[0], counts[1], embeddings_BD.shape[1]
+        dimensions = embeddings_BD.shape[1]
+    return counts[0], counts[1], dimensions
 
 
 def _pairs_per_process(config: TrainConfig, processes: int) -> int:
@@ -319,7 +321,7 @@ def plan_memory(
     at_work = compute * (2 * model.unit_parameters + model.rest_parameters) if is_sharded else model.copy_bytes
     sides = _GPU_TILE if device == "cuda" else _CPU_TILE
     tile = FLOAT * min(pairs, sides[0]) * min(config.batch_size, sides[1])
-    contrasts = texts * (2 if config.augmentation.mixup else 1)
+    losses = texts * (2 if config.augmentation.mixup else 1)
     lines = {
         "weights": FLOAT * model.parameters // parts,
         "weights at work": at_work,
@@ -330,7 +332,7 @@ def plan_memory(
         "activations": micro * (model.pair_bytes + model.again_bytes),
         "images": FLOAT * micro * model.image_numbers,
         "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * pairs * model.dimensions,
-        "loss": contrasts * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile,
+        "loss": losses * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile,
     }
     embedding = sum(lines[name] for name in ("weights at work", "activations", "images"))
     total = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
@@ -346,8 +348,8 @@ def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
     towers = 0
     for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
         towers += flops * (forwards + (2 + config.gradient_checkpointing) * learns)
-    contrasts = texts * (2 if config.augmentation.mixup else 1)
-    return config.batch_size * (towers + 8 * contrasts * config.batch_size * model.dimensions)
+    losses = texts * (2 if config.augmentation.mixup else 1)
+    return config.batch_size * (towers + 8 * losses * config.batch_size * model.dimensions)
 
 
 def largest_micro_batch(

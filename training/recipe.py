@@ -241,15 +241,15 @@ def _shown(value: Any) -> str:
 
 
 def _as_text(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
     if key == "mixed_precision" and value is False:
         # YAML 1.1 takes a bare `no` for a truth value.
         return "no"
     kind = "a truth value" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "no text"
-    require(
-        isinstance(value, str),
-        f"{key}={_shown(value)} is {kind} in YAML, and the key takes text: put it in quotes, or write null for none.",
+    raise RecipeError(
+        f"{key}={_shown(value)} is {kind} in YAML, and the key takes text: put it in quotes, or write null for none."
     )
-    return value
 
 
 def _as_truth(value: Any, key: str) -> bool:

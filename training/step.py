@@ -6,13 +6,13 @@ A contrastive loss looks at all pairs of a batch at once, so that its micro-batc
 With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are embedded without a graph; the loss
 of the global batch gives the gradient of each embedding; then each micro-batch is embedded once more, and pulls its
 embeddings' gradients back into the weights. That is exact, costs one more forward, and holds the activations of one
-micro-batch. Whatever draws at random draws the same both times: augmentation by the pairs' ids, dropout by a seed of
+micro-batch. Whatever is random is the same both times: augmentation by the pairs' ids, dropout by a seed of
 each micro-batch. Batch norms' running statistics move in one of the two. Images wait as bytes.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class TrainStep:
         return self.accelerator.unwrap_model(self.objective).model
 
     def update(self, batch: Batch, step: int) -> StepResult:
-        """The update of `step`, counted from 0. Collective: every rank brings its share of the batch.
+        """The update of `step`, counted from 0. Collective: every rank brings its part of the batch.
 
         Where loss or gradient is not finite no rank updates: both are sums over all ranks, so all see the same.
         """
@@ -94,9 +94,8 @@ class TrainStep:
         statistics = self._statistics.take()
         try:
             loss = self.backward(batch, step)
-            gradient_norm = full_tensor(
-                self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
-            )
+            norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
+            gradient_norm = full_tensor(cast(torch.Tensor, norm))
             is_update = bool((loss + gradient_norm).isfinite())
         except BaseException:
             # Weights and optimizer are still those of the step before: so must the rest be, which may yet be saved.
@@ -166,7 +165,7 @@ class TrainStep:
                 parts = [gradient[rows] for gradient in gradients[: len(embeddings)]]
                 parts += [gradient / len(spans) for gradient in gradients[len(embeddings) :]]
                 pairs = zip(embeddings + scalars, parts, strict=True)
-                self._pull_back(sum((value * part).sum() for value, part in pairs))
+                self._pull_back(cast(torch.Tensor, sum((value * part).sum() for value, part in pairs)))
         return loss.detach()
 
     def _pull_back(self, value: torch.Tensor) -> None:
@@ -213,9 +212,9 @@ class TrainStep:
         """What to change where the images of a bad step are not finite, on any process. Collective."""
         processor, rows = self.processor.image_processor, slice(None)
         augmented_BCHW = self._augmented(batch, rows, self.config.augmentation)
-        found = [not each.isfinite().all() for each in (augmented_BCHW, self._normalized(augmented_BCHW))]
-        flags = torch.tensor(found, dtype=torch.float32, device=self.accelerator.device)
-        by_augmentation, by_normalization = (self.accelerator.reduce(flags) > 0).tolist()
+        by_augmentation, by_normalization = self.decisions.on_any_process(
+            *(not each.isfinite().all() for each in (augmented_BCHW, self._normalized(augmented_BCHW)))
+        )
         if by_augmentation:
             return f"the augmentation gave images that are not finite: lower {self._excessive_strengths(batch)}"
         if by_normalization:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
+from accelerate import Accelerator
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
@@ -40,7 +42,7 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """The objects that the steps of a run share.
+    """The objects of a run, which its steps have in common.
 
     Attributes:
         folder: of the run.
@@ -60,6 +62,10 @@ class Trainer:
     @property
     def decisions(self) -> Decisions:
         return self.train_step.decisions
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.decisions.accelerator
 
     @property
     def model(self) -> HFCLIPModel:
@@ -117,9 +123,8 @@ class Trainer:
     def _keep_bad_batches(self) -> None:
         """The steps (from 1) in a row that were bad, and their batches' sample ids, all ranks' in order."""
         lines = []
-        accelerator = self.decisions.accelerator
         for step, ids in self.train_step.bad_batches:
-            all_ids = accelerator.gather(torch.tensor(ids, device=accelerator.device))
+            all_ids = cast(torch.Tensor, self.accelerator.gather(torch.tensor(ids, device=self.decisions.device)))
             lines.append(json.dumps({"step": step + 1, "sample_ids": all_ids.tolist()}) + "\n")
         if self.decisions.is_main:
             file = self.folder / BAD_BATCHES
@@ -161,11 +166,9 @@ class Trainer:
 
         All must save and stop at one step, or the others wait for ever.
         """
-        accelerator = self.decisions.accelerator
-        if accelerator.num_processes == 1:
+        if self.decisions.processes == 1:
             return signal, is_late
-        flags = torch.tensor([float(signal is not None), float(is_late)], device=accelerator.device)
-        is_signalled, is_late = (accelerator.reduce(flags) > 0).tolist()
+        is_signalled, is_late = self.decisions.on_any_process(signal is not None, is_late)
         return (signal or "a signal to another process") if is_signalled else None, is_late
 
     def save(self, stream: PairStream) -> None:
@@ -188,11 +191,11 @@ class Trainer:
             "optimizer": optimizer_state(train_step.objective, train_step.optimizer),
             "update": train_step.state_dict(),
         }
-        self.decisions.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         if self.decisions.is_main:
             self._write_checkpoint(model, state)
         # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
-        self.decisions.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         self.progress.saved_step = self.progress.step
 
     def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:

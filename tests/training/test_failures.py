@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from hf_clip import load
 from hf_clip.evaluation import evaluate_zero_shot
-from hf_clip.model.zero_shot_hf_clip import templates_of
 from hf_clip.sources import SourceError, open_source
 from hf_clip.training import export, load_recipe, train
 from hf_clip.training import hub_checkpoints as pushing
@@ -227,8 +226,7 @@ def test_card_recipe_and_a_later_evaluation_give_one_number(file, tmp_path):
     assert numbers["templates"] == ["a {} square"]
     model, processor = load(tmp_path / "run")
     assert model.config.zero_shot_templates == ["a {} square"]
-    source = open_source(file.parent / "held_out.parquet")
-    again = evaluate_zero_shot(model, processor, source, templates=templates_of(model)).to_dict()
+    again = evaluate_zero_shot(model, processor, open_source(file.parent / "held_out.parquet")).to_dict()
     assert again["top_1"] == numbers["top_1"] and list(again["templates"]) == ["a {} square"]
     assert f"{numbers['top_1']:.3f}" in (tmp_path / "run/README.md").read_text()
 

@@ -14,7 +14,7 @@ from hf_clip.sources import open_source
 from hf_clip.training import load_recipe, train
 from hf_clip.training.build import build_start
 from hf_clip.training.config import RecipeError
-from hf_clip.training.layer_groups import tower_parts
+from hf_clip.training.layer_groups import tower_groups
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import configure, make_batch, make_train_step, weights
 from tests.helpers.toys import tiny_clip
@@ -183,12 +183,12 @@ def test_every_tower_is_cut_into_its_layers():
             text_config={"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3},
         )
     )
-    parts = tower_parts(model, "vision_tower")
+    parts = tower_groups(model, "vision_tower")
     found = [parameter for part in parts for module in part for parameter in module.parameters(recurse=False)]
     expected = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
     assert len(found) == len(expected) and {id(each) for each in found} == {id(each) for each in expected}
     # Stem, four stages, projection; and for texts embeddings, three layers, projection.
-    assert len(parts) == 6 and len(tower_parts(model, "text_tower")) == 5
+    assert len(parts) == 6 and len(tower_groups(model, "text_tower")) == 5
     assert model.vision_model.stem.conv1 in parts[0] and model.visual_projection in parts[-1]
 
 

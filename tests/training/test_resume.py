@@ -132,14 +132,14 @@ def test_a_learning_rate_beyond_all_measure_is_an_error(file, tmp_path):
         train(config, tmp_path / "run")
 
 
-def test_pairs_left_out_are_said_at_the_end(tmp_path, capfd):
+def test_skipped_pairs_are_said_at_the_end(tmp_path, capfd):
     content = rows(2)
     content[3]["caption"] = ""
     content[5]["image"] = {"bytes": b"no image", "path": None}
     data = write_parquet(tmp_path / "train.parquet", content)
     results = train(load_recipe(write_recipe(tmp_path / "recipe.yaml", recipe(data, steps=3))), tmp_path / "run")
     said = capfd.readouterr().err
-    assert sum(results["pairs_left_out"].values()) == 2
+    assert sum(results["pairs_skipped"].values()) == 2
     assert said.count("Left out 2 pairs that cannot be read: ") == 1 and "1 no_caption" in said
 
 

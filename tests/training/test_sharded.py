@@ -195,7 +195,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from hf_clip_cli import main as cli
-from hf_clip.training import distributed
+from hf_clip.training import decisions
 
 class ShardingAccelerator(Accelerator):
     # Accelerate shards on GPUs alone: what its state has there, from the launcher's environment.
@@ -212,7 +212,7 @@ class ShardingAccelerator(Accelerator):
         print("sharded apart:", *names)
         return prepared
 
-distributed.Accelerator = ShardingAccelerator
+decisions.Accelerator = ShardingAccelerator
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
@@ -274,7 +274,7 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_what_accelerate_would_not_do_on_a_cpu_is_refused_instead_of_left_out(tmp_path, monkeypatch, name):
+def test_what_accelerate_would_not_do_on_a_cpu_is_refused_instead_of_ignored(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr("hf_clip.training.decisions.is_deepspeed_available", lambda: True)
