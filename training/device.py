@@ -2,10 +2,9 @@
 
 import ctypes
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +45,8 @@ def arrange_for_speed(model: "PreTrainedModel", device: torch.device) -> None:
     65 tokens. Convolutions want channels last, where oneDNN and cuDNN have their fastest kernels.
     """
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
-    nn.Module.to(model, memory_format=torch.channels_last)
+    # torch's own signature lacks the argument.
+    cast(Any, model).to(memory_format=torch.channels_last)
 
 
 def keep_freed_memory() -> None:

@@ -36,7 +36,8 @@ def give_plain_parameters(model: HFCLIPModel) -> None:
 
     `full_model` takes the axis away again.
     """
-    nn.Module.to(model, memory_format=torch.contiguous_format)
+    # torch's own signature lacks the argument.
+    cast(Any, model).to(memory_format=torch.contiguous_format)
     model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
 
 

@@ -140,7 +140,7 @@ def test_skipped_pairs_are_said_at_the_end(tmp_path, capfd):
     results = train(load_recipe(write_recipe(tmp_path / "recipe.yaml", recipe(data, steps=3))), tmp_path / "run")
     said = capfd.readouterr().err
     assert sum(results["pairs_skipped"].values()) == 2
-    assert said.count("Left out 2 pairs that cannot be read: ") == 1 and "1 no_caption" in said
+    assert said.count("Skipped 2 pairs that cannot be read: ") == 1 and "1 no_caption" in said
 
 
 def train_as_long_as(file, folder, is_inside, may_end) -> None:

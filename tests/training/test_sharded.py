@@ -263,7 +263,7 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
     (tmp_path / "run/results.json").unlink()
     resumed = accelerate_launch([script, "--output-dir", "run", "--resume"], tmp_path, config)
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step 2" in resumed.stdout
+    assert "Going on from step 2" in resumed.stderr
 
     alone = train(load_recipe(file), tmp_path / "alone")
     together = json.loads((tmp_path / "run/results.json").read_text())
