@@ -1,6 +1,6 @@
 """Tensors and states that are spread over processes (FSDP2), put together and spread again."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
