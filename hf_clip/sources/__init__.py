@@ -1,8 +1,8 @@
 """Opens what users have (parquet, image folders, CSV, JSON lines, tars, Hub ids) as one kind of stream.
 
 Every format becomes a `datasets.IterableDataset` whose images are undecoded: a broken one costs its own
-row, never the stream. Parquet, `save_to_disk` folders and Hub data sets go through the readers of `datasets`;
-the other formats through generators of this package (`readers.py` says why).
+row, never the stream. `save_to_disk` folders and Hub data sets go through the readers of `datasets`; the other
+formats through generators of this package (`readers.py` says why).
 
 Names are imported on first use: `find_images` needs none of the packages that data sets need.
 """

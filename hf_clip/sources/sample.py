@@ -116,6 +116,11 @@ def iterate_samples(source: Source) -> Iterator[Sample]:
     except SourceError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
+        if "num_classes" in str(error):
+            raise SourceError(
+                f"{_row_key(source, index + 1)} has a label beyond the names of the classes ({one_line(error)}). "
+                "Indices begin at 0, and -1 marks a row without a label."
+            ) from error
         raise SourceError(
             f"{_row_key(source, index + 1)}: the data cannot be read from here on ({one_line(error)}). Fetch the file "
             "again."
