@@ -77,7 +77,7 @@ def open_clip_loss() -> type[nn.Module]:
 
 def by_open_clip(train_step: TrainStep, batch: Batch, micro: int) -> Callable[[], float]:
     images, tokens = (
-        pixel_values(train_step, batch.images_BHWC),
+        pixel_values(train_step, batch.images),
         train_step.processor(text=batch.captions, return_tensors="pt"),
     )
     spans = [slice(first, first + micro) for first in range(0, len(images), micro)]
@@ -127,7 +127,7 @@ def by_sentence_transformers(train_step: TrainStep, batch: Batch, micro: int) ->
         partition_mode="per_direction",
     )
     tokens = train_step.processor(text=batch.captions, return_tensors="pt")["input_ids"]
-    columns = [{"images": pixel_values(train_step, batch.images_BHWC)}, {"tokens": tokens}]
+    columns = [{"images": pixel_values(train_step, batch.images)}, {"tokens": tokens}]
 
     def step() -> float:
         loss = loss_of(columns, None)

@@ -80,7 +80,7 @@ def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], 
     )
     batch = make_batch(options.pairs, SIZE, caption)
     inputs = processor(
-        images=list(batch.images_BHWC.numpy()),
+        images=list(batch.images.numpy()),
         text=batch.captions,
         padding=padding,
         return_attention_mask=True,

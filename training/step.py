@@ -110,7 +110,7 @@ class TrainStep:
             self._statistics.put_back(statistics)
             if not self._shrinks_scale(loss):
                 self.bad_steps += 1
-                self.bad_batches.append((step, batch.sample_ids_B.tolist()))
+                self.bad_batches.append((step, batch.sample_ids.tolist()))
                 fix = self._fix_of_images(batch, step)
         self.optimizer.zero_grad()
         return StepResult(loss, gradient_norm, is_update, fix)
@@ -138,7 +138,7 @@ class TrainStep:
         """The global batch's loss; its gradients are in the parameters, averaged over ranks."""
         spans = self._micro_batches(len(batch.captions))
         texts = [self._texts(batch, rows) for rows in spans]
-        concept_ids = batch.concept_ids_B.to(self.accelerator.device)
+        concept_ids = batch.concept_ids.to(self.accelerator.device)
         fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
@@ -190,12 +190,12 @@ class TrainStep:
     def _augmented(self, batch: Batch, rows: slice, strengths: AugmentationConfig) -> torch.Tensor:
         """(rows, C, H, W) in [0, 1]."""
         device = self.accelerator.device
-        draws = uniforms(self.config.seed, batch.epochs_B[rows], batch.sample_ids_B[rows], DRAWS_PER_IMAGE)
+        draws = uniforms(self.config.seed, batch.epochs[rows], batch.sample_ids[rows], DRAWS_PER_IMAGE)
         return augment(
-            batch.images_BHWC[rows].to(device),
+            batch.images[rows].to(device),
             torch.from_numpy(draws).to(device),
-            batch.may_flip_B[rows].to(device),
-            batch.may_crop_B[rows].to(device),
+            batch.may_flip[rows].to(device),
+            batch.may_crop[rows].to(device),
             strengths,
         )
 

@@ -39,14 +39,14 @@ def make_batch(size: int = 24, rank: int = 0, world_size: int = 1, seed: int = 0
     own = range(rank * size // world_size, (rank + 1) * size // world_size)
     images = [np.asarray(Image.open(io.BytesIO(square(names[index], seed + index)))) for index in own]
     return Batch(
-        images_BHWC=torch.from_numpy(np.stack(images)),
+        images=torch.from_numpy(np.stack(images)),
         captions=[names[index] for index in own],
         keywords=[" ".join(names[index].split(" ")[1 : 2 + index % 3]) for index in own],
-        concept_ids_B=torch.tensor([NAMES.index(names[index]) for index in own]),
-        may_flip_B=torch.tensor([index % 2 == 0 for index in own]),
-        may_crop_B=torch.tensor([index % 3 == 0 for index in own]),
-        sample_ids_B=np.array([100 * seed + index for index in own]),
-        epochs_B=np.array([index % 3 for index in own]),
+        concept_ids=torch.tensor([NAMES.index(names[index]) for index in own]),
+        may_flip=torch.tensor([index % 2 == 0 for index in own]),
+        may_crop=torch.tensor([index % 3 == 0 for index in own]),
+        sample_ids=np.array([100 * seed + index for index in own]),
+        epochs=np.array([index % 3 for index in own]),
         position={},
     )
 

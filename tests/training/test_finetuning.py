@@ -57,7 +57,7 @@ def test_images_are_normalized_as_the_checkpoint_was_trained(pretrained, tmp_pat
     config = start_from(tmp_path, "none.parquet", {"start_from": str(pretrained)})
     train_step, batch = make_train_step(config), make_batch()
     pixel_values = train_step._pixel_values(batch, slice(0, 24), 0.0)
-    scaled_BHWC = batch.images_BHWC.float() / 255
+    scaled_BHWC = batch.images.float() / 255
     mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor(train_step.processor.image_processor.image_std)
     assert (pixel_values - ((scaled_BHWC - mean) / std).permute(0, 3, 1, 2)).abs().max() < 1e-5
 
@@ -80,7 +80,7 @@ def test_a_run_starts_from_two_towers_that_were_trained_apart(pretrained, tmp_pa
     text = HFCLIPModel.from_pretrained(pretrained).text_model.state_dict()
     assert all(torch.equal(each, text[name]) for name, each in model.text_model.state_dict().items())
     assert isinstance(processor.image_processor, HFCLIPImageProcessor)
-    image = make_batch().images_BHWC[0].numpy()
+    image = make_batch().images[0].numpy()
     ours = processor.image_processor(image, return_tensors="pt")["pixel_values"]
     theirs = ViTImageProcessorPil.from_pretrained(tmp_path / "vit")(image, return_tensors="pt")["pixel_values"]
     assert (ours - theirs).abs().max() < 1e-5
@@ -168,7 +168,7 @@ def test_batch_norms_of_a_locked_tower_are_frozen(tmp_path, unlocked):
         overrides.append(f"optimizer.vision_tower.trainable_groups={unlocked}")
     train_step = make_train_step(configure(tmp_path, overrides), torch.float32)
     batch = make_batch()
-    batch = type(batch)(**{**vars(batch), "images_BHWC": batch.images_BHWC.repeat(1, 2, 2, 1)})
+    batch = type(batch)(**{**vars(batch), "images": batch.images.repeat(1, 2, 2, 1)})
     before = {name: each.clone() for name, each in train_step.model.named_buffers() if "running" in name}
     train_step.update(batch, 0)
     same = [torch.equal(each, before[name]) for name, each in train_step.model.named_buffers() if "running" in name]

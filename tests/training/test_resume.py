@@ -256,7 +256,7 @@ def train_on_rank(file: Path, folder: Path, stop: int | None, resume: bool) -> t
     update = Trainer.update
 
     def record(run, batch):
-        seen.append(batch.sample_ids_B.tolist())
+        seen.append(batch.sample_ids.tolist())
         return update(run, batch)
 
     Trainer.update = record

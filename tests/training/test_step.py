@@ -49,7 +49,7 @@ def test_both_passes_draw_the_same(tmp_path):
             train_step.objective(train_step._pixel_values(batch, rows, share), **train_step._texts(batch, rows))
         )
     embeddings_BD = [torch.cat(column) for column in zip(*(embeddings for embeddings, _ in parts), strict=True)]
-    in_one_graph = train_step.objective.loss(embeddings_BD, parts[0][1], batch.concept_ids_B, share)
+    in_one_graph = train_step.objective.loss(embeddings_BD, parts[0][1], batch.concept_ids, share)
     in_one_graph.backward()
     assert loss == in_one_graph
     assert_close(cached, gradients(train_step))
@@ -197,7 +197,7 @@ def test_freed_memory_is_used_again_instead_of_asked_for_anew():
 
 def enlarged(batch: Batch) -> Batch:
     """With images of 32 x 32 pixels, for the ResNet."""
-    return replace(batch, images_BHWC=batch.images_BHWC.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    return replace(batch, images=batch.images.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

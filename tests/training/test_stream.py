@@ -62,7 +62,7 @@ def make_stream(rows, batch_size=4, rank=0, world_size=1, seed=0, words=None, **
 
 
 def ids(batches) -> list[int]:
-    return [int(sample) for batch in batches for sample in batch.sample_ids_B]
+    return [int(sample) for batch in batches for sample in batch.sample_ids]
 
 
 def take(stream: PairStream, count: int, position=None) -> list:
@@ -79,17 +79,17 @@ def lanes_of(batches, lanes: int) -> list[list[tuple[int, int]]]:
         [
             (int(epoch), int(sample))
             for batch in batches
-            for epoch, sample in list(zip(batch.epochs_B, batch.sample_ids_B, strict=True))[start : start + share]
+            for epoch, sample in list(zip(batch.epochs, batch.sample_ids, strict=True))[start : start + share]
         ]
         for start in range(0, lanes * share, share)
     ]
 
 
 def assert_same(one, other, but_positions: bool = False):
-    assert torch.equal(one.images_BHWC, other.images_BHWC)
+    assert torch.equal(one.images, other.images)
     assert (one.captions, one.keywords) == (other.captions, other.keywords)
     assert but_positions or one.position == other.position
-    for name in ("concept_ids_B", "may_flip_B", "sample_ids_B", "epochs_B"):
+    for name in ("concept_ids", "may_flip", "sample_ids", "epochs"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -226,7 +226,7 @@ def test_one_order_for_any_ranks_and_workers_and_after_any_kill(folder, kind, wo
     """Three epochs, step by step: killed every few steps and gone on with by another number of ranks each time."""
     data = open_kind(kind, folder)
     whole = take(make_stream(data, 8, **OPTIONS), STEPS)
-    assert len({tuple(batch.sample_ids_B) for batch in whole}) == STEPS
+    assert len({tuple(batch.sample_ids) for batch in whole}) == STEPS
     draw, step, position = np.random.default_rng([workers, KINDS.index(kind)]), 0, None
     kills = 0
     while step < STEPS:
@@ -236,10 +236,10 @@ def test_one_order_for_any_ranks_and_workers_and_after_any_kill(folder, kind, wo
         for number in range(count):
             of_ranks = [part[number] for part in parts]
             expected = whole[step + number]
-            assert torch.equal(torch.cat([part.images_BHWC for part in of_ranks]), expected.images_BHWC)
+            assert torch.equal(torch.cat([part.images for part in of_ranks]), expected.images)
             assert [caption for part in of_ranks for caption in part.captions] == expected.captions
             assert ids(of_ranks) == ids([expected])
-            assert np.array_equal(np.concatenate([part.epochs_B for part in of_ranks]), expected.epochs_B)
+            assert np.array_equal(np.concatenate([part.epochs for part in of_ranks]), expected.epochs)
             position = merge_positions(part.position for part in of_ranks)
             assert position == expected.position
         position = json.loads(json.dumps(position))
@@ -345,7 +345,7 @@ def test_the_zoo_is_counted_to_the_last_pair(tmp_path, workers, world_size):
     assert PairStream.skipped(position) == expected
     seen = Counter()
     for batch in (batch for part in parts for batch in part):
-        for image, caption, sample in zip(batch.images_BHWC, batch.captions, batch.sample_ids_B, strict=True):
+        for image, caption, sample in zip(batch.images, batch.captions, batch.sample_ids, strict=True):
             seen[int(sample)] += 1
             if caption.startswith("pair "):
                 assert rows[sample]["caption"] == [caption]
@@ -609,11 +609,11 @@ def test_pairs_of_one_concept_are_positives_and_without_concepts_those_of_one_ca
     captions = ["a cat", "a dog", "a cat", "a bird"]
     rows = [row(index, caption=[caption]) for index, caption in enumerate(captions)]
     batch = next(make_stream(rows).batches())
-    of_caption = dict(zip(batch.sample_ids_B.tolist(), batch.concept_ids_B.tolist(), strict=True))
+    of_caption = dict(zip(batch.sample_ids.tolist(), batch.concept_ids.tolist(), strict=True))
     assert of_caption[0] == of_caption[2] and len(set(of_caption.values())) == 3
     rows = [row(index, caption=[caption], concept=str(index % 2)) for index, caption in enumerate(captions)]
     batch = next(make_stream(rows).batches())
-    of_concept = dict(zip(batch.sample_ids_B.tolist(), batch.concept_ids_B.tolist(), strict=True))
+    of_concept = dict(zip(batch.sample_ids.tolist(), batch.concept_ids.tolist(), strict=True))
     assert of_concept[0] == of_concept[2] != of_concept[1] == of_concept[3]
 
 
@@ -625,12 +625,12 @@ def test_captions_and_keywords_are_drawn_again_in_each_epoch():
     batches = list(islice(stream.batches(), 40))
     drawn = Counter(caption for batch in batches for caption in batch.captions)
     assert set(drawn) == set(captions) and min(drawn.values()) > 60
-    of_one = {batch.captions[batch.sample_ids_B.tolist().index(5)] for batch in batches}
+    of_one = {batch.captions[batch.sample_ids.tolist().index(5)] for batch in batches}
     assert of_one == set(captions)
     keywords = [
         text.split(", ")
         for batch in batches
-        for sample, text in zip(batch.sample_ids_B, batch.keywords, strict=True)
+        for sample, text in zip(batch.sample_ids, batch.keywords, strict=True)
         if sample
     ]
     assert {len(words) for words in keywords} == {1, 2}
@@ -640,7 +640,7 @@ def test_captions_and_keywords_are_drawn_again_in_each_epoch():
     assert all(
         text in captions
         for batch in batches
-        for sample, text in zip(batch.sample_ids_B, batch.keywords, strict=True)
+        for sample, text in zip(batch.sample_ids, batch.keywords, strict=True)
         if not sample
     )
     assert next(make_stream(rows, 8).batches()).keywords is None
@@ -649,12 +649,12 @@ def test_captions_and_keywords_are_drawn_again_in_each_epoch():
 def test_a_word_that_a_mirror_would_make_false_forbids_it():
     rows = [row(0, caption=["an arrow"]), row(1, caption=["x", "LEFT hand"]), row(2, caption=["leftwards"]), row(3)]
     batch = next(make_stream(rows).batches())
-    may_flip = dict(zip(batch.sample_ids_B.tolist(), batch.may_flip_B.tolist(), strict=True))
+    may_flip = dict(zip(batch.sample_ids.tolist(), batch.may_flip.tolist(), strict=True))
     assert may_flip == {0: True, 1: False, 2: False, 3: True}
-    assert not batch.may_crop_B.any()
+    assert not batch.may_crop.any()
     batch = next(make_stream(rows, words={"no_flip_words": [], "crop_words": ["Arrow"]}).batches())
-    assert batch.may_flip_B.all()
-    assert batch.sample_ids_B[batch.may_crop_B].tolist() == [0]
+    assert batch.may_flip.all()
+    assert batch.sample_ids[batch.may_crop].tolist() == [0]
 
 
 def test_prefetch_gives_the_items_and_passes_errors_on():

@@ -32,18 +32,25 @@ MIN_BAD_IN_A_ROW = 100
 class Batch:
     """This rank's slice of a global batch.
 
-    `epochs_B` counts how often the source of each pair was passed through before. `position` is how far
-    this rank's lanes are after it.
+    Attributes:
+        images: (B, H, W, 3) uint8 at the model's size.
+        captions: one of each pair, drawn for this pass.
+        keywords: some of each pair, with commas between; None where the recipe gives them no weight.
+        concept_ids: (B,) int64. Pairs with one id are positives of each other.
+        may_flip, may_crop: (B,) bool, by the words of the captions.
+        sample_ids: (B,) int64, of the rows, over all sources.
+        epochs: (B,) how often the source of each pair was passed through before.
+        position: how far this rank's lanes are after it.
     """
 
-    images_BHWC: torch.Tensor
+    images: torch.Tensor
     captions: list[str]
     keywords: list[str] | None
-    concept_ids_B: torch.Tensor
-    may_flip_B: torch.Tensor
-    may_crop_B: torch.Tensor
-    sample_ids_B: np.ndarray
-    epochs_B: np.ndarray
+    concept_ids: torch.Tensor
+    may_flip: torch.Tensor
+    may_crop: torch.Tensor
+    sample_ids: np.ndarray
+    epochs: np.ndarray
     position: Position
 
 
@@ -273,14 +280,14 @@ class PairStream:
     def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
         pairs = [pair for pair, _ in taken]
         return Batch(
-            images_BHWC=torch.from_numpy(np.stack([pair.image for pair in pairs])),
+            images=torch.from_numpy(np.stack([pair.image for pair in pairs])),
             captions=[self._draw(pair, pass_index).choice(pair.captions) for pair, pass_index in taken],
             keywords=[self._keywords(*one) for one in taken] if self.config.keyword_weight else None,
-            concept_ids_B=torch.tensor([pair.concept for pair in pairs]),
-            may_flip_B=torch.tensor([not _has_a_word(pair, self.no_flip_words) for pair in pairs]),
-            may_crop_B=torch.tensor([_has_a_word(pair, self.crop_words) for pair in pairs]),
-            sample_ids_B=np.array([pair.sample_id for pair in pairs]),
-            epochs_B=np.array([pass_index for _, pass_index in taken]),
+            concept_ids=torch.tensor([pair.concept for pair in pairs]),
+            may_flip=torch.tensor([not _has_a_word(pair, self.no_flip_words) for pair in pairs]),
+            may_crop=torch.tensor([_has_a_word(pair, self.crop_words) for pair in pairs]),
+            sample_ids=np.array([pair.sample_id for pair in pairs]),
+            epochs=np.array([pass_index for _, pass_index in taken]),
             position=position,
         )
 
