@@ -81,7 +81,7 @@ class ImageDecodeError(ValueError):
     `reason` is one word for machines: `missing` (None, or no such file), `empty` (no bytes, no pixels),
     `unreadable` (the file cannot be read), `url`, `unknown_format`, `truncated`, `broken` (damaged data),
     `too_large`, `out_of_range` (pixel values that have no 8-bit meaning), `unsupported_mode`, `bad_shape` or
-    `unsupported_type`. The message says what was found and how to mend it.
+    `unsupported_type`. The message says what was found and the fix.
     """
 
     # One required argument, and `reason` among the attributes: workers of a DataLoader rebuild the error so.
@@ -177,7 +177,7 @@ def _explain(error: Exception) -> ImageDecodeError:
         return ImageDecodeError("not enough memory for this image. Scale it down.", "too_large")
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return ImageDecodeError(f"the data ends too early ({text}). Fetch the file again.", "truncated")
-    return ImageDecodeError(f"the data is damaged ({text}). Fetch the file again, or leave it out.", "broken")
+    return ImageDecodeError(f"the data is damaged ({text}). Fetch the file again, or drop it.", "broken")
 
 
 def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image:
@@ -185,11 +185,11 @@ def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image
         content, path = source.get("bytes"), source.get("path")
         source = path if content is None else content
     if source is None:
-        raise ImageDecodeError("the image is None. Leave such rows out.", "missing")
+        raise ImageDecodeError("the image is None. Drop such rows.", "missing")
     if isinstance(source, bytes | bytearray | memoryview):
         content = bytes(source)
         if not content:
-            raise ImageDecodeError("the image has 0 bytes. Fetch the file again, or leave it out.", "empty")
+            raise ImageDecodeError("the image has 0 bytes. Fetch the file again, or drop it.", "empty")
         return _decode_stream(BytesIO(content), max_pixels, least_edge)
     if not isinstance(source, str | Path):
         raise ImageDecodeError(
@@ -242,7 +242,7 @@ def _decode_image(image: Image.Image, max_pixels: int, least_edge: int | None = 
             "too_large",
         )
     if width == 0 or height == 0:
-        raise ImageDecodeError(f"{width} x {height} has no pixels. Leave it out.", "empty")
+        raise ImageDecodeError(f"{width} x {height} has no pixels. Drop it.", "empty")
     if least_edge is not None:
         # Of no effect in all formats but JPEG.
         image.draft(image.mode, (least_edge, least_edge))
@@ -320,7 +320,7 @@ def _decode_array(source, is_channels_first: bool | None) -> Image.Image:
         # numpy has no bfloat16.
         values = (values.float() if values.is_floating_point() else values).numpy()
     if 0 in values.shape:
-        raise ImageDecodeError(f"an array of shape {values.shape} has no pixels. Leave it out.", "empty")
+        raise ImageDecodeError(f"an array of shape {values.shape} has no pixels. Drop it.", "empty")
     if values.ndim == 3:
         fits_first, fits_last = values.shape[0] <= 4, values.shape[2] <= 4
         if is_channels_first is not None:
