@@ -158,7 +158,7 @@ def test_keywords_and_labels_of_tables_may_be_lists(tmp_path):
 def test_a_label_beyond_the_names_is_called_so(tmp_path):
     names = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"])})
     table = pq.read_table(write_pairs(tmp_path / "x.parquet", label=[0, 1, -1, 7, 0]))
-    features = datasets.Features.from_arrow_schema(table.schema) | names
+    features = datasets.Features({**datasets.Features.from_arrow_schema(table.schema), **names})
     pq.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "x.parquet")
     source = open_source(tmp_path / "x.parquet")
     assert source.label_names == ("cat", "dog")
