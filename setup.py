@@ -56,7 +56,7 @@ setup(
     ],
     extras_require={
         "eval": EVAL,
-        "train": [*EVAL, "omegaconf>=2.3"],
+        "train": EVAL,
         "demo": ["matplotlib", "tensorboard"],
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
         "dev": ["ruff", "basedpyright"],

@@ -16,13 +16,12 @@ from .usage import one_line
 
 PACKAGES = (
     "hf_clip", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "pillow", "numpy", "ftfy",
-    "datasets", "accelerate", "omegaconf", "matplotlib", "tensorboard", "torchvision",
+    "datasets", "accelerate", "matplotlib", "tensorboard", "torchvision",
 )  # fmt: skip
 NEEDED_FOR = {
     "ftfy": "cleaning of captions",
     "datasets": "training and evaluation",
     "accelerate": "training",
-    "omegaconf": "training",
     "matplotlib": "plots of the model card",
 }
 # Modules that fail in ways of their own where two packages do not fit together, in an order that blames the cause.

@@ -236,7 +236,7 @@ import sys
 import transformers.modeling_utils, transformers.processing_utils
 before = set(sys.modules)
 import hf_clip
-heavy = {"accelerate", "datasets", "matplotlib", "omegaconf", "pandas", "pyarrow", "sklearn", "tensorboard",
+heavy = {"accelerate", "datasets", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard",
          "timm", "torchvision", "hf_clip_cli.main", "hf_clip.evaluation", "hf_clip.hub", "hf_clip.sources",
          "hf_clip.training"}
 print(*sorted(heavy & (set(sys.modules) - before)))

@@ -166,7 +166,7 @@ def test_doctor_says_what_is_there(capsys, monkeypatch):
 
 WITHOUT_EXTRAS = """
 import sys
-for name in ("accelerate", "datasets", "omegaconf", "pyarrow", "matplotlib"):
+for name in ("accelerate", "datasets", "pyarrow", "matplotlib"):
     sys.modules[name] = None
 from hf_clip_cli import main as cli
 codes = [cli.main(["doctor"]), cli.main(["train", "--recipe", "emoji", "--output-dir", "out"])]
