@@ -7,6 +7,7 @@ prompt-engineering notebook. The folder is data: `tools/make_prompts.py` writes 
 
 import difflib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Prompts:
     Attributes:
         name: of the data set.
         templates: texts in which `{}` stands for a class's name.
-        classes: the classes in the order of their numbers, each by one name or more; empty where a file gives
+        classes: the classes in the order of their indices, each by one name or more; empty where a file gives
             templates alone and the names come with the data.
         best_templates: a few that do nearly as well as all (ImageNet's seven); empty where none were published.
         source: where the words come from.
@@ -41,7 +42,7 @@ class Prompts:
             for template in getattr(self, key):
                 if not isinstance(template, str) or "{}" not in template:
                     raise ValueError(
-                        f"{self.name}: {template!r} in {key} has no '{{}}': put '{{}}' where the class's name belongs."
+                        f"{self.name}: {template!r} in `{key}` has no '{{}}': put '{{}}' where the label belongs."
                     )
         if not self.templates:
             raise ValueError(f"{self.name} has no templates: give at least one, such as 'a photo of a {{}}.'.")
@@ -60,9 +61,13 @@ def list_prompts() -> list[str]:
 def load_prompts(name: str | Path) -> Prompts:
     """The prompts of one of the paper's data sets (in any case, with or without dashes), or of a YAML or JSON file.
 
-    A file holds `templates` and, if it likes, `classes` (a name, or a list of names, each), `name`, `source`,
-    `license` and `best_templates`. Raises ValueError for a name that is neither, with the nearest known ones, and for
-    a file without templates or with other keys.
+    A file holds `templates` and, where it has them, `classes` (a name, or a list of names, each), `name`, `source`,
+    `license` and `best_templates`. All of these are texts: a number, or a word that YAML takes for a boolean (`no`),
+    stands in quotes.
+
+    Raises:
+        ValueError: for a name that is neither, with the nearest known ones; for a file that cannot be read, that has
+            no templates or other keys, or that holds something else than texts, with its line.
     """
     path = Path(name)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
@@ -72,20 +77,20 @@ def load_prompts(name: str | Path) -> Prompts:
         near = difflib.get_close_matches(_simple(str(name)), known, n=3, cutoff=0.4) or known
         raise ValueError(
             f"{str(name)!r} is not a data set with known prompts. Nearest: {', '.join(known[key] for key in near)}. "
-            "`hf-clip prompts` lists all; a YAML file with `templates` does as well."
+            "list_prompts() and hf-clip prompts list all; a YAML file with templates does as well."
         )
     return _from_file(_FOLDER / f"{known[_simple(str(name))]}.json")
 
 
 def describe_prompts(prompts: Prompts) -> str:
-    """All that is in them as plain text for a terminal: source, license, templates, and a class a line."""
+    """Prompts as plain text for a terminal: source, license, templates, and one class a line with its index."""
     lines = [f"{prompts.name}: {len(prompts.classes)} classes, {len(prompts.templates)} templates"]
     lines += [f"{key}: {value}" for key, value in (("source", prompts.source), ("license", prompts.license)) if value]
     lines += ["", "templates", *(f"  {template}" for template in prompts.templates)]
     if prompts.best_templates:
         lines += ["", "best templates", *(f"  {template}" for template in prompts.best_templates)]
     if prompts.classes:
-        lines += ["", "classes", *(f"{number:6}  {', '.join(names)}" for number, names in enumerate(prompts.classes))]
+        lines += ["", "classes", *(f"{index:6}  {', '.join(names)}" for index, names in enumerate(prompts.classes))]
     return "\n".join(lines)
 
 
@@ -96,43 +101,80 @@ def _simple(name: str) -> str:
 def _from_file(path: Path) -> Prompts:
     if not path.is_file():
         raise ValueError(f"There is no file {path} to read prompts from.")
-    content = _parsed(path)
+    content, places = _parsed(path)
     if not isinstance(content, dict) or "templates" not in content:
         raise ValueError(f"{path} holds no prompts: it needs a key `templates` with a list of texts.")
     if unknown := sorted(map(str, content.keys() - _KEYS)):
         raise ValueError(f"{path}: unknown key {', '.join(unknown)}. Known: {', '.join(sorted(_KEYS))}.")
     for key in ("classes", "templates", "best_templates"):
         if not isinstance(content.get(key, []), list):
-            raise ValueError(f"{path}: `{key}` is no list: write one entry a line, each after a dash.")
+            raise ValueError(f"{path}: `{key}` is not a list: write one entry a line, each after a dash.")
+    file = _File(path, places)
     return Prompts(
-        name=content.get("name", path.stem),
-        templates=tuple(content["templates"]),
-        classes=tuple(_names_of_class(path, entry) for entry in content.get("classes", [])),
-        best_templates=tuple(content.get("best_templates", [])),
-        source=content.get("source", str(path)),
-        license=content.get("license", ""),
+        name=file.text(content.get("name", path.stem), "name"),
+        templates=tuple(file.texts(content["templates"], "templates")),
+        classes=tuple(file.names(entry, "classes", index) for index, entry in enumerate(content.get("classes", []))),
+        best_templates=tuple(file.texts(content.get("best_templates", []), "best_templates")),
+        source=file.text(content.get("source", str(path)), "source"),
+        license=file.text(content.get("license", ""), "license"),
     )
 
 
-def _parsed(path: Path) -> Any:
-    text = path.read_text("utf-8")
+@dataclass(frozen=True)
+class _File:
+    """A file's values as texts, and never the `str` of something else: `places` tells line and spelling of each."""
+
+    path: Path
+    places: dict[tuple, tuple[int, str]]
+
+    def text(self, value: Any, *keys: str | int) -> str:
+        if isinstance(value, str) and (value.strip() or keys[0] in ("source", "license")):
+            return value
+        line, spelling = self.places.get(keys, (0, repr(value)))
+        where = f"{self.path}, line {line}" if line else f"{self.path}, {' '.join(map(str, keys))}"
+        if isinstance(value, str) or value is None:
+            raise ValueError(f"{where}: an entry of `{keys[0]}` is empty: write a text, or remove it.")
+        raise ValueError(
+            f"{where}: {spelling} in `{keys[0]}` is read as {type(value).__name__}, which is not a text: write it in "
+            "quotes."
+        )
+
+    def texts(self, values: list, key: str) -> list[str]:
+        return [self.text(value, key, index) for index, value in enumerate(values)]
+
+    def names(self, entry: Any, key: str, index: int) -> tuple[str, ...]:
+        if isinstance(entry, list) and entry:
+            return tuple(self.text(name, key, index, number) for number, name in enumerate(entry))
+        return (self.text(entry, key, index),)
+
+
+def _parsed(path: Path) -> tuple[Any, dict[tuple, tuple[int, str]]]:
+    """What a file holds, and where: the line and the spelling of each value, by its keys; none for JSON."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text in UTF-8: {error}.") from None
     if path.suffix.lower() == ".json":
         try:
-            return json.loads(text)
+            return json.loads(text), {}
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}.") from None
+            raise ValueError(f"{path} is not JSON: {error}.") from None
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        places = dict(_places(yaml.compose(text, yaml.SafeLoader)))
+        return yaml.safe_load(text), places
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
 
 
-def _names_of_class(path: Path, entry: Any) -> tuple[str, ...]:
-    names = entry if isinstance(entry, list) else [entry]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{path}: class {entry!r} is no name: write a text (in quotes where YAML takes it for a number)."
-        )
-    return tuple(names)
+def _places(node: Any, keys: tuple = ()) -> Iterator[tuple[tuple, tuple[int, str]]]:
+    if node is None:
+        return
+    yield keys, (node.start_mark.line + 1, node.value if isinstance(node.value, str) else f"a {node.id}")
+    if node.id == "mapping":
+        for key, value in node.value:
+            yield from _places(value, (*keys, key.value))
+    elif node.id == "sequence":
+        for index, value in enumerate(node.value):
+            yield from _places(value, (*keys, index))

@@ -52,9 +52,18 @@ def test_own_templates_and_classes_from_yaml(tmp_path):
         ("templates: []", "at least one"),
         ("classes: [a, b]", "needs a key `templates`"),
         ("templates: ['{}']\ntemplate: x", "unknown key template"),
-        ("templates: 'a {}'", "`templates` is no list"),
-        ("templates: ['{}']\nclasses: [1, 2]", "in quotes"),
-        ("templates: [", "is no YAML"),
+        ("templates: 'a {}'", "`templates` is not a list"),
+        ("templates: ['{}']\nclasses: [1, 2]", "own.yaml, line 2: 1 in `classes` is read as int"),
+        ("templates: ['{}']\nclasses:\n- yes\n", "own.yaml, line 3: yes in `classes` is read as bool"),
+        ("templates: ['{}']\nclasses:\n- wren\n- [robin, no]\n", "line 4: no in `classes` is read as bool, which is"),
+        ("templates: ['{}']\nclasses: [a: b]", "line 2: a mapping in `classes` is read as dict"),
+        ("templates: ['{}', 2026-11-27]", "line 1: 2026-11-27 in `templates` is read as date"),
+        ("templates: ['{}']\nclasses: [a, [[b]]]", "a sequence in `classes` is read as list"),
+        ("templates: ['{}']\nclasses: [a, ]\nname: 12:30", "line 3: 12:30 in `name` is read as int"),
+        ("templates: ['{}']\nlicense: off", "line 2: off in `license` is read as bool"),
+        ("templates: ['{}']\nclasses:\n- a\n-\n", "line 4: an entry of `classes` is empty"),
+        ("templates: ['{}']\nclasses: ['']", "an entry of `classes` is empty"),
+        ("templates: [", "is not YAML"),
         ("- a {}", "holds no prompts"),
     ],
 )
@@ -64,6 +73,16 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path, content, said):
     with pytest.raises(ValueError, match="own.yaml|own") as caught:
         load_prompts(file)
     assert said in str(caught.value)
+
+
+def test_a_json_file_and_one_that_is_no_text_say_where(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text('{"templates": ["{}"], "classes": ["a", ["b", false]]}', "utf-8")
+    with pytest.raises(ValueError, match=r"own.json, classes 1 1: False in `classes` is read as bool"):
+        load_prompts(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="own.json cannot be read as text in UTF-8"):
+        load_prompts(file)
 
 
 def test_a_missing_file_is_named():
