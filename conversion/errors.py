@@ -29,8 +29,12 @@ def one_line_errors(source: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ConversionError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
+    except ConversionError as error:
+        if str(source).removeprefix("local-dir:").removeprefix("hf-hub:") in str(error):
+            raise
+        raise type(error)(f"{source}: {error}") from error
     # A panic of the tokenizers library, which is written in Rust, is no Exception.
     except BaseException as error:
         reason = short_reason(error)

@@ -142,10 +142,7 @@ def load(
         rules = _rules_of(checkpoint, outline, expected)
         _refuse_other_weights(outline, rules, expected)
         processor = _make_processor(checkpoint, options, hub)
-        try:
-            fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
-        except ConversionError as error:
-            raise ConversionError(f"{located.path}: {error}") from error
+        fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
         weights = _without_module_prefix(read_weights(located.weights))
         model = _build(weights, checkpoint.config, rules, expected, dtype)
     model.source_format = checkpoint.format
