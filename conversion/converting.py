@@ -20,6 +20,7 @@ from . import export_configs
 from .check_processor import sees_padding
 from .errors import ConversionError, one_line_errors
 from .loading import load
+from .locating import plain_name
 from .open_clip import open_clip_rules
 from .openai import openai_rules
 from .rules import export_tensors
@@ -56,14 +57,19 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
             with every feature that it lacks; if the embeddings or logits of the result differ from the source's.
     """
     if to not in WRITERS:
-        raise ValueError(f"to={to!r} is not a format to write: use one of {', '.join(WRITERS)}.")
+        raise ValueError(f"`to={to}` is not a format to write: use one of {', '.join(WRITERS)}.")
     output_dir = Path(output_dir).absolute()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} holds something already: give a folder that is empty or not there yet.")
+        raise ValueError(
+            f"`output_dir={output_dir}` holds something already: name a folder that is empty or does not exist yet."
+        )
+    for read in (source, options.get("tokenizer")):
+        if isinstance(read, str | Path):
+            _refuse_within(output_dir, read)
     model, processor = load(source, **options)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as place:
-        result = Path(place) / output_dir.name
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
+        result = Path(temporary) / output_dir.name
         result.mkdir()
         is_rounded = WRITERS[to](model, processor, result)
         with one_line_errors(source):
@@ -73,6 +79,13 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
             verification = verify_conversion(source, (model, processor), result, to, options, is_rounded)
         result.replace(output_dir)
     return verification
+
+
+def _refuse_within(output_dir: Path, source: str | Path) -> None:
+    """Raises ValueError for a folder inside one that is read, links followed."""
+    folder = Path(plain_name(source)).expanduser()
+    if folder.is_dir() and output_dir.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`output_dir={output_dir}` is inside {folder}, which is read: name a folder outside of it.")
 
 
 def _refuse_broken(model: HFCLIPModel) -> None:

@@ -62,7 +62,7 @@ class Located:
 
 def is_named_source(source: str | Path) -> bool:
     """Whether `locate` would look for `source` on the Hub or among OpenAI's names, and not for a file or folder."""
-    name = _plain_name(source)
+    name = plain_name(source)
     return not Path(name).expanduser().exists() and (name in OPENAI_FILES or _is_repository(name))
 
 
@@ -73,7 +73,7 @@ def locate(source: str | Path, hub: HubOptions) -> Located:
         CheckpointNotFoundError: (a ConversionError) if there is nothing of that name.
         ConversionError: if nothing of it can be read; the message says where it was looked for.
     """
-    name = _plain_name(source)
+    name = plain_name(source)
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, {item.name for item in path.iterdir()})
@@ -90,7 +90,8 @@ def locate(source: str | Path, hub: HubOptions) -> Located:
     return _open_repository(name, hub)
 
 
-def _plain_name(source: str | Path) -> str:
+def plain_name(source: str | Path) -> str:
+    """A source without OpenCLIP's prefixes."""
     return str(source).removeprefix("local-dir:").removeprefix("hf-hub:")
 
 

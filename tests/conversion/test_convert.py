@@ -135,13 +135,22 @@ def test_the_sigmoid_has_no_place_in_openais_format(tmp_path):
 def test_refuses_what_it_would_overwrite_and_formats_that_it_does_not_know(source, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="full holds something already"):
+    with pytest.raises(ValueError, match="`output_dir=.*full` holds something already"):
         convert(source, to="open_clip", output_dir=tmp_path / "full")
     with pytest.raises(ValueError, match="holds something already"):
         convert(source, to="open_clip", output_dir=tmp_path / "full/thesis.tex")
-    with pytest.raises(ValueError, match="to='onnx'.*hf_clip, transformers, open_clip, openai"):
+    with pytest.raises(ValueError, match="`to=onnx`.*hf_clip, transformers, open_clip, openai"):
         convert(source, to="onnx", output_dir=tmp_path / "result")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    (tmp_path / "link").symlink_to(source)
+    for output_dir, read in (
+        (source / "in", source),
+        (tmp_path / "link/in", source),
+        (source / "in", tmp_path / "link"),
+    ):
+        with pytest.raises(ValueError, match="`output_dir=.*in` is inside .*, which is read"):
+            convert(read, to="hf_clip", output_dir=output_dir)
+    assert not (source / "in").exists()
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(source, tmp_path, monkeypatch):

@@ -1,0 +1,139 @@
+"""Sources that cannot be loaded: one line says what the file or folder is, why the Hub gives none, what to do."""
+
+import json
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_clip import load
+from hf_clip.conversion import ConversionError, hub_files
+from hf_clip.conversion.errors import CheckpointNotFoundError
+from hf_clip.conversion.locating import is_named_source
+from tests.helpers.checkpoints import TEXTS
+from tests.helpers.toys import tiny_clip
+
+CLIP = {"visual.conv1.weight": torch.zeros(4, 3, 2, 2), "token_embedding.weight": torch.zeros(5, 4)}
+LORA = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+FILES = [
+    ({LORA: torch.zeros(2, 4)}, "an adapter .of PEFT, such as LoRA., not a model.*merge_and_unload"),
+    ({f"model.{name}": tensor for name, tensor in CLIP.items()}, "tensors begin with 'model.'.*without that prefix"),
+    (
+        {"model_state_dict": CLIP, "epoch": 3},
+        "holds no tensors, but 'epoch', 'model_state_dict': save the model's state",
+    ),
+    ({"state_dict": {}, "optimizer": {}}, "holds no tensors"),
+    ({"conv.weight": torch.ones(1)}, "no CLIP of a known format; its tensors are conv.weight"),
+    (CLIP, "is missing: it is no whole CLIP"),
+]
+
+
+def line_of(source, **options) -> str:
+    with pytest.raises(ConversionError) as error:
+        load(source, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("content, problem", FILES)
+def test_a_file_that_is_no_clip_is_called_what_it_is(content, problem, tmp_path):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ConversionError, match=problem):
+        load(tmp_path / "weights.pt")
+    assert str(tmp_path / "weights.pt") in line_of(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("is_beside_a_model", [False, True])
+def test_a_folder_with_an_adapter_is_called_so(is_beside_a_model, tmp_path):
+    """transformers would put the adapter on the model beside it, whose embeddings are then others."""
+    if is_beside_a_model:
+        for part in tiny_clip(TEXTS):
+            part.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    line = line_of(tmp_path)
+    assert f"{tmp_path} holds an adapter (of PEFT, such as LoRA) for 'owner/base', not a model" in line
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "null", "[" * 100_000, '{"model_type": ["clip"]}', "\udcff"])
+def test_a_config_that_is_no_settings_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    assert str(tmp_path / "config.json") in line_of(tmp_path)
+
+
+def response(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "http://hub.invalid/api/models/owner/name"))
+
+
+ANSWERS = [
+    (GatedRepoError("no", response=response(403)), "owner must grant access first: ask for it on its page"),
+    (RepositoryNotFoundError("no", response=response(404)), "no such model that may be seen: check the name"),
+    (RevisionNotFoundError("no", response=response(404)), "no such `revision`: check the branch, tag or commit"),
+    (HfHubHTTPError("no", response=response(500)), "answers with an error .*: try again later"),
+    (httpx2.ConnectTimeout("timed\nout"), "cannot be reached .timed out.: check the network .HF_ENDPOINT, proxies."),
+    (OSError("no route"), "cannot be reached .no route.*HF_HUB_OFFLINE=1"),
+]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Settings of a Hub that is asked through `api.model_info`, whose answers a test gives."""
+    monkeypatch.setattr(hub_files.constants, "HF_HUB_OFFLINE", False)
+    api = SimpleNamespace(asked=[], answer=None)
+
+    def model_info(name, revision, timeout):
+        api.asked.append((name, revision, timeout))
+        if isinstance(api.answer, Exception):
+            raise api.answer
+        return api.answer
+
+    api.model_info = model_info
+    monkeypatch.setattr(hub_files, "HfApi", lambda token: api)
+    return api
+
+
+@pytest.mark.parametrize("answer, problem", ANSWERS, ids=lambda value: type(value).__name__)
+def test_the_hub_is_asked_once_and_its_answer_told_in_a_line(answer, problem, hub, tmp_path):
+    hub.answer = answer
+    with pytest.raises(ConversionError, match=f"'owner/name' is no file or folder here.*{problem}") as error:
+        load("owner/name", revision="v1", cache_dir=tmp_path)
+    assert "\n" not in str(error.value)
+    assert hub.asked == [("owner/name", "v1", hub_files.HUB_TIMEOUT_SECONDS)]
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path, monkeypatch):
+    hub.answer = SimpleNamespace(sha="0" * 40, siblings=[SimpleNamespace(rfilename="config.json")])
+
+    def fetch(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(hub_files, "hf_hub_download", fetch)
+    line = line_of("owner/name", cache_dir=tmp_path)
+    assert f"The cache {tmp_path} cannot be written" in line and "HF_HOME or `cache_dir`" in line
+
+
+def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_read(tmp_path):
+    for options, problem in (
+        ({"device": "cuda:99"}, "`device=cuda:99` cannot be used"),
+        ({"device": "nonsense"}, "`device=nonsense` cannot be used"),
+        ({"dtype": "int8"}, "`dtype=int8` is no floating-point type"),
+        ({"dtype": "float99"}, "`dtype=float99` is no floating-point type"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            load(tmp_path / "nowhere", **options)
+    with pytest.raises(CheckpointNotFoundError, match="there is no .*nowhere"):
+        load(tmp_path / "nowhere")
+
+
+def test_names_of_the_hub_and_of_openai_are_told_from_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner/name").mkdir(parents=True)
+    assert [is_named_source(name) for name in ("ViT-B/32", "hf-hub:owner/other", "owner/other")] == [True] * 3
+    assert not any(is_named_source(name) for name in ("owner/name", "./owner/other", "local-dir:x", "a/b.pt", "word"))
