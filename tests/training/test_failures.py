@@ -281,11 +281,11 @@ def test_a_resumed_run_is_not_told_to_change_what_it_keeps(file, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_and_jupyters_plots_end_no_run(file, undisturbed, tmp_path):
-    """`hf-clip train ... 2>&1 | head -1`, with Jupyter's MPLBACKEND."""
+def test_a_reader_that_leaves_a_home_that_cannot_be_written_and_jupyters_plots_end_no_run(file, undisturbed, tmp_path):
+    """`hf-clip train ... 2>&1 | head -1`, with Jupyter's MPLBACKEND and an HF_HOME where nothing can be made."""
     train_it = f"'{sys.executable}' -m hf_clip train --recipe '{file}' --output-dir run"
     overrides = "--set checkpoints.push_to=null --set log_every=1"
-    environment = {**os.environ, "MPLBACKEND": "module://nowhere", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MPLBACKEND": "module://nowhere", "HF_HOME": "/dev/null/none", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {train_it} {overrides} 2>&1 | head -1"],
         cwd=tmp_path,
