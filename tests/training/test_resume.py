@@ -51,7 +51,7 @@ def stopped(file, tmp_path, monkeypatch):
 def test_what_changes_no_weight_may_be_changed_and_is_said_and_kept(file, stopped, capfd):
     changed = load_recipe(file, ["log_every=2", "checkpoints.keep_last=9", "card.model_name=squares"])
     train(changed, stopped, resume=True)
-    said = capfd.readouterr().out
+    said = capfd.readouterr().err
     assert "log_every was 1 and is 2 now." in said and "card.model_name was None and is 'squares' now." in said
     assert load_recipe(stopped / "recipe.yaml") == changed
     assert (stopped / "README.md").read_text().count("# squares") == 1
@@ -66,7 +66,7 @@ def test_what_changes_weights_is_refused_key_by_key(file, stopped):
     message = str(caught.value)
     for text in ("batch_size was 16 and is 8 now", "seed was 0 and is 1 now", "projection_dim was 16 and is 8 now"):
         assert text in message
-    assert "log_every" not in message and message.endswith("start the changed one in another --output-dir.")
+    assert "log_every" not in message and message.endswith("start the changed one in another `output_dir`.")
     assert load_recipe(stopped / "recipe.yaml") == load_recipe(file)
     assert not (stopped / ".lock").exists()
 
@@ -74,7 +74,7 @@ def test_what_changes_weights_is_refused_key_by_key(file, stopped):
 def test_other_data_of_the_same_name_is_refused(file, stopped, tmp_path):
     kept = (tmp_path / "train.parquet").read_bytes()
     write_parquet(tmp_path / "train.parquet", rows(3))
-    with pytest.raises(DataChangedError, match="number of rows: 48 before, 72 now; .*train.parquet: .* put that back"):
+    with pytest.raises(DataChangedError, match="number of rows: 48 before, 72 now; .*train.parquet: .* restore it"):
         train(load_recipe(file), stopped, resume=True)
     (tmp_path / "train.parquet").write_bytes(kept)
     train(load_recipe(file), stopped, resume=True)
@@ -83,7 +83,7 @@ def test_other_data_of_the_same_name_is_refused(file, stopped, tmp_path):
 def test_other_circumstances_are_said(file, stopped, capfd, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train(load_recipe(file), stopped, resume=True)
-    assert "threads was 1 and is 7: the last bits of the weights may differ" in capfd.readouterr().out
+    assert "threads was 1 and is 7: the last bits of the weights may differ" in capfd.readouterr().err
 
 
 def test_metrics_that_a_dead_machine_left_do_not_stop_a_resume(file, stopped):
