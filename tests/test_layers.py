@@ -1,4 +1,4 @@
-"""The architecture holds: every module stands on a layer, and leans only on layers below it or on its own room."""
+"""Every module belongs to a layer, and imports only from layers below it or from its own package."""
 
 import ast
 import importlib.metadata
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Pattern of files (a whole row is one room), its layer. The first row that fits a file counts.
+# Pattern of files (a row is one package), its layer. The first row that fits a file counts.
 LAYERS = [
     ("hf_clip_cli/*.py hf_clip/__init__.py hf_clip/__main__.py", 6),
     ("hf_clip/model/configuration_hf_clip.py hf_clip/model/remote_code_hf_clip.py", 0),
@@ -68,7 +68,7 @@ def layer_of(name: str) -> tuple[str, int]:
         if any(fnmatch(name, pattern) for pattern in patterns.split()):
             return patterns, layer
     raise LookupError(
-        f"{name} stands on no layer: give it a row in LAYERS here and in the design's table, one above the "
+        f"{name} belongs to no layer: give it a row in LAYERS here and in the design's table, one above the "
         "highest that it imports from."
     )
 
@@ -117,13 +117,13 @@ def parsed(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"), name)
 
 
-def leans_upward(name: str) -> list[str]:
-    """A line for each import that reaches a layer which the file may not lean on."""
-    room, layer = layer_of(name)
+def imports_upward(name: str) -> list[str]:
+    """A line for each import that reaches a layer which the file may not import."""
+    package, layer = layer_of(name)
     tree, wrong = parsed(name), []
     for line, module in (*imported_modules(name, tree), *modules_named_in_calls(tree)):
         target = file_of(module)
-        if (name, module) in UPWARD or target is None or layer_of(target)[0] == room or layer_of(target)[1] < layer:
+        if (name, module) in UPWARD or target is None or layer_of(target)[0] == package or layer_of(target)[1] < layer:
             continue
         wrong.append(f"{name}:{line} (layer {layer}) imports {module} (layer {layer_of(target)[1]})")
     return wrong
@@ -131,7 +131,7 @@ def leans_upward(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_imports_only_from_layers_below_or_its_own_package(name):
-    assert not leans_upward(name)
+    assert not imports_upward(name)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -150,7 +150,7 @@ def test_what_may_be_absent_is_imported_only_when_asked_for():
         assert everywhere and everywhere <= within, f"{name}: import {package} within a function."
 
 
-def test_what_leans_upward_does_so_once_and_can_do_without():
+def test_what_imports_upward_does_so_once_and_can_do_without():
     for name, module in UPWARD:
         tree = parsed(name)
         lines = [line for line, imported in imported_modules(name, tree) if imported == module]
