@@ -12,7 +12,7 @@ ones. sentence-transformers: `CachedMultipleNegativesRankingLoss`, both directio
 temperature, where it can be imported: its wheel, unpacked and named in PYTHONPATH, is enough.
 
 Peers hold images as normalized floats. What goes over `--max-gb` or `--max-seconds` is stopped, and larger batches
-of that method are left out. Linux only.
+of that method are skipped. Linux only.
 """
 
 import argparse
@@ -202,11 +202,11 @@ def methods_at_hand() -> list[str]:
         distribution("open_clip_torch")
         found.append(OPEN_CLIP)
     except PackageNotFoundError:
-        print("open_clip_torch is not installed: it is left out.")
+        print("open_clip_torch is not installed: it is skipped.")
     if importlib.util.find_spec("sentence_transformers") is not None:
         found.append(PEER)
     else:
-        print("sentence-transformers can't be imported: it is left out.")
+        print("sentence-transformers can't be imported: it is skipped.")
     return found
 
 

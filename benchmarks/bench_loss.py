@@ -95,7 +95,7 @@ def measure(method: str, batch: int, dimensions: int, runs: int) -> None:
         file.write("5")
     before = held_bytes("VmRSS")
     for _ in range(runs):
-        # The gradients that a run makes are its result, not its cost: these make room for them.
+        # The gradients that a run makes are its result, not its cost: these allocate them first.
         for tensor in tensors:
             tensor.grad = None
         started = time.perf_counter()
@@ -125,7 +125,7 @@ def main() -> None:
 
     has_peer = importlib.util.find_spec("sentence_transformers") is not None
     if not has_peer:
-        print("sentence-transformers can't be imported: it is left out.")
+        print("sentence-transformers can't be imported: it is skipped.")
     print(f"{options.dimensions} dimensions, float32, {torch.get_num_threads()} threads")
     print(f"{'pairs':>7}  {'method':24}{'time':>11}{'over embeddings':>15}{'ours is faster':>17}{'loss':>12}")
     for batch in options.batches:

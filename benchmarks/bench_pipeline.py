@@ -2,7 +2,7 @@
 
     python benchmarks/bench_pipeline.py
 
-Both hold the same model, a ViT-B/32 of random weights. The stock pipeline encodes all labels anew for each image,
+Both hold the same model, a ViT-B/32 of random weights. The stock pipeline encodes all labels again for each image,
 so it is timed on a few images, one after the other, and its median is scaled to all of them; the line that it
 prints says so. This package's is timed on all images, its labels encoded within that time.
 """

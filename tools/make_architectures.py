@@ -102,7 +102,7 @@ def main() -> None:
     count = 0
     for name, theirs in configs.items():
         if reason := why_left_out(theirs):
-            print(f"left out: {name}: {reason}")
+            print(f"skipped: {name}: {reason}")
             continue
         architecture = describe(name, theirs, published)
         (FOLDER / file_name(architecture["name"])).write_text(as_text(architecture), encoding="utf-8")

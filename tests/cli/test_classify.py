@@ -77,7 +77,7 @@ def test_a_temperature_makes_scores_less_sure_and_keeps_their_order(capsys):
         assert unsure["labels"][0]["score"] == pytest.approx(1 / len(LABELS), abs=0.01) != sure["labels"][0]["score"]
 
 
-def test_a_label_for_none_of_them_and_labels_judged_alone(capsys):
+def test_a_label_for_none_of_them_and_labels_scored_alone(capsys):
     lines = as_json(classify(capsys, "--format", "jsonl", "--top-k", "9", "--reject", "no square"))
     assert {one["label"] for one in lines[0]["labels"]} == {*LABELS, "no square"}
     assert sum(one["score"] for one in lines[0]["labels"]) == pytest.approx(1)

@@ -100,7 +100,7 @@ def test_another_model_crop_kind_or_image_is_not_found(tmp_path):
     assert not is_found() and is_found()
 
 
-def test_a_damaged_file_is_made_anew(tmp_path):
+def test_a_damaged_file_is_made_again(tmp_path):
     model, processor = tiny_clip(["a"])
     expected = embed(model, processor, cache=FeatureCache(tmp_path))
     (file,) = [file for file in tmp_path.rglob("*.safetensors") if file.name != PROBE]

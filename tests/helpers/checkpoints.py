@@ -28,7 +28,7 @@ def tokenizer(pad_token: str = "<|endoftext|>") -> HFCLIPTokenizer:
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter and statistic drawn anew: what initializes to 0 or 1 would hide a tensor in the wrong place."""
+    """Every parameter and statistic drawn again: what initializes to 0 or 1 would hide a tensor in the wrong place."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var"):

@@ -442,7 +442,7 @@ def test_a_card_of_someone_elses_gets_the_results_and_keeps_all_else(newline):
     assert put_results(after, [ZERO_SHOT], "tiny") == after and after.count("\n") == after.count(newline)
     lines = changed(before.split(newline), after.split(newline))
     gone = [line for line in lines if line[0] == "-"]
-    # The model-index is written anew; what it says stays.
+    # The model-index is written again; what it says stays.
     assert all(line[2:5] in ("  -", "   ") for line in gone)
     data, was = (yaml.safe_load(text.split("---")[1]) for text in (after, before))
     [model], [old] = data.pop("model-index"), was.pop("model-index")

@@ -153,7 +153,7 @@ def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status, part", [(403, "commit"), (401, "create")])
-def test_what_no_other_try_mends_is_said_at_once(hub, tmp_path, status, part):
+def test_what_no_other_try_fixes_is_said_at_once(hub, tmp_path, status, part):
     (tmp_path / "config.json").write_text("{}")
     hub.failures.append((part, status))
     with pytest.raises(PushError):
@@ -175,7 +175,7 @@ def test_a_push_that_fails_keeps_the_folder_and_prints_what_goes_on(hub, trained
     assert {path.name for path in (trained / ".push").iterdir()} <= {path.name for path in there.iterdir()}
     assert sum(count for (method, _), count in hub.requests.items() if method == "PUT") == before
     assert TOKEN not in error + done.stdout + done.stderr
-    # The next push begins anew.
+    # The next push begins again.
     assert cli.main(["push", str(trained), NAME]) == 0
     assert not (trained / ".push").exists()
 

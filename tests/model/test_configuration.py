@@ -1,4 +1,4 @@
-"""Configs: transformers' files read as ours, the published architectures, and errors that say how to mend them."""
+"""Configs: transformers' files read as ours, the published architectures, and errors that say how to fix them."""
 
 import json
 import math
@@ -308,7 +308,7 @@ CONVNET = {
         (HFCLIPVisionConfig, {**CONVNET, "image_size": 8, "pool_grid": 2}, "pool_grid=2.*set image_size=16"),
     ],
 )
-def test_numbers_that_do_not_fit_say_how_to_mend_them(config_class, fields, message):
+def test_numbers_that_do_not_fit_say_how_to_fix_them(config_class, fields, message):
     with pytest.raises(ValueError, match=message):
         config_class(**fields)
     # In a dual encoder too, where towers are dictionaries.

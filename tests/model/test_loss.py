@@ -332,7 +332,7 @@ def test_ranks_equal_one_process_with_the_whole_batch(world_size, dtype):
         whole = loss_and_gradients(loss, *embeddings, *numbers, ids=ids)
         losses, image, text, *of_numbers = zip(*(results[number] for results in ranks), strict=True)
         found = [torch.cat(image), torch.cat(text), *(part[-1] for part in of_numbers)]
-        assert len(set(map(float, losses))) == 1, "all ranks must judge alike whether the loss is finite"
+        assert len(set(map(float, losses))) == 1, "all ranks must agree whether the loss is finite"
         limit = 1e-10 if dtype == torch.float64 else 1e-4
         for ours, theirs in zip([losses[0], *found], whole, strict=True):
             assert (ours - theirs).norm() <= limit * theirs.norm()

@@ -117,7 +117,7 @@ def test_some_are_kept_for_good_and_the_one_in_use_for_now(folder):
 
 
 def test_a_damaged_later_one_does_not_push_out_the_whole_one(folder):
-    """A run that passed over checkpoint-10 saves step 9 anew: kept by its number, the damaged one would be all."""
+    """A run that passed over checkpoint-10 saves step 9 again: kept by its number, the damaged one would be all."""
     (folder / "checkpoint-10/manifest.json").unlink()
     remove_old_checkpoints(folder, CheckpointConfig(keep_last=1), 9)
     assert newest_checkpoint(folder, lambda warning: None).name == "checkpoint-9"

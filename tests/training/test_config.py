@@ -1,4 +1,4 @@
-"""Recipes: what is written is what runs, and what cannot run is said at once, with the nearest key and the mend."""
+"""Recipes: what is written is what runs, and what cannot run is said at once, with the nearest key and the fix."""
 
 import re
 from pathlib import Path

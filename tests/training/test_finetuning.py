@@ -234,8 +234,8 @@ def test_the_finished_model_is_the_average_and_a_checkpoint_goes_on_with_the_wei
     state = torch.load(tmp_path / "run/checkpoints/checkpoint-6/training_state.pt", weights_only=True)
     for name, each in state["update"]["average"]["weights"].items():
         assert torch.equal(each, average[name])
-    # What was judged is what was saved.
+    # What was evaluated is what was saved.
     model, processor = HFCLIPModel.from_pretrained(tmp_path / "run"), HFCLIPProcessor.from_pretrained(tmp_path / "run")
     again = evaluate_retrieval(model, processor, open_source([str(held_out)]).require_captions()).to_dict()
-    judged = json.loads((tmp_path / "run/results.json").read_text())["evaluations"]["held_out"]
-    assert again["image_to_text"] == judged["image_to_text"]
+    evaluated = json.loads((tmp_path / "run/results.json").read_text())["evaluations"]["held_out"]
+    assert again["image_to_text"] == evaluated["image_to_text"]

@@ -230,7 +230,7 @@ def test_a_run_stopped_while_it_seeks_its_next_pairs_goes_on_too(uninterrupted, 
 
 
 def signal_within(monkeypatch, function: str) -> None:
-    """SIGTERM comes while the end of a run, or a judgement on the way, is within `function`."""
+    """SIGTERM comes while the end of a run, or an evaluation on the way, is within `function`."""
 
     def take_long(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -491,7 +491,7 @@ def test_every_kind_of_source_trains_as_the_parquet_file_does(data, tmp_path, wr
 
 
 def test_columns_of_an_evaluation_can_be_set(tmp_path):
-    """Columns that no name gives away are set for the training data, and so for what judges it."""
+    """Columns that no name gives away are set for the training data, and so for what evaluates it."""
     content = [{"what": row["image"], "said": row["caption"]} for row in rows(4)]
     data = write_parquet(tmp_path / "odd.parquet", content)
     columns = {"image_column": "what", "caption_columns": ["said"]}

@@ -53,7 +53,7 @@ def test_both_passes_draw_the_same(tmp_path):
     in_one_graph.backward()
     assert loss == in_one_graph
     assert_close(cached, gradients(train_step))
-    # And another step draws anew.
+    # And another step draws again.
     assert train_step.backward(batch, step=4) != loss
 
 
@@ -183,7 +183,7 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
-def test_freed_memory_is_used_again_instead_of_asked_for_anew():
+def test_freed_memory_is_used_again_instead_of_asked_for_again():
     """But for those who have told malloc themselves."""
     counts = []
     for told in ({}, {"MALLOC_TOP_PAD_": "0"}):
