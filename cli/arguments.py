@@ -125,7 +125,7 @@ class Several(argparse.Action):
         found = [] if is_first else list(getattr(namespace, self.dest))
         for value in values if isinstance(values, list) else [values]:
             try:
-                found += [self.convert(text) for text in self._texts(value, namespace)]
+                found += [self.convert(text) for text in self._texts(str(value), namespace)]
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentError(self, str(error)) from error
         setattr(namespace, self.dest, found)

@@ -51,10 +51,11 @@ def add(verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.architectures:
-        findings, show = read_architectures(), table_of_architectures
+        architectures = read_architectures()
+        print(json.dumps(architectures, indent=2) if options.json else table_of_architectures(architectures))
     else:
-        findings, show = examine(), table
-    print(json.dumps(findings, indent=2) if options.json else show(findings))
+        findings = examine()
+        print(json.dumps(findings, indent=2) if options.json else table(findings))
     return 0
 
 

@@ -52,7 +52,7 @@ def run_evaluation(options: Namespace) -> bool:
     sources = _open_sources(options)
     _make_folders(options)
     processes = _join_processes(options.device)
-    device = usable_device(options.device) if processes is None else processes.device
+    device = usable_device(options.device if processes is None else str(processes.device))
     encoding = Encoding(
         options.batch_size,
         cache=None if options.no_cache else FeatureCache(options.cache_dir or default_cache_folder()),
@@ -293,7 +293,7 @@ def _write_prompts(result: ZeroShotResult, file: Path) -> Path:
     content = {
         "name": file.stem,
         "source": f"chosen by forward selection: {result.title}",
-        "templates": [template for template, _ in result.selected_templates],
+        "templates": [template for template, _ in result.selected_templates or []],
         "classes": classes,
     }
     file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_clip.conversion import ConversionError
 from hf_clip_cli import main as cli
 from hf_clip_cli.classify import find_images
 from hf_clip_cli.sheet import draw_sheet
@@ -262,6 +263,23 @@ def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(pla
         assert len(hub.downloaded) == len(set(hub.downloaded)) > 3
         # The second time nothing else is asked for.
         assert max(count for (_, path), count in hub.requests.items() if not path.startswith("/api/")) == 1
+
+
+def test_what_weights_alone_do_not_say_is_asked_for_in_flags_that_then_work(capsys, monkeypatch, tmp_path):
+    """The first message about a checkpoint of OpenCLIP's training names the flag and value to give."""
+    raised = ConversionError("w.pt: pass `architecture=open_clip/ViT-B-32` or `hidden_act=gelu`; `epoch` is a word.")
+    monkeypatch.setattr("hf_clip_cli.models.load", lambda *_, **__: (_ for _ in ()).throw(raised))
+    assert cli.main(CLASSIFY) == 1
+    err = capsys.readouterr().err
+    assert "pass --architecture open_clip/ViT-B-32 or --hidden-act gelu; `epoch` is a word" in err
+    given = {}
+    monkeypatch.setattr("hf_clip_cli.models.load", lambda *_, **options: given.update(options) or 1 / 0)
+    more = "--architecture open_clip/ViT-B-32 --hidden-act gelu --revision v1 --dtype bfloat16 --device cpu"
+    assert cli.main([*CLASSIFY, *more.split()]) == 1
+    assert {key: str(value) for key, value in given.items()} == {
+        "architecture": "open_clip/ViT-B-32", "hidden_act": "gelu", "revision": "v1", "dtype": "bfloat16",
+        "device": "cpu",
+    }  # fmt: skip
 
 
 def test_a_model_of_nan_is_an_error_and_no_row(place, capsys, tmp_path):

@@ -205,6 +205,41 @@ def test_the_temperature_is_found_and_used(place, tmp_path, capsys):
     assert moved == {"temperature", "calibration_error"}
 
 
+def test_several_models_are_one_table_and_one_plot(place, tmp_path, capsys):
+    model, processor = tiny_clip(NAMES, SIZE)
+    with torch.no_grad():
+        model.visual_projection.weight.neg_()
+    model.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    other = str(tmp_path / "other")
+    data = f"--data squares.parquet --batch-size 16 --plots {tmp_path / 'plots'}"
+    both = evaluate(f"zero-shot --model model {other} {data}", tmp_path)["results"]
+    out = capsys.readouterr().out.splitlines()
+    assert [plot.name for plot in (tmp_path / "plots").iterdir()] == ["comparison.png"]
+    alone = [
+        evaluate(f"zero-shot --model {name} --data squares.parquet --batch-size 16", tmp_path)
+        for name in ("model", other)
+    ]
+    errors = [one["calibration_error"] for one in both]
+    assert errors == [one["calibration_error"] for one in alone] and errors[0] != errors[1]
+    assert out[1].split() == ["model", "top-1", "top-5", "mean", "per", "class"]
+    for line, name, one in zip(out[2:4], ("model", other), alone, strict=True):
+        assert line.split() == [name, *(f"{one[key]:.3f}" for key in ("top_1", "top_5", "mean_per_class"))]
+    assert out[4:6] == [f"{name}: 'a photo of a {{}}.'" for name in ("model", other)]
+    assert cli.main(["eval", *shlex.split(f"zero-shot --model model model {data}")]) == 2
+    assert "--model model is given twice" in capsys.readouterr().err
+
+
+def test_a_plot_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr("hf_clip.evaluation.plots.result_charts.draw_charts", fail)
+    result = evaluate(f"zero-shot {DATA} --plots {tmp_path / 'plots'}", tmp_path, code=1)
+    out, err = capsys.readouterr()
+    assert f"{result['top_1']:.3f}" in out and err.splitlines()[-1] == "hf-clip: plot: no font at all"
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_few_shot_stands_beside_zero_shot_where_classes_have_names(by_name, tmp_path, capsys):
     few = f"few-shot {TRAINED} --shots 1 2 --num-seeds 2 --plots {tmp_path}"
