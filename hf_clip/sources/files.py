@@ -117,13 +117,15 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path], 
 
 
 def only_format(files: list[Path], name: str) -> str:
-    formats = {file: format_of_file(file) for file in files}
-    unknown = [str(file) for file, kind in formats.items() if kind is None]
-    if unknown or not formats:
+    """The one format that the files have. Raises SourceError where they have several, or one is no data."""
+    found = [(str(file), format_of_file(file)) for file in files]
+    unknown = [file for file, kind in found if kind is None]
+    if unknown or not found:
         raise SourceError(f"{first_names(unknown) or name} cannot be opened as data. Known are {_known_suffixes()}.")
-    if len(set(formats.values())) > 1:
-        raise SourceError(f"{name!r} mixes formats ({', '.join(sorted(set(formats.values())))}). Give files of one.")
-    return next(iter(formats.values()))
+    formats = sorted({kind for _, kind in found if kind is not None})
+    if len(formats) > 1:
+        raise SourceError(f"{name!r} mixes formats ({', '.join(formats)}). Give files of one.")
+    return formats[0]
 
 
 def _known_suffixes() -> str:
@@ -131,12 +133,12 @@ def _known_suffixes() -> str:
 
 
 def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:
-    by_split: dict[str | None, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
+    without: list[Path] = []
     for file, found in zip(files, _splits_of_files(files, root, kind), strict=True):
-        by_split.setdefault(found, []).append(file)
+        (without if found is None else by_split.setdefault(found, [])).append(file)
     if root is None and split is None:
         return files
-    without = by_split.pop(None, [])
     if not by_split:
         by_split, without = {"train": without}, []
     if split is None and without:
@@ -165,7 +167,7 @@ def choose_split(splits: Sequence[str], split: str | None, name: str) -> str:
     if split is None and len(splits) == 1:
         return splits[0]
     for candidate in (split, SPLIT_OF_WORD.get(str(split).lower())):
-        if candidate in splits:
+        if candidate is not None and candidate in splits:
             return candidate
     if split is None:
         raise SourceError(f"{name!r} has the splits {', '.join(splits)}. Set `split` to one of them.")

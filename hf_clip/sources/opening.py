@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import config
 from datasets.iterable_dataset import ExamplesIterable
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES
@@ -161,7 +162,8 @@ def _open_saved_to_disk(folder: Path, request: Request) -> Source:
         raise SourceError(
             f"{str(folder)!r} is not a complete save_to_disk folder ({one_line(error)}). Save it again."
         ) from error
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    splits = {str(split): dataset for split, dataset in splits.items()}
     dataset = splits[choose_split(list(splits), request.split, str(folder))]
     if len(dataset) == 0:
         raise SourceError(f"{str(folder)!r} has no rows. Save the data set again.")
@@ -172,7 +174,8 @@ def _open_saved_to_disk(folder: Path, request: Request) -> Source:
 def _open_hub(data: str, request: Request) -> Source:
     repository, _, configuration = data.partition(":")
     try:
-        splits = datasets.load_dataset(repository, configuration or None, streaming=True)
+        found = datasets.load_dataset(repository, configuration or None, streaming=True)
+        splits = {str(split): dataset for split, dataset in found.items()}
         split = choose_split(list(splits), request.split, data)
         dataset = splits[split]
         if dataset.features is None:
@@ -200,7 +203,7 @@ def _fix_of_cache(error: Exception) -> str:
         errno.ENOSPC,
         errno.ENOTDIR,
     ):
-        return f" Set HF_HOME to a folder that can be written to (it is {datasets.config.HF_CACHE_HOME!r})."
+        return f" Set HF_HOME to a folder that can be written to (it is {config.HF_CACHE_HOME!r})."
     return ""
 
 
@@ -211,8 +214,9 @@ def _open_typed(
     num_rows: int | None,
     saved: datasets.Dataset | None = None,
 ) -> Source:
-    """Open a stream whose features are known and whose images are inside; `saved` has its rows by number."""
+    """Open a stream whose features are known and whose images are inside; `saved` has its rows by index."""
     features = dataset.features
+    assert features is not None
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) in ("text", "texts"):
         raise SourceError(
@@ -346,13 +350,15 @@ def _finish(
     find_rows: Callable[[Keep | None], list] | None = None,
 ) -> Source:
     """Cast the images, keep the rows asked for, read the first."""
-    if (undecoded := _undecoded(dataset.features[columns.image])) != dataset.features[columns.image]:
+    features = dataset.features
+    assert features is not None
+    if (undecoded := _undecoded(features[columns.image])) != features[columns.image]:
         dataset = dataset.cast_column(columns.image, undecoded)
-    label = dataset.features.get(columns.label) if columns.label else None
+    label = features.get(columns.label) if columns.label else None
     label = getattr(label, "feature", label)
     unfiltered, keep = dataset, None
     if request.where:
-        names = {column: getattr(dataset.features[column], "names", None) for column in columns.where}
+        names = {column: getattr(features[column], "names", None) for column in columns.where}
         wanted = {"where": request.where, "names": names}
         dataset = dataset.filter(_has_values, fn_kwargs=wanted)
         keep = partial(_has_values, **wanted)
@@ -384,7 +390,7 @@ def _no_rows(dataset: datasets.IterableDataset, name: str, request: Request) -> 
     asked = ", ".join(f"{column}={'|'.join(values)}" for column, values in request.where.items())
     there = []
     for column in request.where:
-        names = getattr(dataset.features[column], "names", None)
+        names = getattr((dataset.features or {})[column], "names", None)
         found = names or sorted({text for row in rows for text in _texts(row[column])})
         there.append(f"{column}: {first_names(found)}")
     return SourceError(f"no row of {name!r} has {asked}. Values there, among others: {'; '.join(there)}.")

@@ -129,24 +129,24 @@ def iterate_samples(source: Source) -> Iterator[Sample]:
 
 def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | None = None) -> Sample:
     """The sample of a row of `source.dataset`; `index` is its position in the stream, `key` names it, if known."""
-    key = key or row.get(ROW_KEY) or _row_key(source, index)
-    image = image_of(row[source.image_column], source.folder, key, source.name) or {"bytes": None, "path": None}
-    if ROW_KEY not in row and image["path"] and image["path"] not in key:
-        key += f" ({image['path']})"
+    at: str = key or row.get(ROW_KEY) or _row_key(source, index)
+    image = image_of(row[source.image_column], source.folder, at, source.name) or {"bytes": None, "path": None}
+    if ROW_KEY not in row and image["path"] and image["path"] not in at:
+        at += f" ({image['path']})"
 
     def texts(columns: tuple[str, ...]) -> list[str]:
-        return [text for column in columns for text in texts_of(row[column], column, key, source.name)]
+        return [text for column in columns for text in texts_of(row[column], column, at, source.name)]
 
     concept = None
     if source.concept_column is not None:
-        concept = single_text(row[source.concept_column], source.concept_column, key, source.name)
+        concept = single_text(row[source.concept_column], source.concept_column, at, source.name)
     return Sample(
         index=index,
-        key=key,
+        key=at,
         image={"bytes": _fetch(image), "path": image["path"]},
         captions=texts(source.caption_columns),
         keywords=texts(source.keyword_columns),
-        labels=_labels_of(source, row, key),
+        labels=_labels_of(source, row, at),
         concept=concept if concept and concept.strip() else None,
     )
 

@@ -75,7 +75,7 @@ def list_shards(source: Source) -> list[Shard]:
     ]
 
 
-def _numbered(source: Source, found: list[tuple[str, int | None, Rows]]) -> list[Shard]:
+def _numbered(source: Source, found: Sequence[tuple[str, int | None, Rows]]) -> list[Shard]:
     shards, index = [], 0
     for name, num_rows, rows in found:
         shards.append(Shard(source, name, index, num_rows, rows))

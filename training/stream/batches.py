@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class PairStream:
         self.shards = [list_shards(source) for source in data.sources]
         rows = [[shard.num_rows for shard in shards_of_source] for shards_of_source in self.shards]
         unknown_lengths = [len(shards_of_source) for shards_of_source in rows if None in shards_of_source]
-        self.num_rows = None if unknown_lengths else sum(map(sum, rows))
+        self.num_rows = None if unknown_lengths else sum(length or 0 for lengths in rows for length in lengths)
         fewest = min(unknown_lengths, default=None)
         self.lanes = config.lanes or choose_lanes(batch_size, self.num_rows, fewest)
         require_lanes(self.lanes, batch_size, world_size)
@@ -122,6 +122,7 @@ class PairStream:
                 batch, found, error = next(local)
                 if not self._all_can_go_on(found, error):
                     return
+                assert batch is not None
                 yield batch
 
     def gather(self, position: Position) -> Position:
@@ -159,10 +160,10 @@ class PairStream:
             return False
         size = self.image_processor.crop_size
         rows = sum(map(self._rows_of, self.own_lanes))
-        return rows * 3 * size.height * size.width <= self.config.decoded_cache_gb * 1e9
+        return rows * 3 * size["height"] * size["width"] <= self.config.decoded_cache_gb * 1e9
 
     def _rows_of(self, lane: int) -> int:
-        return sum(piece.last - piece.first for shards_of_source in self.pieces[lane] for piece in shards_of_source)
+        return sum(piece.num_rows for of_source in self.pieces[lane] for piece in of_source)
 
     def _states(self, position: Position | None) -> dict[int, LaneState]:
         if not position:
@@ -176,7 +177,7 @@ class PairStream:
 
     def _local_batches(
         self, states: dict[int, LaneState]
-    ) -> Iterator[tuple[Batch | None, Position, Exception | None]]:
+    ) -> Generator[tuple[Batch | None, Position, Exception | None]]:
         """Batches of this rank's lanes with the position after each; an error is the last item."""
         count = choose_workers() if self.config.workers is None else self.config.workers
         workers = ThreadPoolExecutor(count, "decode") if count else None

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -57,10 +57,11 @@ class Coordinator:
     """
 
     def __init__(self, world_size: int):
-        self.group = None
+        self.group: dist.ProcessGroup | None = None
         # Without a launcher, each rank is on its own.
         if world_size > 1 and dist.is_available() and dist.is_initialized():
-            self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            # Every process is one of this group's, whose members get no number in its place.
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     def sum(self, numbers: list[int]) -> list[int]:
         """The sums over all processes."""

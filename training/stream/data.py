@@ -23,8 +23,8 @@ class TrainingData:
     @property
     def num_rows(self) -> int | None:
         """Of all sources, where it is known without reading them."""
-        rows = [source.num_rows for source in self.sources]
-        return None if None in rows else sum(rows)
+        rows = [source.num_rows for source in self.sources if source.num_rows is not None]
+        return sum(rows) if len(rows) == len(self.sources) else None
 
     def captions(self) -> Iterator[str]:
         """All captions and keywords, without reading the images."""

@@ -70,7 +70,7 @@ class Decoder:
         try:
             for ticket in tickets:
                 future = None
-                if workers is not None and ticket.sample_id not in self.kept:
+                if workers is not None and ticket.sample_id not in self.kept and ticket.sample is not None:
                     future = workers.submit(self.decode, ticket.sample_id, ticket.sample)
                 waiting.append((ticket, future))
                 if workers is None or len(waiting) > depth:
@@ -86,7 +86,12 @@ class Decoder:
     def _finish(self, ticket: Ticket, future: Future | None) -> tuple[Ticket, Pair | BadPair]:
         result = self.kept.get(ticket.sample_id) if self.keeps_pairs else None
         if result is None:
-            result = future.result() if future is not None else self.decode(ticket.sample_id, ticket.sample)
+            if future is None:
+                # The rows of kept pairs alone are not read.
+                assert ticket.sample is not None
+                result = self.decode(ticket.sample_id, ticket.sample)
+            else:
+                result = future.result()
             if self.keeps_pairs:
                 self.kept[ticket.sample_id] = result
         return ticket, result

@@ -30,6 +30,12 @@ class Piece:
     first: int
     last: int | None
 
+    @property
+    def num_rows(self) -> int:
+        """Of a piece whose length is known."""
+        assert self.last is not None
+        return self.last - self.first
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -99,11 +105,12 @@ def deal(sources: Sequence[Sequence[int | None]], lanes: int) -> list[list[list[
 
 
 def _pieces(source: int, shards: Sequence[int | None], lane: int, lanes: int) -> list[Piece]:
-    if None in shards:
+    lengths = [rows for rows in shards if rows is not None]
+    if len(lengths) < len(shards):
         return [Piece(source, shard, 0, None) for shard in range(lane, len(shards), lanes)]
-    total, start, pieces = sum(shards), 0, []
+    total, start, pieces = sum(lengths), 0, []
     first, last = lane * total // lanes, (lane + 1) * total // lanes
-    for shard, rows in enumerate(shards):
+    for shard, rows in enumerate(lengths):
         begin, end = max(first - start, 0), min(last - start, rows)
         if begin < end:
             pieces.append(Piece(source, shard, begin, end))

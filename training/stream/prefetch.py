@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Executor
 
 MAX_DEFAULT_WORKERS = 16
@@ -31,7 +31,7 @@ def prefetch_one(workers: Executor | None, items: Iterator) -> Iterator:
     return rest()
 
 
-def prefetch(items: Iterator, depth: int = 1) -> Iterator:
+def prefetch(items: Iterator, depth: int = 1) -> Generator:
     """The same items, made in a thread up to `depth` ahead of their use; what the thread raises is raised here."""
     done, stopped = object(), threading.Event()
     ready: queue.Queue = queue.Queue(depth)

@@ -113,14 +113,17 @@ class LaneReader:
             count = min(count, piece.last - piece.first - row)
             first = base + shard.first_index + piece.first + row
             if all(sample_id in self.decoded for sample_id in range(first, first + count)):
-                taken = [(sample_id, None, of.index) for sample_id in range(first, first + count)]
-                return taken, piece.first + row + count >= piece.last
-        taken = [(base + sample.index, sample, of.index) for sample in islice(self._samples(of, row), count)]
+                kept: list[tuple[int, Sample | None, int]]
+                kept = [(sample_id, None, of.index) for sample_id in range(first, first + count)]
+                return kept, piece.first + row + count >= piece.last
+        samples = self._samples(of, row)
+        taken: list[tuple[int, Sample | None, int]]
+        taken = [(base + sample.index, sample, of.index) for sample in islice(samples, count)]
         if piece.last is not None and len(taken) < count:
             raise DataError(
                 f"{shard.name} has fewer rows than when it was opened. Restore the file, or start the run again."
             )
-        self._opened = (of, row + len(taken), self._opened[2])
+        self._opened = (of, row + len(taken), samples)
         return taken, len(taken) < count if piece.last is None else piece.first + row + count >= piece.last
 
     def _samples(self, of: Pass, row: int) -> Iterator[Sample]:
