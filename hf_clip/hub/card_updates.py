@@ -6,44 +6,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, ModelCardData, constants
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
 
+from .card_text import FRONT_MATTER, CardError, read_card_text, read_front_matter
 from .markdown import escape
 from .result_tables import (
     MEASURED,
     NOT_EVALUATED,
     Result,
     eval_results,
-    left_out,
     metric_kind,
     metric_kinds,
     result_tables,
-    start_of_left_out,
+    skipped_line,
+    start_of_skipped_line,
 )
 from .upload import redact
 
-FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(?P<yaml>.*?)^---[ \t]*(?:\n|\Z)", re.M | re.S)
 # A key of the front matter's top level with all that belongs to it; lists may stand as far left as their key.
 MODEL_INDEX = re.compile(r"^model-index:.*?(?=^[^\s-]|\Z)", re.M | re.S)
-HEADING = "## Results"
+HEADING = "## Evaluation"
 
 
 def push_to_card(model: str | Path, result: Mapping[str, Any]) -> str:
-    """Writes a result's numbers into a model's card, in its model-index and its tables, and says where.
+    """Writes a result's numbers into a model's card, into its model-index and its tables.
 
-    The same measured before gives way, all else stays: a second push of the same changes nothing.
+    Numbers of the same evaluation that the card has are replaced; all else stays. A second push changes nothing.
 
     Args:
-        model: its folder (the card is made where there is none), or its id on the Hub, which needs a token that may
+        model: its folder (a card is made where there is none), or its id on the Hub, which needs a token that may
             write.
         result: `to_dict()` of a result.
 
+    Returns:
+        Where the card is: its file, or the URL of the repository.
+
     Raises:
-        ValueError: if the card cannot be read, or the Hub does not take it; the message has no secret in it.
+        CardError: if the card cannot be read, or the Hub refuses it; the message holds no secret.
     """
     before, commit = read_card(model)
     repo_id = _repo_id(model)
@@ -62,20 +64,23 @@ def push_to_card(model: str | Path, result: Mapping[str, Any]) -> str:
                 path_or_fileobj=after.encode(),
                 path_in_repo=constants.REPOCARD_NAME,
                 commit_message=f"Results: {result['title']}",
-                # Someone else's commit meanwhile makes this one fail, and is not undone by it.
+                # Another's commit in between makes this one fail, and is not undone by it.
                 parent_commit=commit,
             )
         # Whatever it is: networks, servers, rights.
         except Exception as error:
-            raise _failure(f"the card of {repo_id} could not be written", error) from None
+            raise _card_error(f"the card of {repo_id} could not be written", error) from None
     return f"{constants.ENDPOINT}/{repo_id}"
 
 
 def read_card(model: str | Path) -> tuple[str | None, str | None]:
-    """(text of a model's card or None, commit that it is of or None for a folder).
+    """A model's card, if results can be written into it.
+
+    Returns:
+        The text of the card, None where there is no card; and the commit that it is of, None for a folder.
 
     Raises:
-        ValueError: if it cannot be read, or numbers cannot be written into it; the message has no secret in it.
+        CardError: if the card cannot be read, or results cannot be added to it; the message holds no secret.
     """
     folder, commit = Path(model), None
     try:
@@ -86,24 +91,23 @@ def read_card(model: str | Path) -> tuple[str | None, str | None]:
             commit = api.model_info(repo_id).sha
             try:
                 path = Path(api.hf_hub_download(repo_id, constants.REPOCARD_NAME, revision=commit))
-            # Not of what is missing here alone: the card that could not be fetched would be written over.
+            # Only a card that is not there: one that could not be fetched would be overwritten.
             except RemoteEntryNotFoundError:
                 return None, commit
-        # Bytes: ends of lines stay as they are.
-        text = path.read_bytes().decode("utf-8") if path.is_file() else None
-        put_results(text or "", [], "")
+        text = read_card_text(path) if path.is_file() else None
+        read_front_matter(text or "", str(path) if commit is None else constants.REPOCARD_NAME)
         return text, commit
-    # Whatever it is: networks, servers, rights, what people write.
+    # Whatever it is: networks, servers, rights.
     except Exception as error:
-        raise _failure(f"the card of {model} cannot be read", error) from None
+        raise _card_error(f"the card of {model} cannot be read", error) from None
 
 
 def _repo_id(model: str | Path) -> str:
     return str(model).removeprefix("hf-hub:")
 
 
-def _failure(what: str, error: Exception) -> ValueError:
-    return ValueError(f"{what}: {redact(' '.join(str(error).split()) or type(error).__name__)[:500]}")
+def _card_error(what: str, error: Exception) -> CardError:
+    return CardError(f"{what}: {redact(' '.join(str(error).split()) or type(error).__name__)[:500]}")
 
 
 def _new_card(name: str) -> str:
@@ -114,14 +118,20 @@ def _new_card(name: str) -> str:
 def put_results(text: str, results: Sequence[Result], name: str) -> str:
     """A card's text with measured results, in its model-index and in its tables.
 
-    Numbers and rows of an evaluation that the card has (same protocol, same title) give way to the new ones where they
-    stand. Tables that are not there yet come below the heading "Results". All else stays as it is, byte for byte.
+    Numbers and rows of an evaluation that the card has (same task, same title) are replaced where they stand. New
+    tables are put below the heading "Evaluation". All else stays as it is, byte for byte.
 
     Args:
-        name: of the model, for a card without a model-index.
+        text: of the card.
+        results: `to_dict()` of each evaluation's result.
+        name: the model's, for a card without a model-index.
+
+    Returns:
+        The new text.
 
     Raises:
-        ValueError: for an unknown protocol, two results of one title, and a card whose front matter cannot be read.
+        ValueError: for an unknown task, and two results of one title.
+        CardError: for a card whose front matter cannot be read.
     """
     has_crlf = 0 < text.count("\n") == text.count("\r\n")
     if has_crlf:
@@ -136,21 +146,15 @@ def put_results(text: str, results: Sequence[Result], name: str) -> str:
 
 
 def _with_index(front: str, results: Sequence[Result], name: str) -> str:
-    """The front matter with the results in its model-index; its other lines are not written anew."""
+    """The front matter with the results in its model-index; its other lines are not rewritten."""
+    data = read_front_matter(f"---\n{front}---\n", "the card")
     if not eval_results(results):
-        # Read all the same: what cannot be added to is told before there is something to add.
-        results = ()
-    try:
-        [model] = (yaml.safe_load(front) or {}).get("model-index") or [{"name": name, "results": []}]
-        entries: list[dict[str, Any]] = [*model["results"]]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the card's front matter has no model-index that can be added to ({reason}).") from None
+        return front
+    [model] = data.get("model-index") or [{"name": name, "results": []}]
+    entries: list[dict[str, Any]] = [*model["results"]]
     for result in results:
         for entry in eval_results_to_model_index(name, eval_results([result]))[0]["results"]:
             _put_entry(entries, entry, metric_kinds(result))
-    if not results:
-        return front
     block = yaml_dump({"model-index": [{**model, "results": entries}]}, sort_keys=False)
     if MODEL_INDEX.search(front):
         return MODEL_INDEX.sub(lambda _: block, front)
@@ -158,14 +162,14 @@ def _with_index(front: str, results: Sequence[Result], name: str) -> str:
 
 
 def _put_entry(entries: list[dict[str, Any]], new: dict[str, Any], kinds: set[str]) -> None:
-    """A data set's numbers among those of a model-index; those of these kinds that it had are gone."""
-    for place, entry in enumerate(entries):
+    """Puts a data set's numbers into a model-index, in the place of those of these kinds that it had."""
+    for index, entry in enumerate(entries):
         if _identity(entry) == _identity(new):
             old = entry.get("metrics") or []
             stays = [metric_kind(str(metric.get("type"))) not in kinds for metric in old]
             kept = [metric for metric, does_stay in zip(old, stays, strict=True) if does_stay]
             first = sum(stays[: stays.index(False)]) if False in stays else len(kept)
-            entries[place] = {**entry, "metrics": [*kept[:first], *new["metrics"], *kept[first:]]}
+            entries[index] = {**entry, "metrics": [*kept[:first], *new["metrics"], *kept[first:]]}
             return
     entries.append(new)
 
@@ -177,13 +181,13 @@ def _identity(entry: dict[str, Any]) -> tuple:
 
 
 def _with_rows(body: str, result: Result) -> str:
-    """A card's body with the rows of a result in its protocol's table, and the line of what was left out."""
+    """A card's body with the rows of a result in its task's table, and the line of the images that were skipped."""
     head, rule, *rows = result_tables([{**result, "skipped": {}}]).split("\n")
     lines = body.split("\n")
-    places = [place for place in _prose(lines)[0] if lines[place : place + 2] == [head, rule]]
-    if not places:
+    tables = [number for number in _prose(lines)[0] if lines[number : number + 2] == [head, rule]]
+    if not tables:
         return _with_line(_with_table(body, "\n".join([head, rule, *rows])), result, rows[-1])
-    start = end = places[0] + 2
+    start = end = tables[0] + 2
     while end < len(lines) and lines[end].startswith("|"):
         end += 1
     is_old = [line.startswith(f"| {escape(result['title'])} |") for line in lines[start:end]]
@@ -194,14 +198,14 @@ def _with_rows(body: str, result: Result) -> str:
 
 
 def _with_table(body: str, table: str) -> str:
-    """A new table, where a card has its results."""
-    for place in (NOT_EVALUATED, MEASURED):
-        if place in body:
-            return body.replace(place, f"{table}\n\n{MEASURED}", 1)
+    """A new table, below the heading of the card's results."""
+    for sentence in (NOT_EVALUATED, MEASURED):
+        if sentence in body:
+            return body.replace(sentence, f"{table}\n\n{MEASURED}", 1)
     lines = body.split("\n")
-    places, open_fence = _prose(lines)
-    starts = [place for place in places if lines[place].strip() == HEADING]
-    ends = [place for place in places if starts and place > starts[0] and re.match("##? ", lines[place])]
+    numbers, open_fence = _prose(lines)
+    starts = [number for number in numbers if lines[number].strip() == HEADING]
+    ends = [number for number in numbers if starts and number > starts[0] and re.match("##? ", lines[number])]
     if ends:
         before = "\n".join(lines[: ends[0]]).rstrip()
         return "\n".join([f"{before}\n\n{table}\n", *lines[ends[0] :]])
@@ -211,26 +215,26 @@ def _with_table(body: str, table: str) -> str:
 
 
 def _with_line(body: str, result: Result, last_row: str) -> str:
-    """The line of the images that were left out, below its table; none where none were."""
+    """A card's body with the line of the images that were skipped below its table; without it where none were."""
     lines = body.split("\n")
-    new = [left_out(result)] if result.get("skipped") else []
-    places = [place for place in _prose(lines)[0] if lines[place].startswith(start_of_left_out(result))]
-    for place in reversed(places[bool(new) :]):
+    new = [skipped_line(result)] if result.get("skipped") else []
+    old = [number for number in _prose(lines)[0] if lines[number].startswith(start_of_skipped_line(result))]
+    for number in reversed(old[bool(new) :]):
         # A paragraph that is gone leaves one empty line, not two.
-        is_alone = lines[place - 1 : place] == [""] == lines[place + 1 : place + 2]
-        del lines[place : place + 1 + is_alone]
-    if places and new:
-        lines[places[0]] = new[0]
-    if places or not new:
+        is_alone = lines[number - 1 : number] == [""] == lines[number + 1 : number + 2]
+        del lines[number : number + 1 + is_alone]
+    if old and new:
+        lines[old[0]] = new[0]
+    if old or not new:
         return "\n".join(lines)
-    place = len(lines) - lines[::-1].index(last_row)
-    return "\n".join([*lines[:place], "", *new, *lines[place:]])
+    end = len(lines) - lines[::-1].index(last_row)
+    return "\n".join([*lines[:end], "", *new, *lines[end:]])
 
 
 def _prose(lines: Sequence[str]) -> tuple[list[int], str]:
-    """The numbers of the lines outside fenced code, and the fence that is still open at the end."""
-    places, fence = [], ""
-    for place, line in enumerate(lines):
+    """The indices of the lines outside fenced code, and the fence that is still open at the end."""
+    numbers, fence = [], ""
+    for number, line in enumerate(lines):
         mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
         if fence:
             if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
@@ -238,5 +242,5 @@ def _prose(lines: Sequence[str]) -> tuple[list[int], str]:
         elif mark:
             fence = mark[1]
         else:
-            places.append(place)
-    return places, fence
+            numbers.append(number)
+    return numbers, fence

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 
 from .architecture_table import describe
+from .card_text import CardError, parse_card, read_card_text
 from .data_license import LICENSES, card_license
 from .markdown import escape, one_line, slug, table
 from .package_version import made_with
@@ -22,6 +23,8 @@ from .snippets import HEADING, Example, draw_example, usage
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
 PIPELINE_TAG, LIBRARY = "zero-shot-image-classification", "transformers"
+
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -33,12 +36,12 @@ class CardFacts:
         training_data: one mapping for each file or data set, with `name` and, where known, `file`,
             `images`, `license` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
             Hub).
-        evaluation_data: the same for data that was tested on.
-        results: `to_dict()` of each evaluation's result; titles must differ within a protocol.
+        evaluation_data: the same for data that the model was evaluated on.
+        results: `to_dict()` of each evaluation's result; titles must differ within a task.
         recipe: settings of the run; nested mappings are printed with dotted names.
         training: what the run took (steps, seconds, device, ...), as measured.
-        plots: (file, what it shows) of images that stand in the folder.
-        languages: ISO 639 codes of the texts trained on, where they are known.
+        plots: (file, what it shows) of images in the folder.
+        languages: ISO 639 codes of the training texts, where they are known.
         example_labels, example_template: for the snippets and the Hub's widget.
         example_image: file in the folder that they are shown on; without one, a red circle is drawn.
         repo_id: where the model will be found; by default the snippets name the folder.
@@ -62,36 +65,117 @@ class CardFacts:
         return Example(tuple(self.example_labels), self.example_template, self.example_image or Example.image)
 
 
-def write_model_card(folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True) -> Path:
-    """Write `README.md` into the folder of a saved model, checked by `check_model_card`.
+def write_model_card(
+    folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True, say: Say | None = None
+) -> Path:
+    """Writes `README.md` into the folder of a saved model, checked by `check_model_card`.
 
     Architecture and numbers of parameters are read from the folder's `config.json` and weights. A value that
-    is None or NaN was not measured and is left out. The snippets are run on the folder, and the card shows what they
-    printed; with `runs_snippets=False` it shows them alone.
+    is None or NaN was not measured and is not shown. The snippets are run on the folder, and the card shows what they
+    printed.
+
+    Args:
+        folder: of the saved model.
+        facts: what the card says besides.
+        runs_snippets: whether the snippets are run; if not, the card shows their code alone.
+        say: takes one line for each part of the card that failed (an image, the results, a snippet's output, a field
+            of the front matter) and that the card is then written without. By default such a failure raises.
 
     Returns:
         The path of the card.
 
     Raises:
         FileNotFoundError: if the folder holds no `config.json`, no weights, or not an image that `facts` names.
-        RuntimeError: if a snippet does not run.
-        ValueError: if the card would not be accepted by the Hub, or two results bear one title.
+        SnippetError: if a snippet does not run.
+        ValueError: if the Hub would not accept the card, or two results have one title.
     """
     folder = Path(folder)
-    for file in [file for file, _ in facts.plots] + [file for file in [facts.example_image] if file]:
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"plot {file!r} is not in {str(folder)!r}: draw it there first, or leave it out.")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no config.json: save the model there before its card.")
+    facts = _usable(facts, folder, say)
     metadata, body = _metadata(facts), _body(facts, folder, HFCLIPConfig.from_pretrained(folder))
-    check_model_card(f"---\n{metadata}\n---\n")
-    if not (folder / facts.example.image).is_file():
-        draw_example(folder / facts.example.image)
-    shown = usage(folder, facts.repo_id or folder.absolute().name, facts.example, runs=runs_snippets)
+    _front_matter(facts)
+    # The card names the image whether its snippets are run or not.
+    runs = _has_example(folder, facts.example, say) and runs_snippets
+    shown = usage(folder, facts.repo_id or folder.absolute().name, facts.example, runs=runs, say=say)
     card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), usage=shown, **body)
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
     check_model_card(text)
     return _write(folder / "README.md", text)
+
+
+def adapt_card(folder: str | Path, repo_id: str, *, say: Say | None = None) -> Path:
+    """Makes the card in a folder that of the model as it is there, under a name on the Hub.
+
+    The snippets are written and run again; all else stays as it is. A card that this package did not write keeps its
+    text; its front matter says that transformers loads the model.
+
+    Args:
+        folder: of the model and its card.
+        repo_id: the name on the Hub that the snippets use.
+        say: as `write_model_card` takes it.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CardError: if the card cannot be read, or the Hub would refuse its front matter.
+        SnippetError: if a snippet does not run.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    card = parse_card(read_card_text(path), str(path))
+    card.data.library_name = LIBRARY
+    card.data.pipeline_tag = PIPELINE_TAG
+    text = str(card)
+    section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
+    if section and PIPELINE_TAG in section[0]:
+        example = Example.of_card(section[0], card.data.to_dict().get("widget"))
+        runs = _has_example(folder, example, say)
+        text = (
+            text[: section.start()]
+            + usage(folder, repo_id, example, runs=runs, say=say)
+            + "\n\n"
+            + text[section.end() :]
+        )
+    return _write(path, text)
+
+
+def check_model_card(text: str, name: str = "README.md") -> ModelCard:
+    """The card of `text`, if its front matter is one that the Hub takes; checked without the network.
+
+    Raises:
+        CardError: naming the card, the field, its value and what it must be.
+    """
+    card = parse_card(text, name)
+    data = card.data.to_dict()
+    for key, expected in (("pipeline_tag", PIPELINE_TAG), ("library_name", LIBRARY)):
+        if data.get(key) != expected:
+            raise CardError(f"{name}: {key} is {data.get(key)!r} in the front matter: it must be {expected!r}.")
+    license = data.get("license")
+    if license is not None and license not in (*LICENSES, "other"):
+        raise CardError(
+            f"{name}: license is {license!r} in the front matter: use one of {', '.join(LICENSES)}, other."
+        )
+    for language in _as_list(data.get("language")):
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", language):
+            raise CardError(f"{name}: language {language!r} is not an ISO 639 code: write 'en' for English, say.")
+    for dataset in _as_list(data.get("datasets")):
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset, re.ASCII):
+            raise CardError(
+                f"{name}: data set {dataset!r} is not a name on the Hub: use letters, digits, '-', '_', '.', one '/'."
+            )
+    if "model-index" in data:
+        model, results = model_index_to_eval_results(data["model-index"])
+        if eval_results_to_model_index(model, results) != data["model-index"]:
+            raise CardError(
+                f"{name}: the model-index does not survive reading and writing: give each result its own title."
+            )
+    return card
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
 
 
 def _write(path: Path, text: str) -> Path:
@@ -101,62 +185,40 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def adapt_card(folder: str | Path, repo_id: str) -> Path:
-    """Makes the card of a folder that of the model as it stands there, under a name on the Hub.
+def _usable(facts: CardFacts, folder: Path, say: Say | None) -> CardFacts:
+    """The facts without those that no card can be made of, each of which is said; without `say` they raise."""
+    for file in [file for file, _ in facts.plots] + [file for file in [facts.example_image] if file]:
+        if not (folder / file).is_file():
+            missing = f"image {file!r} is not in {str(folder)!r}"
+            if say is None:
+                raise FileNotFoundError(f"{missing}: draw it there first, or do not name it.")
+            say(f"The card is written without an image: {missing}.")
+            kept = [(plot, shown) for plot, shown in facts.plots if plot != file]
+            example = None if facts.example_image == file else facts.example_image
+            facts = replace(facts, plots=kept, example_image=example)
+    bare = CardFacts(facts.model_name, training_data=())
+    for key, written in WRITTEN.items() if say else ():
+        try:
+            written(replace(bare, **{key: getattr(facts, key)}))
+        # Whatever it is: facts come from files that people write.
+        except Exception as error:
+            say(f"The card is written without {key}: {one_line(error) or type(error).__name__}")
+            facts = replace(facts, **{key: getattr(bare, key)})
+    return facts
 
-    The snippets are written and run anew; all else stays as it is, whoever wrote it. A card that this package did not
-    write keeps its text; its front matter says that transformers loads the model.
 
-    Raises:
-        RuntimeError: if a snippet does not run.
-        ValueError: if its front matter cannot be read.
-    """
-    folder = Path(folder)
-    path = folder / "README.md"
-    card = ModelCard(path.read_text(encoding="utf-8"))
-    card.data.library_name = LIBRARY
-    card.data.pipeline_tag = PIPELINE_TAG
-    text = str(card)
-    section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
-    if section and PIPELINE_TAG in section[0]:
-        example = Example.of_card(section[0], card.data.to_dict().get("widget"))
+def _has_example(folder: Path, example: Example, say: Say | None) -> bool:
+    """Whether the folder has the image that the snippets show; it is drawn where it is missing."""
+    try:
         if not (folder / example.image).is_file():
             draw_example(folder / example.image)
-        text = text[: section.start()] + usage(folder, repo_id, example) + "\n\n" + text[section.end() :]
-    return _write(path, text)
-
-
-def check_model_card(text: str) -> ModelCard:
-    """The card of `text`, if its front matter is one that the Hub takes; checked without the network.
-
-    Raises:
-        ValueError: naming the field, its value and what it must be.
-    """
-    card = ModelCard(text)
-    data = card.data.to_dict()
-    for key, expected in (("pipeline_tag", PIPELINE_TAG), ("library_name", LIBRARY)):
-        if data.get(key) != expected:
-            raise ValueError(f"{key} is {data.get(key)!r} in the card's front matter: it must be {expected!r}.")
-    license = data.get("license")
-    if license is not None and license not in (*LICENSES, "other"):
-        raise ValueError(
-            f"license is {license!r} in the card's front matter: use one of {', '.join(LICENSES)}, other."
-        )
-    for language in data.get("language") or []:
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", language):
-            raise ValueError(f"language {language!r} is no ISO 639 code: write 'en' for English, for instance.")
-    for dataset in data.get("datasets") or []:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset, re.ASCII):
-            raise ValueError(
-                f"data set {dataset!r} is no name the Hub can have: letters, digits, '-', '_', '.', one '/'."
-            )
-    if "model-index" in data:
-        name, results = model_index_to_eval_results(data["model-index"])
-        if eval_results_to_model_index(name, results) != data["model-index"]:
-            raise ValueError(
-                "the model-index does not survive reading and writing: give each result a title of its own."
-            )
-    return card
+        return True
+    # Whatever it is: disks, fonts, folders that the name has.
+    except Exception as error:
+        if say is None:
+            raise
+        say(f"The card is written without outputs: {example.image} could not be drawn ({one_line(error)}).")
+        return False
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
@@ -175,6 +237,13 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         eval_results=eval_results(facts.results) or None,
         widget=facts.example.widget,
     )
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """The front matter, checked."""
+    text = f"---\n{_metadata(facts)}\n---\n"
+    check_model_card(text)
+    return text
 
 
 def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any]:
@@ -224,3 +293,15 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+# What is made of each fact; a fact of which it cannot be made is missing from a card that must be written.
+WRITTEN: dict[str, Callable[[CardFacts], Any]] = {
+    "training_data": lambda facts: (_front_matter(facts), _data_table(facts.training_data)),
+    "evaluation_data": lambda facts: _data_table(facts.evaluation_data),
+    "results": lambda facts: (_front_matter(facts), result_tables(facts.results)),
+    "recipe": lambda facts: _settings_table(facts.recipe),
+    "training": lambda facts: _settings_table(facts.training),
+    "languages": _front_matter,
+    "example_labels": _front_matter,
+}

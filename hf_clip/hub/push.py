@@ -1,24 +1,30 @@
-"""A saved model to the Hub: prepared as a repository that loads anywhere, then uploaded."""
+"""A saved model to the Hub: prepared as a repository that loads anywhere, shown, and uploaded."""
 
+import errno
 import json
-import shlex
+import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_clip.conversion import convert
 
+from .markdown import one_line
 from .model_card import CardFacts, adapt_card, write_model_card
 from .package_version import made_with
-from .upload import PushArgumentError, PushError, refuse_secrets, upload
+from .published_files import CARD, describe_files, files_to_publish, refuse_credentials, size_text
+from .upload import PushArgumentError, PushError, upload
 
 FORMATS = ("hf_clip", "transformers")
-# What goes along with the model, its processor and its card, where it is there.
-ALONG = ("README.md", "LICENSE*", "NOTICE*", "recipe.yaml", "results.json", "example.png", "plots/*")
-PREPARED = ".push"
+# Of more files that are not sent than this, the line about them names the first ones and their number.
+NAMES_SHOWN = 8
+
+logger = logging.getLogger(__name__)
 
 
 def push(
@@ -29,84 +35,122 @@ def push(
     revision: str | None = None,
     to: str = "hf_clip",
     message: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = logger.info,
 ) -> str:
     """Pushes the model of a folder, of any format that `load` takes, and returns its URL.
 
-    The repository is prepared in `FOLDER/.push`: weights, processor, tokenizer, the code (for "hf_clip"), the card
-    with snippets run anew, and what `ALONG` names. It is removed when all is on the Hub.
+    The repository is prepared in a temporary folder, which is removed whatever happens: weights, config, processor,
+    tokenizer, the code (for "hf_clip"), the card with its snippets run again, and those files of the folder that
+    are known by their content to belong to it (`published_files`). All files are listed before they are sent, and
+    nothing is sent if one of them holds a credential.
 
     Args:
-        private, revision, message, say: as `upload` takes them.
+        folder: of the model.
+        repo_id: owner/name on the Hub; it is made where there is none.
+        private: whether a new repository is private; one that exists must be, then.
+        revision: branch, made where there is none.
         to: "hf_clip", for all that this package can express; "transformers", so that `CLIPModel` or `SiglipModel` and
             their own processors load it, without other code.
+        message: of the commit.
+        say: takes lines for the user: the files with their sizes, retries, parts of the card that failed.
+
+    Returns:
+        The URL of the repository or branch.
 
     Raises:
         PushArgumentError: for a folder, a name or a format that cannot be used, before any work.
-        ConversionError: if the folder cannot be read, or transformers cannot express the model.
-        PushError: if what would be sent holds a token of the Hub, or is a link out of the folder; if the upload fails:
-            then the prepared folder stays, and the message has the command that goes on.
+        ConversionError: if the model cannot be read, or transformers cannot express it.
+        CardError: if the folder's card cannot be read.
+        PushError: if a file holds a credential or links out of the folder, and if the upload fails. The same push
+            again sends no file twice.
     """
     folder = Path(folder)
+    _check_arguments(folder, repo_id, to)
+    # Not in the model's folder: weights of many gigabytes would stay there if the process were killed.
+    with tempfile.TemporaryDirectory(prefix="hf-clip-push-", ignore_cleanup_errors=True) as temporary:
+        prepared = Path(temporary) / repo_id.split("/")[-1]
+        _prepare_with_room(folder, prepared, repo_id, to=to, say=say)
+        try:
+            return upload(
+                prepared,
+                repo_id,
+                private=private,
+                revision=revision,
+                message=message or f"Upload model with hf_clip {made_with()['hf_clip']}",
+                say=say,
+            )
+        except PushArgumentError:
+            raise
+        except PushError as error:
+            raise PushError(f"{error} Push again to go on: files that the Hub has are not sent twice.") from None
+
+
+def prepare(
+    folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip", say: Callable[[str], None] = logger.info
+) -> None:
+    """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
+    beside = files_to_publish(folder)
+    convert(folder, to=to, output_dir=output_dir)
+    for file in beside:
+        target = output_dir / file.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+    # The model is there; a part of its card that fails is a line.
+    if (output_dir / CARD).is_file():
+        adapt_card(output_dir, repo_id, say=say)
+    else:
+        write_model_card(output_dir, _facts(folder, repo_id, say), say=say)
+    refuse_credentials(sorted(path for path in output_dir.rglob("*") if path.is_file()), output_dir)
+    kinds = {file.relative_to(folder): kind for file, kind in beside.items()}
+    _list_files(output_dir, folder, {Path(CARD): "card", **kinds}, repo_id, say)
+
+
+def _check_arguments(folder: Path, repo_id: str, to: str) -> None:
     if not folder.is_dir():
         raise PushArgumentError(f"`folder={folder}` is not a folder: give one that holds a model.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PushArgumentError(f"`repo_id={repo_id}` is not a repository's name (owner/name): {error}") from error
-    prepared = folder / PREPARED
-    if prepared.exists():
-        shutil.rmtree(prepared)
-    try:
-        prepare(folder, prepared, repo_id, to=to)
-    except BaseException:
-        shutil.rmtree(prepared, ignore_errors=True)
-        raise
-    try:
-        url = upload(
-            prepared,
-            repo_id,
-            private=private,
-            revision=revision,
-            message=message or f"Upload model with hf_clip {made_with()['hf_clip']}",
-            say=say,
-        )
-    except PushError as error:
-        command = ["hf", "upload", repo_id, str(prepared), "."]
-        command += ["--private"] * private + (["--revision", revision] if revision else [])
-        raise PushError(f"{error} What was prepared is kept. Go on with: {shlex.join(command)}") from None
-    shutil.rmtree(prepared)
-    return url
-
-
-def prepare(folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip") -> None:
-    """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
     if to not in FORMATS:
         raise PushArgumentError(f"`to={to}` is not known: use {' or '.join(FORMATS)}.")
-    along = [file for pattern in ALONG for file in sorted(folder.glob(pattern)) if file.is_file()]
-    for file in along:
-        # A folder from elsewhere may link to whatever its author would like to read.
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise PushError(f"{file} is a link to {file.resolve()}, outside of the folder: put a copy in its place.")
-    convert(folder, to=to, output_dir=output_dir)
-    for file in along:
-        target = output_dir / file.relative_to(folder)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
-    if (output_dir / "README.md").is_file():
-        adapt_card(output_dir, repo_id)
-    else:
-        write_model_card(output_dir, _facts(folder, repo_id))
-    refuse_secrets(output_dir)
 
 
-def _facts(folder: Path, repo_id: str) -> CardFacts:
+def _prepare_with_room(folder: Path, prepared: Path, repo_id: str, **options: Any) -> None:
+    try:
+        prepare(folder, prepared, repo_id, **options)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise PushError(
+            f"{prepared.parent.parent} has no room for a copy of the model: set TMPDIR to a folder that has."
+        ) from None
+
+
+def _list_files(
+    prepared: Path, folder: Path, kinds: dict[Path, str], repo_id: str, say: Callable[[str], None]
+) -> None:
+    """Says which files are sent, and which of the folder are not."""
+    files = describe_files(prepared, kinds)
+    say(f"{repo_id}: {len(files)} files, {size_text(sum(file.size for file in files))}")
+    width = max(len(file.path) for file in files)
+    for file in files:
+        say(f"  {file.path:<{width}}  {size_text(file.size):>7}  {file.kind}")
+    sent = {parent.as_posix() for file in files for parent in (Path(file.path), Path(file.path).parent)}
+    there = {path.relative_to(folder).as_posix(): path for path in (*folder.iterdir(), *folder.glob("plots/*"))}
+    skipped = sorted(name + "/" * path.is_dir() for name, path in there.items() if name not in sent)
+    if skipped:
+        more = f" and {len(skipped) - NAMES_SHOWN} more" if len(skipped) > NAMES_SHOWN else ""
+        say(f"Not sent: {', '.join(skipped[:NAMES_SHOWN])}{more}")
+
+
+def _facts(folder: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
     """What is known of a model that comes without a card."""
-    results = folder / "results.json"
-    measured = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    return CardFacts(
-        model_name=repo_id.split("/")[-1],
-        training_data=[],
-        results=list(measured.get("evaluations", {}).values()),
-        repo_id=repo_id,
-    )
+    results = []
+    try:
+        if (folder / "results.json").is_file():
+            measured = json.loads((folder / "results.json").read_bytes())
+            results = list(measured["evaluations"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"The card is written without results: {folder / 'results.json'} has none ({one_line(error)}).")
+    return CardFacts(model_name=repo_id.split("/")[-1], training_data=[], results=results, repo_id=repo_id)

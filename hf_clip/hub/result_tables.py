@@ -1,4 +1,4 @@
-"""Measured results of every protocol, as the Hub's model-index and as tables."""
+"""Results of every evaluation task, as the Hub's model-index and as tables."""
 
 import math
 import re
@@ -15,9 +15,10 @@ Number = tuple[str, str, float | None, dict[str, int]]
 
 NOT_EVALUATED = "This model was not evaluated when this card was written."
 MEASURED = """\
-Each number was measured on this model by the code that wrote it down. R@k is the share of queries whose true answer is
-among the first k of the candidates; a tie counts against the model. A number means little without the number of
-candidates, which stands beside it."""
+Each number was measured on this model by the code that wrote it. R@k is the fraction of queries with a correct match
+among the first k candidates; ties count against the model. Compare recalls only at equal numbers of candidates."""
+# Of more templates than this a table shows the first ones and the number of all.
+TEMPLATES_SHOWN = 3
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 RETRIEVAL_METRICS = {
@@ -48,16 +49,16 @@ def is_measured(value) -> bool:
 
 
 def require_known(results: Sequence[Result]) -> None:
-    """Raises ValueError for a protocol that is not known, and where two results of one bear one title."""
+    """Raises ValueError for an unknown task, and where two results of one task have one title."""
     for result in results:
-        if result["task"] not in PROTOCOLS:
-            raise ValueError(f"protocol {result['task']!r} is not known: use one of {', '.join(PROTOCOLS)}.")
+        if result["task"] not in TASKS:
+            raise ValueError(f"`task={result['task']}` is not known: use one of {', '.join(TASKS)}.")
     titles = [(result["task"], one_line(result["title"])) for result in results]
     # The Hub merges results whose task and data set agree; the title, as its configuration, keeps them apart.
     if len(set(titles)) < len(titles):
         raise ValueError(
-            f"two results bear one title among {[result['title'] for result in results]}: give each evaluation of a "
-            "protocol a title of its own."
+            f"two results have one title among {[result['title'] for result in results]}: give each evaluation of a "
+            "task a title of its own."
         )
 
 
@@ -66,7 +67,7 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
     require_known(results)
     found = []
     for result in results:
-        task, numbers, _, _ = PROTOCOLS[result["task"]]
+        task, numbers, _, _ = TASKS[result["task"]]
         title = one_line(result["title"])
         found += [
             EvalResult(
@@ -86,8 +87,8 @@ def eval_results(results: Sequence[Result]) -> list[EvalResult]:
 
 
 def metric_kinds(result: Result) -> set[str]:
-    """`metric_kind` of every metric that the result's protocol has for its data set, measured or not."""
-    return {metric_kind(metric) for metric, *_ in PROTOCOLS[result["task"]][1](result)}
+    """The `metric_kind` of every metric that the result's task has for its data set, measured or not."""
+    return {metric_kind(metric) for metric, *_ in TASKS[result["task"]][1](result)}
 
 
 def metric_kind(metric: str) -> str:
@@ -96,28 +97,36 @@ def metric_kind(metric: str) -> str:
 
 
 def result_tables(results: Sequence[Result]) -> str:
-    """A table a protocol, and what was left out; empty without results."""
+    """One table a task, and what was skipped; empty without results."""
     tables = []
-    for protocol, (_, _, header, rows) in PROTOCOLS.items():
-        found = [row for result in results if result["task"] == protocol for row in rows(result)]
+    for task, (_, _, header, rows) in TASKS.items():
+        found = [row for result in results if result["task"] == task for row in rows(result)]
         if found:
             tables.append(table(header, found))
-    incomplete = [left_out(result) for result in results if result.get("skipped")]
+    incomplete = [skipped_line(result) for result in results if result.get("skipped")]
     return "\n\n".join([*tables, *(["\n".join(incomplete)] if incomplete else [])])
 
 
-def left_out(result: Result) -> str:
-    """A line that counts the images which a result is without."""
+def skipped_line(result: Result) -> str:
+    """A line that counts the images which an evaluation skipped."""
     counts = (f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(result["skipped"].items()))
-    return f"{start_of_left_out(result)} {escape(', '.join(counts))}."
+    return f"{start_of_skipped_line(result)} {escape(', '.join(counts))}."
 
 
-def start_of_left_out(result: Result) -> str:
-    return f"- {escape(result['title'])}, {result['task']}: left out"
+def start_of_skipped_line(result: Result) -> str:
+    return f"- {escape(result['title'])}, {result['task']}: skipped"
 
 
 def _shown(value, pattern: str = "{:.3f}") -> str:
     return pattern.format(value) if is_measured(value) else "-"
+
+
+def _templates(result: Result) -> str:
+    """The templates that class names were put into, each in quotes."""
+    templates = [f'"{template}"' for template in result.get("templates", ())]
+    if len(templates) <= TEMPLATES_SHOWN:
+        return ", ".join(templates) or "-"
+    return f"{', '.join(templates[:TEMPLATES_SHOWN])}, ... ({len(templates)} templates)"
 
 
 def _retrieval_numbers(result: Result) -> Iterable[Number]:
@@ -161,7 +170,7 @@ def _zero_shot_rows(result: Result) -> Iterable[tuple]:
         *(_shown(result.get(key)) for key in ("top_1", "top_5", "mean_per_class", "chance")),
         result["images"],
         result["classes"],
-        ", ".join(f'"{template}"' for template in result.get("templates", ())),
+        _templates(result),
     )
 
 
@@ -187,10 +196,19 @@ def _few_shot_numbers(result: Result) -> Iterable[Number]:
 def _few_shot_rows(result: Result) -> Iterable[tuple]:
     if is_measured(result.get("zero_shot_top_1")):
         shown = _shown(result["zero_shot_top_1"])
-        yield result["title"], "0 (zero-shot)", shown, "-", "-", result["images"], result["classes"]
+        yield (
+            result["title"],
+            "0 (zero-shot)",
+            shown,
+            "-",
+            "-",
+            result["images"],
+            result["classes"],
+            _templates(result),
+        )
     for row in result["shots"]:
         scores = (_shown(row["mean"]), _shown(row.get("standard_deviation")))
-        yield result["title"], row["shots"], *scores, result["num_seeds"], result["images"], result["classes"]
+        yield result["title"], row["shots"], *scores, result["num_seeds"], result["images"], result["classes"], "-"
 
 
 def _robustness_rows(result: Result) -> Iterable[tuple]:
@@ -202,11 +220,12 @@ def _robustness_rows(result: Result) -> Iterable[tuple]:
         _shown(result.get("effective_robustness"), "{:+.3f}"),
         result["images"],
         result["classes"],
+        _templates(result),
     )
 
 
 # The task's name on the Hub, the numbers of a result, and the header and rows of its table.
-PROTOCOLS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
+TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
     "retrieval": (
         "image-text-retrieval",
         _retrieval_numbers,
@@ -228,13 +247,24 @@ PROTOCOLS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
     "few-shot": (
         "image-classification",
         _few_shot_numbers,
-        ("few-shot", "shots a class", "top-1", "deviation", "draws", "images", "classes"),
+        ("few-shot", "shots a class", "top-1", "deviation", "trials", "images", "classes", "templates"),
         _few_shot_rows,
     ),
     "robustness": (
         "zero-shot-image-classification",
         _numbers_of(ROBUSTNESS_METRICS, "images", "classes"),
-        ("robustness", "top-1", "corrupted", "other data", "there", "expected", "effective", "images", "classes"),
+        (
+            "robustness",
+            "top-1",
+            "corrupted",
+            "shifted data",
+            "shifted top-1",
+            "expected",
+            "effective",
+            "images",
+            "classes",
+            "templates",
+        ),
         _robustness_rows,
     ),
 }

@@ -1,17 +1,19 @@
-"""How a model is used, in snippets that were run: what stands below each is what it printed."""
+"""How a model is used, in snippets that were run: what follows each is what it printed."""
 
 import contextlib
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
-from .markdown import fenced
+from .markdown import fenced, one_line
 
-HEADING = "## Use"
+HEADING = "## How to use"
 IMAGE = "example.png"
 IMAGE_SIZE = 224
 
@@ -27,10 +29,20 @@ from hf_clip import ZeroShotClassifier, load
 
 model, processor = load({repo})
 classifier = ZeroShotClassifier(model, processor, {labels}, templates=[{template}])
+print("templates:", *classifier.templates)
 for row in classifier.predict([{image}], top_k=3)[0]:
     print(f"{{row['score']:.3f}} {{row['label']}}")
 """
 EMBEDDINGS = """\
+from hf_clip import embed_images, embed_texts, load
+
+model, processor = load({repo})
+image_embeds = embed_images(model, processor, [{image}])
+text_embeds = embed_texts(model, processor, {labels})
+similarities = image_embeds @ text_embeds.T
+print([round(similarity, 3) for similarity in similarities[0].tolist()])
+"""
+TRANSFORMERS_EMBEDDINGS = """\
 import torch
 from PIL import Image
 from transformers import {model_class}, {processor_class}
@@ -40,14 +52,18 @@ processor = {processor_class}.from_pretrained({repo}{trust})
 inputs = processor(text={labels}, images=Image.open({image}), padding={padding}, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
-cosines = output.image_embeds @ output.text_embeds.T
-print([round(cosine, 3) for cosine in cosines[0].tolist()])
+similarities = output.image_embeds @ output.text_embeds.T
+print([round(similarity, 3) for similarity in similarities[0].tolist()])
 """
+
+
+class SnippetError(RuntimeError):
+    """A snippet of the card that does not run."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the snippets say of an image in the model's folder."""
+    """The image in the model's folder that the snippets classify, and the labels that they offer."""
 
     labels: tuple[str, ...] = ("a red circle", "a blue square", "a dog")
     template: str = "{}"
@@ -55,43 +71,65 @@ class Example:
 
     @property
     def widget(self) -> list[dict[str, str]] | None:
-        """The example of the Hub's widget, which takes labels with commas between; None where labels hold some."""
+        """The example of the Hub's widget, which separates labels by commas; None where a label has one."""
         if any("," in label for label in self.labels):
             return None
         return [{"src": self.image, "candidate_labels": ", ".join(self.labels), "example_title": self.labels[0]}]
 
     @classmethod
-    def of_card(cls, text: str, widget: list[dict[str, str]] | None) -> "Example":
+    def of_card(cls, text: str, widget: Any) -> "Example":
         """The example that a card was written with, by its front matter and its snippets."""
-        if not widget:
+        shown = widget[0] if isinstance(widget, list) and widget and isinstance(widget[0], dict) else {}
+        labels, image = shown.get("candidate_labels"), shown.get("src")
+        # The widgets of others show images anywhere on the web.
+        if not isinstance(labels, str) or not isinstance(image, str) or not re.fullmatch(r"[\w -]+\.png", image):
             return cls()
-        labels = tuple(label.strip() for label in widget[0]["candidate_labels"].split(","))
         template = re.search(r'hypothesis_template=("(?:[^"\\]|\\.)*")', text)
-        return cls(labels, json.loads(template[1]) if template else "{}", widget[0]["src"])
+        return cls(
+            tuple(label.strip() for label in labels.split(",")), json.loads(template[1]) if template else "{}", image
+        )
 
 
 def draw_example(path: Path) -> None:
-    """A red circle on white: the image of models that come with none."""
+    """Draws a red circle on white: the example of models that have no image of their own."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     ImageDraw.Draw(image).ellipse([IMAGE_SIZE // 4] * 2 + [IMAGE_SIZE * 3 // 4] * 2, fill="red")
     image.save(path)
 
 
-def usage(folder: Path, repo: str, example: Example, *, runs: bool = True) -> str:
+def usage(
+    folder: Path, repo: str, example: Example, *, runs: bool = True, say: Callable[[str], None] | None = None
+) -> str:
     """The section of a card that shows a saved model's use, under the name `repo`.
 
+    Args:
+        folder: of the model and of the example's image.
+        repo: the model's name in the snippets.
+        example: what they show.
+        runs: whether they are run.
+        say: takes a line for each snippet that does not run, which is then shown without its output.
+
+    Returns:
+        Markdown.
+
     Raises:
-        RuntimeError: if a snippet does not run.
+        SnippetError: if a snippet does not run, without `say`.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    where = f"`{repo}` is this repository on the Hub, or a folder of its files. `{example.image}` lies in it."
+    where = f"`{repo}` is this repository on the Hub, or a folder with its files, `{example.image}` among them."
     parts = [HEADING, where]
     shown = _snippets(kind, repo, example.image, example)
     run = _snippets(kind, str(folder.absolute()), str((folder / example.image).absolute()), example)
     for (said, code), (_, code_here) in zip(shown, run, strict=True):
         parts += [said, fenced(code, "python")]
-        if runs:
+        if not runs:
+            continue
+        try:
             parts += ["It prints", fenced(_printed(code_here), "text")]
+        except SnippetError as error:
+            if say is None:
+                raise
+            say(f"A snippet of the card is written without its output: {one_line(error)}")
     return "\n\n".join(parts)
 
 
@@ -108,16 +146,20 @@ def _snippets(kind: str, repo: str, image: str, example: Example) -> list[tuple[
         "model_class": {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind, "AutoModel"),
         "processor_class": {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}.get(kind, "AutoProcessor"),
     }
-    alone = f"With transformers alone, on `{example.image}` of this repository."
+    alone = f"With transformers alone, on `{example.image}` of this repository:"
     if is_ours:
-        alone += (
-            " The model's code comes with it, and `trust_remote_code=True` runs that code; where `hf_clip` is "
-            "installed, `import hf_clip` does in its place."
+        alone = (
+            "With transformers alone. The model's code is in this repository, and `trust_remote_code=True` runs it; "
+            "where `hf_clip` is installed, `import hf_clip` replaces that."
         )
     return [
+        (
+            "With `hf_clip`, which embeds the labels once for any number of images:",
+            CLASSIFIER.format(**names),
+        ),
+        ("Unit embeddings of images and texts, and their cosine similarities:", EMBEDDINGS.format(**names)),
         (alone, PIPELINE.format(**names)),
-        ("With `hf_clip`, which encodes the labels once for any number of images:", CLASSIFIER.format(**names)),
-        ("Unit embeddings of images and texts, and their cosines:", EMBEDDINGS.format(**names)),
+        ("The embeddings, with transformers alone:", TRANSFORMERS_EMBEDDINGS.format(**names)),
     ]
 
 
@@ -132,5 +174,5 @@ def _printed(code: str) -> str:
             exec(compile(code, "<snippet of the card>", "exec"), {"__name__": "__main__"})
     # Whatever it is: the card must not show what does not work.
     except Exception as error:
-        raise RuntimeError(f"a snippet of the card does not run ({error}). It is:\n{code}") from error
+        raise SnippetError(f"a snippet of the card does not run ({error}). It is:\n{code}") from error
     return printed.getvalue()

@@ -1,5 +1,6 @@
-"""A folder to a repository on the Hub: retried, going on where it stopped, with no secret in files or errors."""
+"""A folder to a repository on the Hub: retried, without sending a file twice, and with no secret in errors."""
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -8,16 +9,18 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from .credentials import hide_credentials
+
 # Seconds before another try; the Hub's client has tried each request several times before.
 RETRY_SECONDS = (5.0, 30.0, 120.0)
 # Answers that another try may change, besides the Hub's own trouble: timeouts, others' commits, quotas.
 PASSING = (408, 409, 412, 429)
-# Errors that no other try mends, whatever they inherit from.
+# Errors that no other try fixes, whatever they inherit from.
 LASTING = (LocalTokenNotFoundError, OfflineModeIsEnabled, FileNotFoundError, PermissionError, TypeError, ValueError)
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-# Files of gigabytes that hold numbers alone.
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+logger = logging.getLogger(__name__)
 
 
 class PushError(ValueError):
@@ -35,19 +38,26 @@ def upload(
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload model",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = logger.warning,
     wait: Callable[[float], None] = time.sleep,
 ) -> str:
     """Uploads a folder's files in one commit, and returns its URL.
 
-    Files whose content the Hub has already, from a try before, are not sent again.
+    Files whose content the Hub has, from a try before, are not sent again.
 
     Args:
-        private: the repository, where it is new, is private; one that is there must be.
+        folder: every file in it is sent.
+        repo_id: owner/name; it is made where there is none.
+        private: whether a new repository is private; one that exists must be, then.
         revision: branch, made where there is none.
+        message: of the commit.
         say: takes a line for the user. wait: waits so many seconds.
 
+    Returns:
+        The URL of the repository or branch.
+
     Raises:
+        PushArgumentError: if `private` is asked of a public repository.
         PushError: if it fails for good, or after its retries.
     """
     for delay in (*RETRY_SECONDS, None):
@@ -59,7 +69,7 @@ def upload(
         except Exception as error:
             reason = _reason(error)
             if delay is None or not _may_pass(error):
-                # Without the cause: its text may hold what was left out here.
+                # Without the cause: its text may hold what is hidden here.
                 raise PushError(f"{repo_id}: {reason}") from None
         say(f"{repo_id}: {reason} Trying again in {delay:g} s.")
         wait(delay)
@@ -70,7 +80,7 @@ def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, mes
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
-        raise PushError(f"{repo_id} is there and public: make it private on the Hub, or push with `private=False`.")
+        raise PushArgumentError(f"{repo_id} exists and is public: make it private on the Hub, or leave `private` out.")
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
@@ -97,20 +107,10 @@ def _may_pass(error: Exception) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` without tokens, passwords in URLs, and what signed URLs carry behind their question mark."""
+    """`text` without credentials, without passwords in URLs, and without what signed URLs have after their `?`."""
     if token := get_token():
         text = text.replace(token, "***")
     text = TOKEN.sub("hf_***", text)
     text = re.sub(r"(?i)\bbearer\s+\S+", "Bearer ***", text)
     text = re.sub(r"(https?://)[^\s/@'\"]+@", r"\1***@", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
-
-
-def refuse_secrets(folder: Path) -> None:
-    """Raises PushError that names a file of the folder, other than weights, which holds a token of the Hub."""
-    token = (get_token() or "").encode()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix.lower() not in WEIGHTS_SUFFIXES:
-            content = file.read_bytes()
-            if (token and token in content) or re.search(rb"\bhf_[A-Za-z0-9]{30,}\b", content):
-                raise PushError(f"{file} holds a token of the Hub: take it out of there, and make a new one.")
+    return hide_credentials(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text))

@@ -1,11 +1,10 @@
 """Pushing: what reaches the Hub loads from there, a push that fails goes on, and no token leaves the machine."""
 
+import errno
 import json
-import os
-import shlex
+import re
 import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import huggingface_hub
@@ -13,11 +12,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipConfig, HFCLIPSiglipModel
 from hf_clip.conversion import ConversionError
-from hf_clip.hub import CardFacts, PushError, check_model_card, redact, upload, write_model_card
+from hf_clip.hub import CardError, CardFacts, PushError, check_model_card, redact, upload, write_model_card
+from hf_clip.hub.published_files import DRAWN_BY
 from hf_clip.hub.push import prepare, push
 from hf_clip_cli import main as cli
 from tests.helpers.mock_hub import TOKEN, running_hub
@@ -35,7 +36,9 @@ def trained(tmp_path_factory):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "plots").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "plots" / "loss.png")
+    drawn = PngInfo()
+    drawn.add_text("Software", DRAWN_BY)
+    Image.new("RGB", (8, 8)).save(folder / "plots" / "loss.png", pnginfo=drawn)
     (folder / "recipe.yaml").write_text("steps: 3\n")
     (folder / "checkpoints" / "step-3").mkdir(parents=True)
     (folder / "checkpoints" / "step-3" / "optimizer.bin").write_bytes(b"large")
@@ -63,18 +66,38 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path, monkeypatch):
+    """Where pushes prepare what they send."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    yield
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What no run leaves in its folder."""
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, trained, tmp_path, capsys):
     assert cli.main(["push", str(trained), NAME, "--private"]) == 0
-    assert capsys.readouterr().out.strip() == f"{hub.url}/{NAME}"
+    printed = capsys.readouterr()
+    assert printed.out.strip() == f"{hub.url}/{NAME}"
     there = hub.repositories[NAME]
     files = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
     assert {"model.safetensors", "tokenizer.json", "pipeline_hf_clip.py", "recipe.yaml", "plots/loss.png"} <= files
     assert not any("checkpoints" in file or file.startswith(".") for file in files)
-    assert hub.private[NAME] and not (trained / ".push").exists()
+    # Every file was shown before, with what it is.
+    rows = dict(re.findall(r"^  (\S+) +[\d.]+ k?B  ([a-z ]+)$", printed.err, re.M))
+    assert files == rows.keys() and rows["model.safetensors"] == "weights" and rows["plots/loss.png"] == "plot"
+    assert "Not sent: checkpoints/\n" in printed.err
+    assert hub.private[NAME] and not leftovers(trained)
     card = ModelCard.load(there / "README.md")
     card.validate()
     assert f'model="{NAME}"' in card.text and "It prints" in card.text and "![Loss](plots/loss.png)" in card.text
@@ -125,9 +148,10 @@ def test_what_transformers_cannot_express_is_refused_before_anything_is_sent(hub
     processor.save_pretrained(tmp_path / "model")
     with pytest.raises(ConversionError, match="tower='resnet'"):
         push(tmp_path / "model", NAME, to="transformers")
-    assert not hub.requests and not (tmp_path / "model" / ".push").exists()
+    assert not hub.requests and not leftovers(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_push_to_hub_leaves_a_repository_that_loads(hub, tmp_path):
     model, processor = tiny("resnet")
     model.push_to_hub(NAME, private=True)
@@ -153,37 +177,101 @@ def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status, part", [(403, "commit"), (401, "create")])
-def test_what_no_other_try_fixes_is_said_at_once(hub, tmp_path, status, part):
+def test_what_no_other_try_mends_is_said_at_once(hub, tmp_path, status, part):
     (tmp_path / "config.json").write_text("{}")
     hub.failures.append((part, status))
     with pytest.raises(PushError):
         upload(tmp_path, NAME, say=pytest.fail, wait=pytest.fail)
 
 
-def test_a_push_that_fails_keeps_the_folder_and_prints_what_goes_on(hub, trained, tmp_path, capsys, monkeypatch):
+def test_a_push_that_failed_goes_on_where_it_stopped(hub, trained, capsys):
+    before = everything_in(trained)
     hub.failures.append(("commit", 403))
     assert cli.main(["push", str(trained), NAME, "--revision", "next"]) == 1
     error = capsys.readouterr().err
-    command = error.partition("Go on with: ")[2].strip()
-    assert command == f"hf upload {NAME} {trained / '.push'} . --revision next"
-    before = sum(count for (method, _), count in hub.requests.items() if method == "PUT")
-    environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    arguments = [str(Path(sys.executable).parent / "hf"), *shlex.split(command)[1:]]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    there = hub.branches[NAME, "next"]
-    assert {path.name for path in (trained / ".push").iterdir()} <= {path.name for path in there.iterdir()}
-    assert sum(count for (method, _), count in hub.requests.items() if method == "PUT") == before
-    assert TOKEN not in error + done.stdout + done.stderr
-    # The next push begins again.
-    assert cli.main(["push", str(trained), NAME]) == 0
-    assert not (trained / ".push").exists()
+    assert "Push again to go on: files that the Hub has are not sent twice." in error and TOKEN not in error
+    assert everything_in(trained) == before
+    sent = sum(count for (method, _), count in hub.requests.items() if method == "PUT")
+    assert sent and cli.main(["push", str(trained), NAME, "--revision", "next"]) == 0
+    assert sum(count for (method, _), count in hub.requests.items() if method == "PUT") == sent
+    assert (hub.branches[NAME, "next"] / "model.safetensors").is_file()
+
+
+def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(trained, source)
+    text = PngInfo()
+    text.add_text("Software", "a camera")
+    Image.new("RGB", (8, 8)).save(source / "plots" / "holidays.png", pnginfo=text)
+    (source / "plots" / "notes.png").write_bytes(b"no image")
+    (source / "plots" / "table.csv").write_text("a,b\n")
+    for name in ("LICENSE", "LICENSE-CC-BY-4.0", "NOTICE.md"):
+        (source / name).write_text("Permission is granted ...\n")
+    for name in ("LICENSE.pem", "LICENSE_KEYS.json", "notes.txt", ".env", "train.py", "data.parquet"):
+        (source / name).write_text("of mine alone\n")
+    (source / "COPYING").write_bytes(b"PK\x03\x04\x00\xff")
+    (source / "recipe.yaml").write_text("[not, a, recipe]\n")
+    (source / "results.json").write_text("[]")
+    said = []
+    prepare(source, tmp_path / "prepared", NAME, say=said.append)
+    sent = {path.relative_to(tmp_path / "prepared").as_posix() for path in (tmp_path / "prepared").rglob("*")}
+    model = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    beside = {"LICENSE", "LICENSE-CC-BY-4.0", "NOTICE.md", "README.md", "example.png", "plots/loss.png"}
+    assert {name for name in sent if not name.endswith(".py")} == model | beside | {"plots"}
+    assert {name for name in sent if name.endswith(".py")} == {file.name for file in trained.glob("*.py")}
+    assert said[-1].startswith("Not sent: .env, COPYING, LICENSE.pem, LICENSE_KEYS.json, checkpoints/")
+    assert "and 5 more" in said[-1] and len(said) == len(sent) + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"---\na: [\n---\n", r"README\.md: the front matter is not YAML \(line 3"),
+        (b"---\n- a\n---\n", r"README\.md: the front matter is a list"),
+        ("# Modèle\n".encode("latin-1"), r"README\.md is not UTF-8"),
+    ],
+    ids=["yaml", "list", "latin-1"],
+)
+def test_a_card_that_cannot_be_read_stops_a_push_before_it_begins(hub, trained, tmp_path, content, said):
+    shutil.copytree(trained, tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_bytes(content)
+    with pytest.raises(CardError, match=f"^{tmp_path}/source/{said}"):
+        push(tmp_path / "source", NAME)
+    assert not hub.requests
+
+
+def test_parts_of_a_card_that_fail_do_not_stop_a_push(hub, trained, tmp_path, monkeypatch):
+    """Snippets, results and the example's image are decoration."""
+    shutil.copytree(trained, tmp_path / "source")
+    (tmp_path / "source" / "README.md").unlink()
+    (tmp_path / "source" / "example.png").unlink()
+    (tmp_path / "source" / "results.json").write_text('{"evaluations": {"a": {"task": "magic", "title": "x"}}}')
+
+    def no_image(path: Path):
+        raise OSError("no space for images")
+
+    monkeypatch.setattr("hf_clip.hub.model_card.draw_example", no_image)
+    said = []
+    push(tmp_path / "source", NAME, say=said.append)
+    assert any("written without results: `task=magic`" in line for line in said)
+    assert any("written without outputs: example.png could not be drawn" in line for line in said)
+    card = ModelCard.load(hub.repositories[NAME] / "README.md")
+    assert "was not evaluated" in card.text and "```python" in card.text and "It prints" not in card.text
+
+
+def test_a_disk_without_room_is_called_so(hub, trained, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hf_clip.hub.push.convert", full)
+    with pytest.raises(PushError, match="temporary has no room for a copy of the model: set TMPDIR"):
+        push(trained, NAME)
 
 
 def test_a_private_push_does_not_land_in_a_public_repository(hub, trained):
     hub.repositories[NAME] = hub.home / NAME
     hub.repositories[NAME].mkdir(parents=True)
-    with pytest.raises(PushError, match="is there and public"):
+    with pytest.raises(PushError, match="exists and is public"):
         push(trained, NAME, private=True)
     assert not list(hub.repositories[NAME].iterdir())
 
@@ -207,7 +295,7 @@ def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, secret, name):
     before = (trained / name).read_bytes() if (trained / name).exists() else None
     (trained / name).write_bytes(b"\x89\xff " + f"data: https://user:{secret}@host/data\n".encode())
     try:
-        with pytest.raises(PushError, match=f"{name} holds a token") as raised:
+        with pytest.raises(PushError, match=f"{name} holds a (token|URL)") as raised:
             push(trained, NAME)
     finally:
         if before is None:
@@ -215,7 +303,7 @@ def test_a_folder_with_a_token_in_it_is_not_sent(hub, trained, secret, name):
         else:
             (trained / name).write_bytes(before)
     assert secret not in str(raised.value) and not hub.requests
-    assert not (trained / ".push").exists()
+    assert not leftovers(trained)
 
 
 @pytest.mark.parametrize("link", ["LICENSE", "plots"])
@@ -228,7 +316,7 @@ def test_links_out_of_the_folder_are_not_followed(hub, trained, tmp_path, link):
     (source / link).symlink_to(tmp_path / "secrets" / ("token" if link == "LICENSE" else ""))
     with pytest.raises(PushError, match=f"{link}.* is a link to .*secrets/token, outside"):
         push(source, NAME)
-    assert not hub.requests and not (source / ".push").exists()
+    assert not hub.requests and not leftovers(source)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +348,7 @@ def squares_on_the_hub(hub, trained, tmp_path, monkeypatch):
     """The arguments of an evaluation of the model as it is on the Hub, which loads from here."""
     push(trained, NAME)
     hub.requests.clear()
-    monkeypatch.setattr(cli, "_load", lambda *_: tiny("vit"))
+    monkeypatch.setattr("hf_clip_cli.tasks.open_model", lambda *_: tiny("vit"))
     data = write_parquet(tmp_path / "squares.parquet", [{**row, "label": row["caption"]} for row in rows(1)])
     return ["eval", "zero-shot", "--model", NAME, "--data", str(data), "--no-cache", "--device", "cpu"]
 
@@ -299,7 +387,7 @@ def test_a_card_is_made_on_the_hub_where_there_is_none(hub, squares_on_the_hub):
     file.unlink()
     assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == 0
     card = check_model_card(file.read_text())
-    assert card.text.startswith("\n# tiny\n\n## Results\n") and "| my squares |" in card.text
+    assert card.text.startswith("\n# tiny\n\n## Evaluation\n") and "| my squares |" in card.text
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def new_figure(width: float, height: float):
 def save(figure, output: str | Path) -> Path:
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, bbox_inches="tight", pad_inches=0.1)
+    # By its text a push knows the images that were drawn here.
+    figure.savefig(output, bbox_inches="tight", pad_inches=0.1, metadata={"Software": "hf_clip"})
     return output
 
 
