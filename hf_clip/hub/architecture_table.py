@@ -22,7 +22,7 @@ def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:
         ("parameters", f"{sum(counts.values()):,} (image {counts['vision']:,}, text {counts['text']:,})"),
     ]
     if logit_scale is not None:
-        rows.append(("factor on the cosines (1 / temperature)", f"{math.exp(logit_scale):.2f}"))
+        rows.append(("logit scale (1 / temperature)", f"{math.exp(logit_scale):.2f}"))
     return rows
 
 

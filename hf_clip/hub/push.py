@@ -69,7 +69,7 @@ def push(
     # Not in the model's folder: weights of many gigabytes would stay there if the process were killed.
     with tempfile.TemporaryDirectory(prefix="hf-clip-push-", ignore_cleanup_errors=True) as temporary:
         prepared = Path(temporary) / repo_id.split("/")[-1]
-        _prepare_with_room(folder, prepared, repo_id, to=to, say=say)
+        _prepare_on_disk(folder, prepared, repo_id, to=to, say=say)
         try:
             return upload(
                 prepared,
@@ -116,14 +116,14 @@ def _check_arguments(folder: Path, repo_id: str, to: str) -> None:
         raise PushArgumentError(f"`to={to}` is not known: use {' or '.join(FORMATS)}.")
 
 
-def _prepare_with_room(folder: Path, prepared: Path, repo_id: str, **options: Any) -> None:
+def _prepare_on_disk(folder: Path, prepared: Path, repo_id: str, **options: Any) -> None:
     try:
         prepare(folder, prepared, repo_id, **options)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise PushError(
-            f"{prepared.parent.parent} has no room for a copy of the model: set TMPDIR to a folder that has."
+            f"{prepared.parent.parent} has too little space for a copy of the model: set TMPDIR to a folder with more."
         ) from None
 
 

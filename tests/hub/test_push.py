@@ -264,7 +264,7 @@ def test_a_disk_without_room_is_called_so(hub, trained, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("hf_clip.hub.push.convert", full)
-    with pytest.raises(PushError, match="temporary has no room for a copy of the model: set TMPDIR"):
+    with pytest.raises(PushError, match="temporary has too little space for a copy of the model: set TMPDIR"):
         push(trained, NAME)
 
 
