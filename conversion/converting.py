@@ -37,14 +37,14 @@ _HALF_IN_OPENAI = re.compile(
 def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **options) -> Verification | None:
     """Writes the model of `source` to `output_dir` in another format.
 
-    The folder appears whole or not at all.
+    The folder appears when it is complete, or not at all.
 
     Args:
         source: whatever `load` takes.
         to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel` or `SiglipModel` with its
             processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai", `model.pt` with a plain state dict in
             OpenAI's names, float16 where theirs is.
-        output_dir: a folder that is empty or not there yet.
+        output_dir: a folder that is empty or does not exist yet, outside of the source.
         verify: run source and result on the same images and texts before the result takes its place.
         options: arguments of `load` about what the source does not say.
 

@@ -1,7 +1,8 @@
-"""What each format can say, and this package's configs in its words.
+"""What each format can express, and this package's configs in its words.
 
-A format's table holds, for each field of a config, the values that it has; fields that are not in the table it holds
-whole, or they change nothing after training. What a model has besides is a lack of the format, and named.
+A table of a format names fields of a config and the values that the format can express. Fields that are not in the
+table it takes with any value, or they change nothing after training. Whatever else a model has, the format
+lacks, and an error names it.
 """
 
 import math
@@ -139,10 +140,10 @@ def pools_at_highest_id(text: HFCLIPTextConfig) -> bool:
 
 def transformers_config(config: HFCLIPConfig) -> CLIPConfig | SiglipConfig:
     """The config of transformers' own model for the same weights. `missing_in_transformers` must be empty."""
-    whole = SiglipConfig if is_siglip(config) else CLIPConfig
+    config_class = SiglipConfig if is_siglip(config) else CLIPConfig
     towers = {}
     for name in ("text_config", "vision_config"):
-        ours, theirs = getattr(config, name).to_dict(), getattr(whole(), name).to_dict()
+        ours, theirs = getattr(config, name).to_dict(), getattr(config_class(), name).to_dict()
         towers[name] = {key: ours[key] for key in theirs if key in ours and key not in ("model_type", "architectures")}
     if is_siglip(config):
         return SiglipConfig(**towers)
@@ -281,8 +282,8 @@ def _open_clip_knobs(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict:
     if config.intermediate_size != 4 * config.hidden_size:
         ratio = config.intermediate_size / config.hidden_size
         # OpenCLIP rounds width * ratio down.
-        whole = int(config.hidden_size * ratio) == config.intermediate_size
-        knobs["mlp_ratio"] = ratio if whole else math.nextafter(ratio, math.inf)
+        is_exact = int(config.hidden_size * ratio) == config.intermediate_size
+        knobs["mlp_ratio"] = ratio if is_exact else math.nextafter(ratio, math.inf)
     if config.layer_scale_init_value is not None:
         knobs["ls_init_value"] = config.layer_scale_init_value
     if config.hidden_act == "gelu_pytorch_tanh":
@@ -306,7 +307,7 @@ def transformers_image_settings(image_processor: HFCLIPImageProcessor) -> tuple[
 def open_clip_preprocess_cfg(image_processor: HFCLIPImageProcessor, config: HFCLIPConfig) -> tuple[dict, list[str]]:
     """OpenCLIP's `preprocess_cfg` of an image processor, and what cannot be said in one.
 
-    There an image is brought to the model's square in one of three ways, and nothing is left out.
+    There an image is brought to the model's square in one of three ways, and nothing is cropped but by the first.
     """
     edge = config.vision_config.image_size
     size = {key: value for key, value in dict(image_processor.size).items() if value}

@@ -57,7 +57,7 @@ def infer_shape(shapes: Shapes) -> InferredShape:
         vision, grid = _infer_resnet(shapes) if "vision_model.stem.conv1.weight" in shapes else _infer_vit(shapes)
     except KeyError as error:
         raise ConversionError(
-            f"the tensor {error} is missing: it is no whole CLIP of a ResNet or vision transformer with a text "
+            f"the tensor {error} is missing: it is not a complete CLIP of a ResNet or vision transformer with a text "
             "transformer, whose shape its tensors tell. Pass `config` (an HFCLIPConfig of its shape)."
         ) from error
     for tower, projection in ((text, "text_projection"), (vision, "visual_projection")):

@@ -125,9 +125,7 @@ def _siglip_trunk(theirs: str = "visual.trunk", ours: str = "vision_model") -> l
         parts = tuple(f"{layer}.self_attn.{name}_proj.{kind}" for name in "qkv")
         rules.append(Rule(f"{block}.attn.qkv.{kind}", parts))
         # torch's attention module holds the three in one, timm's the query apart.
-        rules.append(
-            Rule((f"{pool}.q.{kind}", f"{pool}.kv.{kind}"), f"{head}.attention.in_proj_{kind}", shares=(1, 2))
-        )
+        rules.append(Rule((f"{pool}.q.{kind}", f"{pool}.kv.{kind}"), f"{head}.attention.in_proj_{kind}", parts=(1, 2)))
     return rules
 
 
@@ -209,15 +207,15 @@ def config_from_model_cfg(
         ) from error
 
 
-def _refuse_unknown(place: str, given: dict[str, Any], known: set[str]) -> None:
+def _refuse_unknown(section: str, given: dict[str, Any], known: set[str]) -> None:
     # A key that is off, as it is where configs are written out whole, asks for nothing.
     wrong = [key for key, value in given.items() if key not in known and value not in (None, False, 0, "", "default")]
-    if place == "vision_cfg" and not given.get("attentional_pool"):
+    if section == "vision_cfg" and not given.get("attentional_pool"):
         wrong = [key for key in wrong if not key.startswith("attn_pooler_")]
     if wrong:
         named = ", ".join(f"{key}={given[key]!r}" for key in wrong)
         raise ConversionError(
-            f"OpenCLIP's {place} has {named}, which the models of this package have no counterpart for."
+            f"OpenCLIP's {section} has {named}, which the models of this package have no counterpart for."
         )
 
 
@@ -248,9 +246,9 @@ def _side(name: str, value: Any) -> int:
     return value
 
 
-def _choice(place: str, value: str, choices: dict[str, Any]) -> Any:
+def _choice(section: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
-        raise ConversionError(f"{place}={value!r} has no counterpart here: {', '.join(choices)} have.")
+        raise ConversionError(f"{section}={value!r} has no counterpart here: {', '.join(choices)} have.")
     return choices[value]
 
 

@@ -30,7 +30,7 @@ class Rule:
         transpose: a matrix that the other format stores the other way round.
         has_leading_axis: theirs has an axis of length 1 in front that ours lacks.
         is_scalar: a number, which is stored as () by some and as (1,) by others.
-        shares: of the several names, how many equal parts of the rows each one takes; one each where not given.
+        parts: of the several names, how many equal parts of the rows each one takes; one each where not given.
     """
 
     theirs: str | tuple[str, ...]
@@ -38,7 +38,7 @@ class Rule:
     transpose: bool = False
     has_leading_axis: bool = False
     is_scalar: bool = False
-    shares: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
     why: str = ""
 
     def __post_init__(self):
@@ -72,7 +72,7 @@ def import_tensors(
 
     Raises:
         ConversionError: naming the tensors that no rule claims, those that the model needs and the file lacks, those
-            that the model has no place for, and those of other shapes.
+            that the model does not have, and those of other shapes.
     """
     steps, unclaimed = _match_rules(tensors, rules, is_import=True)
     shapes = _shapes_after(steps, tensors, expected)
@@ -99,11 +99,11 @@ def export_tensors(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -
     """A model's state dict under another format's names. Tensors that need no joining share memory with the model's.
 
     Raises:
-        ConversionError: naming the tensors that the format has no place for.
+        ConversionError: naming the tensors that the format does not take.
     """
     steps, unclaimed = _match_rules(tensors, rules, is_import=False)
     if unclaimed:
-        raise ConversionError(_listing("this format has no place for {} of the model", unclaimed) + ".")
+        raise ConversionError(_listing("this format cannot hold {} of the model", unclaimed) + ".")
     return {
         name: tensor
         for step in steps
@@ -116,7 +116,7 @@ def export_tensors(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -
 def describe_mismatch(unexpected: Sequence[str], missing: Sequence[str], mismatched: Sequence[str]) -> str:
     """One sentence on what does not fit between a file and a model; empty where all does."""
     problems = [
-        _listing("the model has no place for {} of the file", unexpected, near=missing),
+        _listing("the model has no counterpart of {} of the file", unexpected, near=missing),
         _listing("the file lacks {} of the model", missing, near=unexpected),
         _listing("shapes differ in {}", mismatched),
     ]
@@ -209,13 +209,13 @@ def _convert_to_other(step: _Step, tensors: list[torch.Tensor]) -> Sequence[torc
 def _split(step: _Step, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     if len(step.targets) == 1:
         return (tensor,)
-    shares = step.rule.shares or (1,) * len(step.targets)
-    if tensor.ndim == 0 or tensor.shape[0] % sum(shares):
+    parts = step.rule.parts or (1,) * len(step.targets)
+    if tensor.ndim == 0 or tensor.shape[0] % sum(parts):
         raise ConversionError(
-            f"{step.sources[0]} is {tuple(tensor.shape)}: its first axis should divide into {sum(shares)} parts, for "
+            f"{step.sources[0]} is {tuple(tensor.shape)}: its first axis should divide into {sum(parts)} parts, for "
             f"{', '.join(step.targets)}."
         )
-    return tensor.split([tensor.shape[0] // sum(shares) * share for share in shares])
+    return tensor.split([tensor.shape[0] // sum(parts) * part for part in parts])
 
 
 def _shapes_after(steps: Sequence[_Step], tensors: Mapping[str, torch.Tensor], expected: Shapes) -> dict[str, tuple]:

@@ -188,7 +188,7 @@ def verify_conversion(
             logits do by more than that times their scale.
     """
     theirs = None
-    # What was told to `load` its own code does not know.
+    # The arguments of `load` about the source are unknown to the source's own code.
     if not set(options) - {*HUB_OPTIONS, "dtype", "device"}:
         located = locate(source, HubOptions(**{name: options[name] for name in HUB_OPTIONS if name in options}))
         source_format = located.kind if located.kind != "file" else loaded[0].source_format

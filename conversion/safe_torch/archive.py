@@ -36,7 +36,8 @@ class Archive:
     """An open zip file. Names of members are given without the folder that all are in.
 
     Raises:
-        ConversionError: when made, if the file is no whole, plain zip with one folder; when read, see the methods.
+        ConversionError: when made, if the file is not a complete, plain zip with one folder; when read, see the
+            methods.
     """
 
     def __init__(self, stream: BinaryIO, size: int):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_clip import load
+from hf_clip import HFCLIPConfig, HFCLIPForImageClassification, HFCLIPModel, load
 from hf_clip.conversion import ConversionError
 from hf_clip.conversion.confirm import refuse_absurd_counts, refuse_unconfirmed_counts
 from hf_clip.conversion.converting import convert
@@ -89,7 +89,7 @@ CASES = [
 PROGRAM = """
 import json, re, resource, sys, time
 from pathlib import Path
-from hf_clip import load
+from hf_clip import HFCLIPConfig, HFCLIPForImageClassification, HFCLIPModel, load
 
 def kilobytes(kind):
     return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -176,6 +176,30 @@ def test_the_names_and_shapes_of_weights_bound_what_a_config_may_ask(suffix, tmp
             refuse_unconfirmed_counts(settings, outline, file)
     with pytest.raises(ConversionError, match="backbone_config.num_labels=60000"):
         refuse_absurd_counts({"backbone_config": {"id2label": dict.fromkeys(map(str, range(60_000)))}}, file)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_labels": 300_000_000},
+        {"text_config": {"num_labels": 300_000_000}},
+        {"text_config": {"num_hidden_layers": 1_000_000}},
+        {"vision_config": {"num_hidden_layers": 1_000_000}},
+    ],
+    ids=str,
+)
+def test_from_pretrained_makes_no_lists_of_what_no_model_has(fields, tmp_path):
+    """It does not see the weights first."""
+    for part in tiny_clip(TEXTS):
+        part.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    for key, value in fields.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(config))
+    for load_class in (HFCLIPConfig, HFCLIPModel, HFCLIPForImageClassification):
+        with pytest.raises(ValueError, match="more than any model has"):
+            load_class.from_pretrained(tmp_path)
 
 
 def test_a_config_of_many_layers_does_not_make_them(tmp_path):

@@ -15,7 +15,7 @@ RULES = [
     Rule("blocks.*.in", ("layers.*.q", "layers.*.k", "layers.*.v")),
     Rule("proj", "projection.weight", transpose=True),
     Rule("pos", "positions", has_leading_axis=True),
-    Rule(("query", "keys_values"), "joined", shares=(1, 2)),
+    Rule(("query", "keys_values"), "joined", parts=(1, 2)),
     Rule("scale", "scale", is_scalar=True),
     Rule("trunk.**", "backbone.**"),
     Rule("trunk.ids", why="counted"),
@@ -87,13 +87,13 @@ def failing(tensors: dict, expected: dict, rules=RULES) -> str:
 def test_leftovers_on_both_sides_are_counted_named_and_matched():
     tensors = {f"projj{n:02}": torch.ones(1) for n in range(12)}
     message = failing(tensors, {"projection.weight": (1,), "scale": ()})
-    assert "the model has no place for 12 tensors of the file: projj00, projj01" in message
+    assert "the model has no counterpart of 12 tensors of the file: projj00, projj01" in message
     assert "projj10" not in message.partition("nearest")[0] and "projj09 and 2 more" in message
     assert "the file lacks 2 tensors of the model: projection.weight, scale" in message
     layers = {"blocks.0.in": torch.ones(3, 1), "blocks.1.in": torch.ones(3, 1)}
     wanted = {f"layers.0.{name}": (1, 1) for name in "qkv"}
     message = failing(layers, wanted)
-    assert "the model has no place for 3 tensors of the file: layers.1.k, layers.1.q, layers.1.v" in message
+    assert "the model has no counterpart of 3 tensors of the file: layers.1.k, layers.1.q, layers.1.v" in message
     near = failing({"logit_scal": torch.ones(())}, {"logit_scale": ()}, [Rule("logit_scale", "logit_scale")])
     assert "(nearest to the first: logit_scale)" in near
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_split_or_joined_says_so():
     assert "divide into 3 parts" in failing({"blocks.0.in": torch.ones(4, 2)}, {})
     assert "first axis should be of length 1" in failing({"pos": torch.ones(2, 3, 4)}, {"positions": (3, 4)})
     assert "keys_values" in failing({"query": torch.ones(2, 2)}, {"joined": (6, 2)})
-    with pytest.raises(ConversionError, match="this format has no place for 1 tensor of the model: other"):
+    with pytest.raises(ConversionError, match="this format cannot hold 1 tensor of the model: other"):
         export_tensors({"other": torch.ones(1)}, RULES)
 
 
@@ -163,7 +163,7 @@ def test_tables_are_whole_and_bijective(table, kind):
     model = (HFCLIPSiglipModel if config_class is HFCLIPSiglipConfig else HFCLIPModel)(config)
     state = {name: torch.randn(tensor.shape) for name, tensor in model.state_dict().items()}
     if table is openai_rules and kind in ("SigLIP", "layer scale"):
-        with pytest.raises(ConversionError, match="this format has no place for"):
+        with pytest.raises(ConversionError, match="this format cannot hold"):
             export_tensors(state, table(config))
         return
     names = export_tensors(state, table(config))
