@@ -84,12 +84,9 @@ def embed_images(
     Raises:
         TypeError: if `images` is one image instead of several.
         ImageDecodeError: (a ValueError) with the position of an image that cannot be decoded.
-        ValueError: if there is no image, `batch_size` is below 1, rows have no such column, or the model gives NaN or
-            infinity.
+        ValueError: if there is no image, `batch_size` is below 1, rows lack the column, or embeddings are not finite.
     """
-    model = dual_encoder(model)
-    if device is not None:
-        model.to(device)
+    model = _placed(model, device)
     errors: dict[int, ImageDecodeError] = {}
     embeddings, position = [], 0
     for batch, embeddings_BD in image_batches(
@@ -149,9 +146,7 @@ def embed_texts(
             raise TypeError(
                 f"`texts` holds {text!r:.60} at position {position}, which is {type(text).__name__}: pass strings."
             )
-    model = dual_encoder(model)
-    if device is not None:
-        model.to(device)
+    model = _placed(model, device)
     order = sorted(range(len(listed)), key=lambda position: len(listed[position]))
     embeddings = []
     shown = progress_bar(order, len(order), "text", show_progress)
@@ -178,6 +173,13 @@ def dual_encoder(model: Any) -> DualEncoder:
         f"`model` is {type(model).__name__}, which has no encode_image and encode_text: load a dual encoder with "
         "hf_clip.load, or as HFCLIPModel."
     )
+
+
+def _placed(model: Any, device: torch.device | str | None) -> DualEncoder:
+    encoder = dual_encoder(model)
+    if device is not None:
+        encoder.to(device)
+    return encoder
 
 
 # Modules that some thread encodes with: by id, the module, how many do, and whether it was in training mode before.

@@ -69,7 +69,7 @@ def state_key(model: DualEncoder, processor: Processor | None, *towers: Tower) -
 
     Args:
         model: a dual encoder, wrapped or not.
-        processor: its processor; None leaves it out, for embeddings of inputs that are kept elsewhere.
+        processor: its processor; None where embeddings belong to inputs that are made elsewhere.
         towers: "text", "image" or both.
 
     Raises:
