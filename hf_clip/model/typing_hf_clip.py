@@ -25,7 +25,7 @@ class DualEncoder(Protocol):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """The logarithm of what cosines are multiplied by. Models trained with a sigmoid have a `logit_bias` as well."""
+        """The logarithm of the scale of logits. Models trained with a sigmoid have a `logit_bias` as well."""
         ...
 
     def encode_image(self, pixel_values: torch.Tensor, normalize: bool = True) -> torch.Tensor:
