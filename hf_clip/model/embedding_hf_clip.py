@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch.nn import functional as F
@@ -168,7 +168,7 @@ def dual_encoder(model: Any) -> DualEncoder:
     held = model.modules() if isinstance(model, torch.nn.Module) else ()
     for module in (model, *held):
         if hasattr(module, "encode_image") and hasattr(module, "encode_text"):
-            return module
+            return cast(DualEncoder, module)
     raise TypeError(
         f"`model` is {type(model).__name__}, which has no encode_image and encode_text: load a dual encoder with "
         "hf_clip.load, or as HFCLIPModel."
@@ -336,17 +336,18 @@ def open_images(images: Any, image_column: str | None = None) -> Iterable:
     if not isinstance(features, Mapping):
         # A column of a data set, whose `features` are those of the column.
         source, name = getattr(images, "source", None), getattr(images, "column_name", None)
-        if type(features).__name__ == "Image" and hasattr(source, "cast_column"):
+        if type(features).__name__ == "Image" and source is not None and hasattr(source, "cast_column"):
             images = source.cast_column(name, type(features)(decode=False))[name]
         features = {}
+    rows: Any = images
     columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     column = image_column or (columns[0] if columns else None)
     if columns:
         # Undecoded: a stream of datasets ends at its first broken image.
         undecoded = type(features[columns[0]])(decode=False)
         for name in columns:
-            images = images.cast_column(name, undecoded)
-    return _ImageRun(images, column) if isinstance(images, Sized) else _images_of_rows(images, column)
+            rows = rows.cast_column(name, undecoded)
+    return _ImageRun(rows, column) if isinstance(rows, Sized) else _images_of_rows(rows, column)
 
 
 class _ImageRun:

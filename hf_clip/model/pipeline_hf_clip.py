@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from numbers import Real
 from pathlib import Path
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset
@@ -114,9 +114,14 @@ class HFCLIPZeroShotPipeline(Pipeline):
             image = list(image)
         if _is_run(image):
             # Read one after the other: a list of all would hold every image of a data set.
-            found = super().__call__((one for one in open_images(image)), **kwargs)
+            found = cast(Iterable, super().__call__((one for one in open_images(image)), **kwargs))
             return list(found) if isinstance(image, Sized) else found
         return super().__call__(image, **kwargs)
+
+    @property
+    def _processor(self) -> Any:
+        # Never None: the constructor asks for it.
+        return self.processor
 
     def clear_cache(self) -> None:
         """Forgets all label embeddings."""
@@ -125,7 +130,7 @@ class HFCLIPZeroShotPipeline(Pipeline):
     def save_pretrained(self, save_directory, **kwargs):
         """Saves model and processor. With the code, so that `trust_remote_code=True` finds the task too."""
         super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self._processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, **kwargs):
         known = {*_FETCHING, *_CLASSIFYING, "threshold"}
@@ -148,7 +153,7 @@ class HFCLIPZeroShotPipeline(Pipeline):
 
     def preprocess(self, image, **fetching) -> dict[str, torch.Tensor]:
         decoded = decode_image(_fetched(image, fetching))
-        return {"pixel_values": self.processor(images=[decoded], return_tensors="pt")["pixel_values"]}
+        return {"pixel_values": self._processor(images=[decoded], return_tensors="pt")["pixel_values"]}
 
     def _forward(self, model_inputs, candidate_labels=(), top_k=None, multi_label=False, **options) -> dict:
         classifier = self._classifier([_as_text(label) for label in candidate_labels], multi_label, **options)
@@ -181,14 +186,14 @@ class HFCLIPZeroShotPipeline(Pipeline):
             rejection = REJECTION
         templates = [hypothesis_template] if templates is None else templates
         key = (*map(_frozen, (labels, templates, rejection)), repr(sorted((tokenizer_kwargs or {}).items())))
-        state = LiveState(self.model, self.processor, "text")
+        state = LiveState(self.model, self._processor, "text")
         with self._lock:
             kept_state, classifier = self._cache.get(key, (None, None))
             # Its state may be equal and its model another wrapper of it, or one that wraps it no more.
             if classifier is None or kept_state != state or classifier.model is not dual_encoder(self.model):
                 classifier = ZeroShotClassifier(
                     self.model,
-                    self.processor,
+                    self._processor,
                     labels,
                     templates,
                     rejection=rejection,
@@ -203,9 +208,8 @@ class HFCLIPZeroShotPipeline(Pipeline):
 
 # Of `save_pretrained`, which writes the task into config.json. Under a name of its own: under the stock one the
 # stock pipeline would ask for trust in this code.
-HFCLIPZeroShotPipeline._registered_impl = {
-    TASK: {"impl": HFCLIPZeroShotPipeline, "pt": (AutoModelForZeroShotImageClassification,), "type": "multimodal"}
-}
+_IMPL = {"impl": HFCLIPZeroShotPipeline, "pt": (AutoModelForZeroShotImageClassification,), "type": "multimodal"}
+setattr(HFCLIPZeroShotPipeline, "_registered_impl", {TASK: _IMPL})  # noqa: B010
 
 
 def _fetched(image, fetching: dict):
@@ -236,7 +240,7 @@ def _is_run(image) -> bool:
     return isinstance(image, Iterable) and not hasattr(image, "ndim")
 
 
-def _as_text(label):
+def _as_text(label: Any) -> Any:
     """A label in words: numbers too, as the stock pipeline takes them. The classifier refuses anything else."""
     if isinstance(label, list | tuple):
         return [_as_text(name) for name in label]

@@ -310,11 +310,11 @@ def _without_ignored(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _processor_fields(processor: Processor, tower: Tower) -> dict[str, Any]:
     if tower == "image":
-        image_processor = getattr(processor, "image_processor", processor)
+        image_processor: Any = getattr(processor, "image_processor", processor)
         fields = image_processor.to_dict() if hasattr(image_processor, "to_dict") else _own_fields(image_processor)
         return {"class": type(image_processor).__name__, **_without_ignored(fields)}
-    tokenizer = getattr(processor, "tokenizer", processor)
-    fields = {"classes": [type(processor).__name__, type(tokenizer).__name__]}
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    fields: dict[str, Any] = {"classes": [type(processor).__name__, type(tokenizer).__name__]}
     fields |= {"processor": _own_fields(processor), "tokenizer": _own_fields(tokenizer)}
     fields["ids"] = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
     backend = getattr(tokenizer, "backend_tokenizer", None)

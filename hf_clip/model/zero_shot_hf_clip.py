@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -287,27 +287,27 @@ class ZeroShotClassifier:
         kept = total if top_k is None else min(top_k, total)
         tile = TILE if kept < TILE else total
         tiles = list(zip(range(0, len(self.labels), tile), self.class_embeddings.split(tile), strict=True))
-        if total > len(self.labels):
+        if self.rejection_embedding is not None and not multi_label:
             tiles.append((len(self.labels), self.rejection_embedding))
-        best_BK = indices_BK = normalizer_B1 = None
+        best_BK = self.class_embeddings.new_empty(len(image_embeds), 0)
+        indices_BK = torch.empty_like(best_BK, dtype=torch.long)
+        normalizer_B1 = best_BK.new_full((len(image_embeds), 1), -math.inf)
         with torch.inference_mode():
             for start, class_embeddings_TD in tiles:
                 logits_BT = self._logits(image_embeds, class_embeddings_TD) / self.temperature
                 indices_BT = torch.arange(start, start + logits_BT.shape[1], device=logits_BT.device)
                 indices_BT = indices_BT.expand_as(logits_BT)
                 if is_softmax:
-                    of_tile_B1 = logits_BT.logsumexp(-1, keepdim=True)
-                    normalizer_B1 = of_tile_B1 if start == 0 else torch.logaddexp(normalizer_B1, of_tile_B1)
-                if best_BK is not None:
-                    logits_BT = torch.cat([best_BK, logits_BT], dim=-1)
-                    indices_BT = torch.cat([indices_BK, indices_BT], dim=-1)
+                    normalizer_B1 = torch.logaddexp(normalizer_B1, logits_BT.logsumexp(-1, keepdim=True))
+                logits_BT = torch.cat([best_BK, logits_BT], dim=-1)
+                indices_BT = torch.cat([indices_BK, indices_BT], dim=-1)
                 # topk does not say which of two equal logits comes first; a stable sort does.
                 best_BK, places_BK = logits_BT.sort(dim=-1, descending=True, stable=True)
                 best_BK, places_BK = best_BK[:, :kept], places_BK[:, :kept]
                 indices_BK = indices_BT.gather(-1, places_BK)
             if is_softmax:
                 return (best_BK - normalizer_B1).exp(), indices_BK
-            if not self.has_sigmoid:
+            if self.rejection_embedding is not None and not self.has_sigmoid:
                 best_BK = best_BK - self._logits(image_embeds, self.rejection_embedding) / self.temperature
             return best_BK.sigmoid(), indices_BK
 
@@ -348,7 +348,8 @@ class ZeroShotClassifier:
             ValueError: if `top_k` or `batch_size` is below 1, if `multi_label` needs a rejection class, if rows have
                 no such column, or if the model gives NaN or infinity.
         """
-        return list(self.stream(images, batch_size, top_k, **options))
+        # With `return_errors` there are errors among them.
+        return cast(list[list[dict]], list(self.stream(images, batch_size, top_k, **options)))
 
     def stream(
         self,
