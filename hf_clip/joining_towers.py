@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,20 @@ from .model.modeling_hf_clip import IMAGE_TOWERS, TEXT_TOWERS, HFCLIPModel
 from .model.modeling_timm_hf_clip import make_trunk
 from .model.modeling_transformers_towers_hf_clip import backbone_options, encoder_of
 from .model.processing_hf_clip import HFCLIPProcessor
-from .model.tokenization_hf_clip import HFCLIPTokenizer
+from .model.tokenization_hf_clip import HFCLIPTokenizer, set_text_options
 
-# Of a backbone's config: what was true of its weights' file, or of a classifier on top.
+# Fields of a backbone's config that describe the file of its weights, or a classifier on top.
 NOT_THE_BACKBONES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
 SHOWN_SIZES = ("vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A tower to be: the fields of its config, its half of the processor, and what fills it with its weights.
-
-    `text_options` are the processor's own, about texts.
-    """
+    """A tower that is to be made: the fields of its config, its half of the processor, and what loads its weights."""
 
     fields: dict[str, Any]
     preprocessor: Any
-    fill: Callable[[PreTrainedModel], None] | None = None
-    text_options: dict[str, Any] = field(default_factory=dict)
+    fill: Callable[[Any], object] | None = None
 
 
 def join_towers(
@@ -49,21 +45,25 @@ def join_towers(
 
         model, processor = join_towers("facebook/dinov2-small", "FacebookAI/xlm-roberta-base")
 
-    A tower is a folder or a repository's id with any vision or text model of transformers or a model of this package
-    (of one with both towers, the one in question is taken); the name of an architecture (`list_architectures()`), with
-    random weights; or, for images, "timm/" and timm's name of a trunk. Each comes with its own image processor or
-    tokenizer. The model is saved whole, and loads by `from_pretrained` alone.
+    A tower comes with its own image processor or tokenizer. The model is saved with both towers, and loads by
+    `from_pretrained` alone.
 
     Args:
+        vision_tower, text_tower: a folder or a repository's id of any vision or text model of transformers, or of a
+            model of this package (one tower is taken from a model with two); the name of an architecture
+            (`list_architectures()`), with random weights; or, for images, "timm/" and timm's name of a trunk.
         projection_dim: dimensions of the shared space.
         use_pretrained_weights: False leaves all weights random, and reads none.
-        vision_config, text_config: fields of `HFCLIPVisionConfig` and `HFCLIPTextConfig` that replace those found.
-            Towers of transformers start with `pooling` "class" and "mean", trunks of timm with "pooler", their own;
-            `projection_type` may be "mlp" for texts, and `max_position_embeddings` shorten them.
+        vision_config, text_config: fields of `HFCLIPVisionConfig` and `HFCLIPTextConfig` that replace those of the
+            towers. The default `pooling` is "class" and "mean" for towers of transformers, and "pooler", their own,
+            for trunks of timm.
+
+    Returns:
+        The model, whose projections are random, and its processor.
 
     Raises:
         ValueError: for a tower that is none of these; for a pooling that it does not have; where its files lack
-            weights that it needs; for the text tower of an architecture whose tokenizer the package does not bring.
+            weights that it needs; for the text tower of an architecture whose tokenizer is not bundled.
         ImportError: for a trunk of timm without timm.
     """
     images, texts = _vision_part(str(vision_tower)), _text_part(str(text_tower))
@@ -78,7 +78,7 @@ def join_towers(
             if part.fill is not None:
                 part.fill(tower)
     texts.preprocessor.model_max_length = config.text_config.max_position_embeddings
-    return model, HFCLIPProcessor(images.preprocessor, texts.preprocessor, **texts.text_options)
+    return model, HFCLIPProcessor(images.preprocessor, texts.preprocessor)
 
 
 def _find(source: str) -> dict[str, Any] | PreTrainedConfig:
@@ -92,7 +92,7 @@ def _find(source: str) -> dict[str, Any] | PreTrainedConfig:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
-            f"{source!r} is no folder of a model, none that the Hub gives, and no architecture: {not_known}"
+            f"{source!r} is no folder of a model, no model that the Hub gives, and no architecture: {not_known}"
             if not Path(source).is_dir()
             else f"{source!r} is no folder of a model: {error}"
         ) from error
@@ -120,14 +120,14 @@ def _text_part(source: str) -> _Part:
     if isinstance(found, dict):
         if found["tokenizer"]["name"] != "clip":
             raise ValueError(
-                f"{source!r} takes texts by the tokenizer {found['tokenizer']['name']!r}, which does not come with "
-                "the package: name a folder with its weights and tokenizer."
+                f"`text_tower={source}` takes texts by the tokenizer {found['tokenizer']['name']!r}, which is not "
+                "bundled: name a folder with its weights and tokenizer."
             )
         return _Part(HFCLIPConfig.from_architecture(source).text_config.to_dict(), HFCLIPTokenizer())
     if isinstance(found, HFCLIPConfig):
-        saved, kind = HFCLIPProcessor.from_pretrained(source), TEXT_TOWERS[found.text_config.tower]
-        options = {key: getattr(saved, key) for key in ("text_padding", "text_cleaning", "returns_text_mask")}
-        return _Part(found.text_config.to_dict(), saved.tokenizer, _same_tower(kind, source), options)
+        # With the padding, cleaning and mask of its processor.
+        tokenizer, kind = HFCLIPProcessor.from_pretrained(source).tokenizer, TEXT_TOWERS[found.text_config.tower]
+        return _Part(found.text_config.to_dict(), tokenizer, _same_tower(kind, source))
     shape = getattr(found, "text_config", found)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.padding_side = "right"
@@ -142,37 +142,38 @@ def _text_part(source: str) -> _Part:
         "bos_token_id": tokenizer.bos_token_id,
         **({} if end is None else {"eos_token_id": end}),
     }
-    return _Part(fields, tokenizer, _backbone_of(source), {"returns_text_mask": True})
+    set_text_options(tokenizer, returns_text_mask=True)
+    return _Part(fields, tokenizer, _backbone_of(source))
 
 
 def _fields_of(shape: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a tower's config that holds transformers' model of this shape."""
     backbone = {key: value for key, value in shape.to_dict().items() if key not in NOT_THE_BACKBONES}
     if "use_mask_token" in backbone:
-        # It stands for patches hidden in pre-training; here it would be a parameter that never gets a gradient.
+        # It replaces patches hidden in pre-training; here it would be a parameter that never gets a gradient.
         backbone["use_mask_token"] = False
     sizes = {key: value for key in SHOWN_SIZES if isinstance(value := getattr(shape, key, None), int)}
     width = getattr(shape, "hidden_size", None) or shape.hidden_sizes[-1]
     return {"tower": "transformers", "backbone_config": backbone, "hidden_size": width, **sizes}
 
 
-def _backbone_of(source: str) -> Callable[[PreTrainedModel], None]:
-    def fill(tower: PreTrainedModel) -> None:
+def _backbone_of(source: str) -> Callable[[Any], object]:
+    def fill(tower: Any) -> None:
         options = {"config": copy.deepcopy(tower.config.backbone_config), **backbone_options(tower.config)}
         pretrained, info = AutoModel.from_pretrained(
             source, output_loading_info=True, trust_remote_code=False, **options
         )
         if info["missing_keys"]:
             raise ValueError(
-                f"{source!r} has no weights for {', '.join(sorted(info['missing_keys']))}: pool elsewhere "
-                "(pooling='pooler' needs a pooling layer), or set use_pretrained_weights=False."
+                f"{source!r} has no weights for {', '.join(sorted(info['missing_keys']))}: set another pooling "
+                "(`pooling='pooler'` needs a pooling layer), or `use_pretrained_weights=False`."
             )
         tower.backbone.load_state_dict(encoder_of(pretrained).state_dict())
 
     return fill
 
 
-def _same_tower(kind: type[PreTrainedModel], source: str) -> Callable[[PreTrainedModel], None]:
+def _same_tower(kind: type[PreTrainedModel], source: str) -> Callable[[Any], object]:
     return lambda tower: tower.load_state_dict(kind.from_pretrained(source).state_dict())
 
 
@@ -180,21 +181,21 @@ def _timm_part(name: str) -> _Part:
     config = HFCLIPVisionConfig(tower="timm", backbone=name, pooling="pooler")
     with torch.device("meta"):
         trunk = make_trunk(config)
-    asks = trunk.pretrained_cfg
-    side = asks["input_size"][-1]
-    is_squashed = asks.get("crop_mode") == "squash"
+    wanted = trunk.pretrained_cfg
+    side = wanted["input_size"][-1]
+    is_squashed = wanted.get("crop_mode") == "squash"
     image_processor = _image_processor(
         side,
-        mean=asks["mean"],
-        std=asks["std"],
-        interpolation=asks["interpolation"],
+        mean=wanted["mean"],
+        std=wanted["std"],
+        interpolation=wanted["interpolation"],
         resize_mode="squash" if is_squashed else "shortest",
-        resized_side=int(side / asks["crop_pct"]),
+        resized_side=int(side / wanted["crop_pct"]),
     )
     width = getattr(trunk, "head_hidden_size", trunk.num_features)
     fields = {"tower": "timm", "backbone": name, "hidden_size": width, "pooling": "pooler", "image_size": side}
 
-    def fill(tower: PreTrainedModel) -> None:
+    def fill(tower: Any) -> None:
         tower.trunk.load_state_dict(make_trunk(tower.config, pretrained=True).state_dict())
 
     return _Part(fields, image_processor, fill)
@@ -215,7 +216,7 @@ def _image_processor(
 
 
 def _side(image_processor) -> int:
-    """Pixels of a side of what the image processor gives."""
+    """Pixels of one side of the images that the image processor gives."""
     is_cropped = getattr(image_processor, "do_center_crop", False)
     size = image_processor.crop_size if is_cropped else image_processor.size
     return size.height or size.shortest_edge

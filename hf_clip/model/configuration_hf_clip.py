@@ -60,9 +60,9 @@ _SIGLIP_DEFAULTS = {
 
 def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
     """A `config.json` of transformers' CLIP or SigLIP, as if it had been written by this package; ours as it is."""
-    kind = config_dict.get("model_type")
+    kind: Any = config_dict.get("model_type")
     if kind is not None and kind not in (*_READ_AS, *_OURS):
-        raise ValueError(f"model_type={kind!r} cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
+        raise ValueError(f"`model_type={kind!r}` cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
     ours = {**_SIGLIP_DEFAULTS.get(kind, {}), **config_dict}
     for key in ("text_config", "vision_config"):
         # Files of 2022 hold a tower's full shape in `..._config_dict` and at times null in `..._config`.
@@ -78,7 +78,7 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
         ours["projection_size"] = ours.get("projection_size") or ours["hidden_size"]
     elif kind == "siglip_vision_model" and not ours.pop("vision_use_head", True):
         raise ValueError(
-            "vision_use_head=False leaves the SigLIP image tower without a pooled embedding: use another."
+            "`vision_use_head=False` leaves the SigLIP image tower without a pooled embedding: use another."
         )
     if kind in ("clip_vision_model", "siglip_vision_model"):
         defaults = {"image_size": 224, "patch_size": 32} | ours
@@ -134,6 +134,7 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
             self.__dict__.pop("custom_pipelines", None)
 
     def __post_init__(self, **kwargs):
+        _require_plausible({**vars(self), **kwargs})
         if not IS_REMOTE:
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
@@ -162,26 +163,69 @@ def _refuse_absurd_counts(config: PreTrainedConfig, kwargs: dict[str, Any]) -> N
 
 _SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")
 
+# The most that a config may say, ten times or more beyond any published model: what is made by these counts (labels by
+# name, layers) takes memory and time before any weights could confirm them.
+LIMITS = {
+    "num_labels": 2**18,
+    "num_classes": 2**18,
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "embed_dim": 2**16,
+    "projection_dim": 2**16,
+    "projection_size": 2**16,
+    "intermediate_size": 2**19,
+    "num_hidden_layers": 1000,
+    "num_layers": 1000,
+    "depth": 1000,
+    "depths": 1000,
+    "stage_depths": 1000,
+    "stage_widths": 2**16,
+    "stem_width": 2**14,
+    "num_attention_heads": 2**12,
+    "num_heads": 2**12,
+    "num_channels": 2**10,
+    "in_chans": 2**10,
+    "max_position_embeddings": 2**20,
+    "image_size": 2**14,
+    "img_size": 2**14,
+    "patch_size": 2**12,
+    "pool_grid": 2**10,
+}
+
+
+def _require_plausible(fields: dict[str, Any]) -> None:
+    """Raises ValueError for counts beyond LIMITS, at any depth, and for numbers that are not finite."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and name not in ("id2label", "label2id"):
+            _require_plausible({str(key): one for key, one in value.items()})
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"`{name}={value}` must be finite.")
+            if isinstance(number, int | float) and number > LIMITS.get(name, math.inf):
+                raise ValueError(f"`{name}={value}` is beyond any model: at most {LIMITS[name]} is taken.")
+
 
 def _require_sizes(config: PreTrainedConfig) -> None:
     for field in _SIZES:
         if (value := getattr(config, field, 1)) < 1:
-            raise ValueError(f"{field}={value} must be 1 or more.")
+            raise ValueError(f"`{field}={value}` must be 1 or more.")
     if not 0 <= (epsilon := getattr(config, "layer_norm_eps", 1e-5)) < 1:
-        raise ValueError(f"layer_norm_eps={epsilon} must be a small number, such as 1e-5.")
+        raise ValueError(f"`layer_norm_eps={epsilon}` must be a small number, such as 1e-5.")
+    if not 0 <= (dropout := getattr(config, "attention_dropout", 0.0)) < 1:
+        raise ValueError(f"`attention_dropout={dropout}` must be 0 or more, and below 1.")
 
 
 def _require_whole_heads(config: PreTrainedConfig) -> None:
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
-            f"hidden_size={config.hidden_size} cannot be divided into num_attention_heads="
-            f"{config.num_attention_heads} heads: make it a multiple of the number of heads."
+            f"`hidden_size={config.hidden_size}` cannot be divided into "
+            f"`num_attention_heads={config.num_attention_heads}`: make it a multiple of the number of heads."
         )
 
 
 def _require_choice(config: PreTrainedConfig, field: str, choices: tuple[str, ...]) -> None:
     if (value := getattr(config, field)) not in choices:
-        raise ValueError(f"{field}={value!r} is not known: use one of {', '.join(map(repr, choices))}.")
+        raise ValueError(f"`{field}={value!r}` is not known: use one of {', '.join(map(repr, choices))}.")
 
 
 def _require_choices_of_both_towers(config: PreTrainedConfig) -> None:
@@ -189,18 +233,18 @@ def _require_choices_of_both_towers(config: PreTrainedConfig) -> None:
     _require_choice(config, "projection_type", ("linear", "mlp", "none"))
     if config.projection_bias and config.projection_type == "none":
         raise ValueError(
-            "projection_bias=True has no projection to stand in, as projection_type='none': change either."
+            "`projection_bias=True` has no projection to stand in, as `projection_type='none'`: change either."
         )
 
 
 def _backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """The config of a model of transformers from its fields, `model_type` among them."""
-    kind = fields.get("model_type")
+    kind: Any = fields.get("model_type")
     if kind not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), CONFIG_MAPPING, n=3, cutoff=0.3)
         raise ValueError(
-            f"backbone_config has model_type={kind!r}, which transformers does not know: set it to that of the model "
-            f"in the tower. Nearest: {', '.join(near) or 'none'}."
+            f"`backbone_config` has `model_type={kind!r}`, which transformers does not know: set it to that of the "
+            f"model in the tower. Nearest: {', '.join(near) or 'none'}."
         )
     return CONFIG_MAPPING[kind].from_dict(fields)
 
@@ -208,8 +252,8 @@ def _backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
 def _require_backbone_config(config: PreTrainedConfig) -> None:
     if config.backbone_config is None:
         raise ValueError(
-            "tower='transformers' needs the config of the model that it holds, and backbone_config=None: set it to "
-            "that model's config, or to a dictionary of its fields with its model_type."
+            "`tower='transformers'` needs the config of the model that it holds, and `backbone_config=None`: set it "
+            "to that model's config, or to a dictionary of its fields with its `model_type`."
         )
 
 
@@ -223,8 +267,8 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     "last" at the first and last position, "mean" over all tokens up to the first end token. With `is_causal=False`
     tokens see those behind them, padding too unless a mask is given. In a tower of transformers padding never counts,
     "eos" is at the first `eos_token_id` whatever it is, and "pooler" is what the model itself pools.
-    `layer_scale_init_value` puts a learned factor a channel on what each half of a layer adds. `projection_size` is
-    the width of SigLIP's linear head, which stands within the tower; None leaves it out. `projection_type` is what
+    `layer_scale_init_value` gives what each half of a layer adds a learned factor for each channel. `projection_size`
+    is the width of SigLIP's linear head, which is part of the tower; None: there is none. `projection_type` is what
     leads from there to the shared space: "linear", "mlp" (two linear maps with a GELU between them) or "none".
     `max_position_embeddings` counts tokens, the start and end token included. Raises ValueError where heads do not
     divide the width, and for unknown choices.
@@ -288,15 +332,15 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
       `has_pre_norm` puts a layer norm before the layers. `pooling` is "class" (the class token), "average" (of the
       patches) or "attention" (SigLIP's head, a learned query and an MLP); `norm_before_pooling` says on which side of
       it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value` each half of a
-      layer a learned factor a channel. `patch_dropout` is the share of patches left out in training (Li et al. 2022).
-      Where patches do not fill `image_size`, `crops_remainder` leaves out the pixels at the right and bottom.
+      layer a learned factor for each channel. `patch_dropout` is the fraction of patches dropped in training (Li et
+      al. 2022). Where patches do not fill `image_size`, `crops_remainder` crops the pixels at the right and bottom.
     - "resnet", the paper's ResNet: four stages of `stage_depths` layers, the first of `stem_width` channels, and
       attention pooling with `num_attention_heads`; `hidden_size` is `32 * stem_width`. The output projection of its
       attention pooling is the model's projection, with `projection_bias=True`.
     - "convnet" (a plain stack of 3 x 3 convolutions, for small images and small budgets). A convnet's stem has
       `stem_width` channels and halves the sides, and so does each stage; `stage_widths` are the stages' channels and
       `stage_depths` their convolutions. Norms take `norm_group_size` channels together. The last map is averaged to
-      `pool_grid` x `pool_grid` places, which keeps roughly where things are. `hidden_size` is the last stage's width.
+      `pool_grid` x `pool_grid` cells, which keeps roughly where things are. `hidden_size` is the last stage's width.
     - "transformers", a vision model of that library, whose own config is `backbone_config`; "timm", the trunk that
       timm calls `backbone`, made with `backbone_kwargs`. `hidden_size` is the width of the embedding that they give,
       `pooling` one of the above or "pooler", what the model itself pools. Where `backbone_kwargs` have `num_classes`,
@@ -376,32 +420,38 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         _require_choice(self, "pooling", ("class", "average", "attention"))
         if self.pooling == "class" and not self.has_class_token:
             raise ValueError(
-                "pooling='class' takes the class token, and has_class_token=False: pool by 'average' or 'attention'."
+                "`pooling='class'` takes the class token, and `has_class_token=False`: pool by 'average' or "
+                "'attention'."
             )
         if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout} is a share of the patches: set it in 0 <= p < 1.")
+            raise ValueError(
+                f"`patch_dropout={self.patch_dropout}` is a fraction of the patches: set it in 0 <= p < 1."
+            )
         if self.image_size < self.patch_size or self.image_size % self.patch_size and not self.crops_remainder:
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: "
-                f"set image_size={max(self.image_size // self.patch_size, 1) * self.patch_size}, or change patch_size."
+                f"`image_size={self.image_size}` is not a multiple of `patch_size={self.patch_size}`: "
+                f"set `image_size={max(self.image_size // self.patch_size, 1) * self.patch_size}`, or change "
+                "`patch_size`."
             )
 
     def _validate_resnet(self):
         depths = self.stage_depths or []
         if len(depths) != 4 or min(depths) < 1:
-            raise ValueError(f"stage_depths={self.stage_depths}: a ResNet has four stages of 1 or more layers each.")
+            raise ValueError(f"`stage_depths={self.stage_depths}`: a ResNet has four stages of 1 or more layers each.")
         if self.stem_width is None or self.stem_width < 2 or self.stem_width % 2:
-            raise ValueError(f"stem_width={self.stem_width} must be an even number: the stem begins with half of it.")
+            raise ValueError(
+                f"`stem_width={self.stem_width}` must be an even number: the stem begins with half of it."
+            )
         if self.hidden_size != 32 * self.stem_width:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not what four stages make of stem_width={self.stem_width}: "
-                f"set hidden_size={32 * self.stem_width}."
+                f"`hidden_size={self.hidden_size}` is not what four stages make of `stem_width={self.stem_width}`: "
+                f"set `hidden_size={32 * self.stem_width}`."
             )
         _require_whole_heads(self)
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of 32, the ResNet's stride: "
-                f"set image_size={max(self.image_size // 32, 1) * 32}."
+                f"`image_size={self.image_size}` is not a multiple of 32, the ResNet's stride: "
+                f"set `image_size={max(self.image_size // 32, 1) * 32}`."
             )
 
     def _validate_transformers(self):
@@ -411,34 +461,35 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     def _validate_timm(self):
         _require_choice(self, "pooling", ("class", "average", "attention", "pooler"))
         if not self.backbone:
-            raise ValueError(f"backbone={self.backbone!r}: set it to timm's name of the trunk for tower='timm'.")
+            raise ValueError(f"`backbone={self.backbone!r}`: set it to timm's name of the trunk for `tower='timm'`.")
 
     def _validate_convnet(self):
         widths, depths = self.stage_widths or [], self.stage_depths or []
         if not widths or len(widths) != len(depths):
             raise ValueError(
-                f"stage_widths={self.stage_widths} and stage_depths={self.stage_depths} must be lists of one length, "
-                "with a width (channels) and a depth (convolutions) for each stage of the convnet."
+                f"`stage_widths={self.stage_widths}` and `stage_depths={self.stage_depths}` must be lists of one "
+                "length, with a width (channels) and a depth (convolutions) for each stage of the convnet."
             )
         if self.stem_width is None or min(self.stem_width, self.pool_grid, self.norm_group_size, *widths, *depths) < 1:
             raise ValueError(
-                f"stem_width={self.stem_width}, stage_widths={widths}, stage_depths={depths}, "
-                f"pool_grid={self.pool_grid} and norm_group_size={self.norm_group_size} must all be 1 or more."
+                f"`stem_width={self.stem_width}`, `stage_widths={widths}`, `stage_depths={depths}`, "
+                f"`pool_grid={self.pool_grid}` and `norm_group_size={self.norm_group_size}` must all be 1 or more."
             )
         if any(width % self.norm_group_size for width in widths):
             raise ValueError(
-                f"stage_widths={widths} must be multiples of norm_group_size={self.norm_group_size}: change either."
+                f"`stage_widths={widths}` must be multiples of `norm_group_size={self.norm_group_size}`: change "
+                "either."
             )
         if self.hidden_size != widths[-1]:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not the last stage's width: set hidden_size={widths[-1]}."
+                f"`hidden_size={self.hidden_size}` is not the last stage's width: set `hidden_size={widths[-1]}`."
             )
         stride = self.stride
         if self.image_size % stride or self.image_size < stride * self.pool_grid:
             raise ValueError(
-                f"image_size={self.image_size} is less than pool_grid={self.pool_grid} times {stride}, or not a "
-                f"multiple of {stride}, the convnet's stride with {len(widths)} stages: set image_size="
-                f"{max(self.image_size // stride, self.pool_grid) * stride}, or change the stages."
+                f"`image_size={self.image_size}` is less than `pool_grid={self.pool_grid}` times {stride}, or not a "
+                f"multiple of {stride}, the convnet's stride with {len(widths)} stages: set "
+                f"`image_size={max(self.image_size // stride, self.pool_grid) * stride}`, or change the stages."
             )
 
 
@@ -446,11 +497,11 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """A dual encoder: a text tower and an image tower, each projected into one space of `projection_dim`.
 
-    `logit_scale_init_value` is the logarithm of the factor on the cosines; the paper starts at ln(1 / 0.07).
+    `logit_scale_init_value` is the logarithm of the initial logit scale; the paper starts at ln(1 / 0.07).
     A `config.json` of transformers' `CLIPModel` is read as if it were this package's own, and one of `SiglipModel`
     (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers' `projection_dim` follow the
     dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the model is evaluated and
-    classifies with unless told otherwise; None means "a photo of a {}." Raises ValueError where a tower without
+    classifies with by default; None means "a photo of a {}." Raises ValueError where a tower without
     projection is of another width, for a template without its `{}`, and for a `config.json` of other models.
     """
 
@@ -494,21 +545,22 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
             tower = getattr(self, key)
             if tower.projection_type == "none" and tower.pooled_size != self.projection_dim:
                 raise ValueError(
-                    f"{key} has no projection and gives embeddings of {tower.pooled_size} dimensions, where "
-                    f"projection_dim={self.projection_dim}: set projection_dim={tower.pooled_size}, or "
-                    "projection_type='linear'."
+                    f"`{key}` has no projection and gives embeddings of {tower.pooled_size} dimensions, where "
+                    f"`projection_dim={self.projection_dim}`: set `projection_dim={tower.pooled_size}`, or "
+                    "`projection_type='linear'`."
                 )
         if self.zero_shot_templates == []:
-            raise ValueError("zero_shot_templates=[] is empty: give at least one template, or None for the default.")
+            raise ValueError("`zero_shot_templates=[]` is empty: give at least one template, or None for the default.")
         for template in self.zero_shot_templates or ():
             if "{}" not in template:
                 raise ValueError(
-                    f"zero_shot_templates holds {template!r}, which has no '{{}}': put '{{}}' where the label belongs."
+                    f"`zero_shot_templates` holds {template!r}, which has no '{{}}': put '{{}}' where the label "
+                    "belongs."
                 )
         is_sigmoid = self.model_type == "hf_clip_siglip"
         if is_sigmoid != (self.logit_bias_init_value is not None):
             raise ValueError(
-                f"logit_bias_init_value={self.logit_bias_init_value} in a config of type {self.model_type}: models "
+                f"`logit_bias_init_value={self.logit_bias_init_value}` in a config of type {self.model_type}: models "
                 "trained with a sigmoid have a bias, and their config is HFCLIPSiglipConfig."
             )
 
@@ -524,7 +576,7 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
             return cls
         kinds = {"hf_clip": HFCLIPConfig, "hf_clip_siglip": HFCLIPSiglipConfig}
         if not issubclass(kinds.get(model_type, object), cls):
-            raise ValueError(f"model_type={model_type!r} is no {cls.__name__}: it is of another kind of model.")
+            raise ValueError(f"`model_type={model_type!r}` is no {cls.__name__}: it is of another kind of model.")
         return kinds[model_type]
 
     @classmethod
@@ -569,7 +621,7 @@ def find_architecture(name: str) -> dict[str, Any]:
     case of letters do not matter, except where only case tells two architectures apart (`ViT-g-14`, `ViT-G-14`).
 
     Raises ValueError for a name that is unknown or fits several architectures, listing the nearest, and where the
-    architectures are not at hand (a copy of this file that came with a model from the Hub).
+    architectures are not installed (a copy of this file that came with a model from the Hub).
     """
     architectures = read_architectures()
     if not architectures:
@@ -598,7 +650,7 @@ def _small_letters(name: str) -> str:
 
 
 def read_architectures() -> dict[str, dict[str, Any]]:
-    """All published architectures by name, sorted; empty where they are not at hand."""
+    """All published architectures by name, sorted; empty where they are not installed."""
     files = [json.loads(file.read_text(encoding="utf-8")) for file in _ARCHITECTURES.glob("*.json")]
     return {one["name"]: one for one in sorted(files, key=lambda one: _by_number(_small_letters(one["name"])))}
 
@@ -609,5 +661,5 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 def list_architectures() -> list[str]:
-    """Names that `HFCLIPConfig.from_architecture` knows, sorted; empty where the architectures are not at hand."""
+    """Names that `HFCLIPConfig.from_architecture` knows, sorted; empty where they are not installed."""
     return list(read_architectures())

@@ -7,14 +7,17 @@ squashing the image, and fitting its longer edge and filling the rest with a col
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.processing_utils import ImagesKwargs
 
+from .arguments_hf_clip import refuse_unknown_arguments
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .remote_code_hf_clip import SavedWithCode
 
@@ -24,6 +27,8 @@ MAX_RESIZED_PIXELS = 2**26
 # A JPEG decoded at a fraction of its size is still so many times larger than what it is resized to: closer to it,
 # what the coarser decoding blurs would show.
 JPEG_REDUCTION_MARGIN = 1.5
+# Of a normalization. Beyond it, float32 would overflow.
+LARGEST_NUMBER = 1e30
 
 
 def resized_size(width: int, height: int, size) -> tuple[int, int]:
@@ -37,13 +42,13 @@ def resized_size(width: int, height: int, size) -> tuple[int, int]:
     if size.height and size.width:
         return size.width, size.height
     if bool(size.shortest_edge) == bool(size.longest_edge):
-        raise ValueError(f"size={dict(size)}: set 'shortest_edge', or 'longest_edge', or 'height' and 'width'.")
+        raise ValueError(f"`size={dict(size)}`: set 'shortest_edge', or 'longest_edge', or 'height' and 'width'.")
     short, long = min(width, height), max(width, height)
     if size.longest_edge:
         ratio = long / size.longest_edge
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
-    edges = size.shortest_edge, int(size.shortest_edge * long / short)
-    return edges if width <= height else edges[::-1]
+    one, other = size.shortest_edge, int(size.shortest_edge * long / short)
+    return (one, other) if width <= height else (other, one)
 
 
 def center_box(width: int, height: int, crop_size) -> tuple[int, int, int, int]:
@@ -95,12 +100,40 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
     The arguments are those of transformers' `CLIPImageProcessor`: `size`, `crop_size`, `resample`,
     `image_mean`, `image_std`, `rescale_factor` and the `do_...` switches. The defaults are OpenAI's for 224
     pixels. `size={"longest_edge": n}` fits the whole image into the crop; `fill_color` (0 to 255) is the gray
-    beyond its edges. A call raises ImageDecodeError with the index of the first image that cannot be decoded.
+    beyond its edges. `resample` may be a name, such as "bicubic".
+
+    Raises:
+        TypeError: for arguments of a call that it does not have. The error names the nearest.
+        ValueError: for a normalization that is not finite (`image_std` of 0, a NaN in `image_mean`); for arguments of
+            a call that cannot be honored (`do_convert_rgb=False`, another device than the CPU); for unlike sizes in
+            one tensor.
+        ImageDecodeError: (a ValueError) with the index of the first image that cannot be decoded.
     """
 
     _auto_class = "AutoImageProcessor"
     valid_kwargs = HFCLIPImagesKwargs
     fill_color = 0
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**_readable(kwargs))
+        _require_finite(self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
+
+    def preprocess(self, images, *args, **kwargs: Any) -> BatchFeature:
+        known = {*self.valid_kwargs.__annotations__, "image_like_kwargs"}
+        refuse_unknown_arguments(type(self).__name__, kwargs, known)
+        if kwargs.get("do_convert_rgb") is False:
+            raise ValueError("`do_convert_rgb=False`: images are always converted to RGB. Drop the argument.")
+        if str(kwargs.get("device") or "cpu") != "cpu":
+            raise ValueError(
+                f"`device={kwargs['device']}`: images are prepared on the CPU. Drop the argument, and move what is "
+                "returned with .to(device)."
+            )
+        return super().preprocess(images, *args, **_readable(kwargs))
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        _require_finite(*(kwargs.get(name) for name in names))
 
     def resize_and_crop(
         self, image, *, is_channels_first: bool | None = None, may_reduce_jpeg: bool = False
@@ -126,11 +159,11 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         crop_size = self.crop_size if self.do_center_crop else None
         return np.array(_resize_and_crop(decoded, size, self.resample, crop_size, self.fill_color))
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
         """The same images: paths are read by `decode_image`, and nothing is fetched from the network."""
         return image_url_or_urls
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         """One flat list: of an image, a batch array of 4 axes, or lists of images nested to any depth."""
         if isinstance(images, list | tuple):
             return [image for item in images for image in self._prepare_images_structure(item)]
@@ -167,8 +200,9 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         image_std,
         fill_color: int = 0,
         do_pad: bool | None = None,
-        pad_size=None,
+        pad_size: Any = None,
         return_tensors=None,
+        data_format=None,
         **kwargs,
     ) -> BatchFeature:
         table = None
@@ -176,7 +210,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
             mean, std = (image_mean, image_std) if do_normalize else (0, 1)
             table = _value_table(rescale_factor if do_rescale else None, mean, std)
         resize_to, crop_to = size if do_resize else None, crop_size if do_center_crop else None
-        pixel_values = []
+        pixel_values: list[Any] = []
         for image in images:
             pixels = np.array(_resize_and_crop(image, resize_to, resample, crop_to, fill_color))
             pixels = pixels.transpose(2, 0, 1)
@@ -184,8 +218,51 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
                 pixels = np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
             pixel_values.append(pixels)
         if do_pad:
-            pixel_values = self.pad(pixel_values, pad_size=pad_size)
+            pixel_values = list(self.pad(pixel_values, pad_size=pad_size))
+        if return_tensors is not None and len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:
+            sizes = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes))
+            raise ValueError(
+                f"The images have unlike sizes, {sizes}, and `return_tensors` makes one tensor of them: crop them "
+                "(`do_center_crop=True`), pad them (`do_pad=True`), or drop it."
+            )
+        if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
+            pixel_values = [pixels.transpose(1, 2, 0) for pixels in pixel_values]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _readable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with whole numbers in means and deviations as floats, and `resample` by its number.
+
+    Raises ValueError for an unknown name of a filter.
+    """
+    arguments = dict(arguments)
+    for name in ("image_mean", "image_std"):
+        if isinstance(values := arguments.get(name), list | tuple):
+            arguments[name] = [float(value) if type(value) is int else value for value in values]
+    if isinstance(name := arguments.get("resample"), str):
+        if name.upper() not in Image.Resampling.__members__:
+            known = ", ".join(map(repr, map(str.lower, Image.Resampling.__members__)))
+            raise ValueError(f"`resample={name}` is unknown: use one of {known}.")
+        arguments["resample"] = Image.Resampling[name.upper()]
+    return arguments
+
+
+def _require_finite(do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> None:
+    """Raises ValueError for numbers with which pixels would be NaN, infinite or all alike."""
+    if do_rescale and not 0 < rescale_factor < LARGEST_NUMBER:
+        raise ValueError(f"`rescale_factor={rescale_factor}` must be finite and above 0, such as 1/255.")
+    if not do_normalize:
+        return
+    limits = {"image_mean": -LARGEST_NUMBER, "image_std": 1 / LARGEST_NUMBER}
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        numbers = values if isinstance(values, Sequence) else [values]
+        if len(numbers) not in (1, 3):
+            raise ValueError(f"`{name}={values}` has {len(numbers)} numbers: give one for each of the 3 channels.")
+        if not all(number is not None and limits[name] < number < LARGEST_NUMBER for number in numbers):
+            needed = "finite" if name == "image_mean" else "finite and above 0"
+            raise ValueError(
+                f"`{name}={values}`: normalized pixels would not be finite. Its numbers must be {needed}."
+            )
 
 
 def _resize_and_crop(image: Image.Image, size, resample, crop_size, fill_color: int) -> Image.Image:
@@ -210,7 +287,10 @@ def _value_table(rescale_factor: float | None, mean, std) -> np.ndarray:
     subtraction and division in float32, at a fraction of its time.
     """
     if rescale_factor is None:
-        raise ValueError("do_rescale=False with do_normalize=True: mean and std are of values in [0, 1].")
+        raise ValueError(
+            "`do_rescale=False` with `do_normalize=True`: `image_mean` and `image_std` are of values in [0, 1]. Pass "
+            "`do_normalize=False` too."
+        )
     values = (np.arange(256) * rescale_factor).astype(np.float32)
     mean, std = (np.broadcast_to(np.asarray(item, dtype=np.float32), 3)[:, None] for item in (mean, std))
     return (values - mean) / std

@@ -24,7 +24,7 @@ from .modeling_inputs_hf_clip import check_pixels, known_arguments
 
 
 class HFCLIPConvNetLayer(GradientCheckpointingLayer):
-    """A 3 x 3 convolution, its map halved by maxima where it opens a stage, normalized and bent.
+    """A 3 x 3 convolution, its map halved by maxima where it opens a stage, a norm and the activation.
 
     A maximum over 2 x 2 positions, unlike a stride, lets a line that moved a little go unnoticed.
     """
@@ -58,7 +58,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    # There is no attention to choose; saying so lets a dual encoder choose for its text tower.
+    # There is no attention to choose. These flags let a dual encoder choose for its text tower.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -70,10 +70,11 @@ class HFCLIPConvNetModel(PreTrainedModel):
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__(config)
+        assert config.stem_width is not None, "the config of a convnet was validated to have it"
         self.stem = nn.Conv2d(config.num_channels, config.stem_width, kernel_size=3, stride=2, padding=1)
         self.activation = ACT2FN[config.hidden_act]
         layers, width_in = [], config.stem_width
-        for width, depth in zip(config.stage_widths, config.stage_depths, strict=True):
+        for width, depth in zip(config.stage_widths or (), config.stage_depths or (), strict=True):
             for index in range(depth):
                 layers.append(HFCLIPConvNetLayer(config, width_in, width, opens_stage=index == 0))
                 width_in = width
@@ -92,7 +93,8 @@ class HFCLIPConvNetModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d) and module.weight is not None:
             fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
             init.trunc_normal_(module.weight, std=self.config.initializer_factor * (2 / fan_in) ** 0.5)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -106,7 +108,7 @@ class HFCLIPConvNetModel(PreTrainedModel):
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
                 f"Images of {height} x {width} pixels do not fit the model's {size} x {size}: resize them (the "
-                "processor does), or pass interpolate_pos_encoding=True."
+                "processor does so), or pass `interpolate_pos_encoding=True`."
             )
         if height % self.config.stride or width % self.config.stride:
             raise ValueError(

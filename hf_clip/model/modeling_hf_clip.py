@@ -1,14 +1,15 @@
-"""The dual encoder of the paper, and its parts as models of their own.
+"""The dual encoder of the paper, and its towers as models of their own.
 
 Shape suffixes: B images or texts, D dimensions of the shared space.
 
-The state dict has transformers' own names for CLIP (misspelt `pre_layrnorm` and all), so that their checkpoints
-load here, and ours there.
+The state dict has transformers' own names for CLIP (the misspelt `pre_layrnorm` too), so that checkpoints of either
+load in the other.
 """
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .arguments_hf_clip import refuse_unknown_arguments
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
@@ -76,6 +76,12 @@ class HFCLIPTextModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def _pooled(output: BaseModelOutputWithPooling) -> torch.Tensor:
+    """The embeddings of a tower's output, which every tower gives."""
+    assert output.pooler_output is not None
+    return output.pooler_output
+
+
 def _full_precision(device: torch.device) -> AbstractContextManager:
     """No autocast within. The meta device, which only counts shapes, knows none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
@@ -100,11 +106,11 @@ TEXT_TOWERS = {
 }
 
 
-def _image_tower(config: HFCLIPVisionConfig) -> PreTrainedModel:
+def _image_tower(config: HFCLIPVisionConfig) -> Any:
     return IMAGE_TOWERS[config.tower]._from_config(config)
 
 
-def _text_tower(config: HFCLIPTextConfig) -> PreTrainedModel:
+def _text_tower(config: HFCLIPTextConfig) -> Any:
     return TEXT_TOWERS[config.tower]._from_config(config)
 
 
@@ -154,7 +160,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
 
     def initialize_own(self, factor: float):
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
-        if self.logit_bias is not None:
+        if self.logit_bias is not None and self.config.logit_bias_init_value is not None:
             init.constant_(self.logit_bias, self.config.logit_bias_init_value)
 
     @can_return_tuple
@@ -191,7 +197,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         Raises TypeError for arguments that it does not have, and what `HFCLIPTextModel` raises.
         """
         _refuse(self, "encode_text", unknown)
-        embeddings_BD = self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
+        embeddings_BD = _pooled(self.get_text_features(input_ids, attention_mask, return_dict=True))
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     def encode_image(
@@ -202,7 +208,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         Raises TypeError for arguments that it does not have, and what the image tower raises.
         """
         _refuse(self, "encode_image", unknown)
-        embeddings_BD = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True).pooler_output
+        embeddings_BD = _pooled(self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True))
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     @can_return_tuple
@@ -240,20 +246,22 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
                 f"{len(pixel_values)} images in `pixel_values`: pass as many of both."
             )
         # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
-        image_BD, text_BD = unit_embeddings(vision_output.pooler_output), unit_embeddings(text_output.pooler_output)
+        image_BD, text_BD = unit_embeddings(_pooled(vision_output)), unit_embeddings(_pooled(text_output))
         # The towers may lie on different devices (device_map).
         image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
         with _full_precision(text_BD.device):
             logits_per_text = scale * text_BD @ image_BD.T
-        factors = (scale,)
-        if self.logit_bias is not None:
-            bias = self.logit_bias.to(text_BD)
-            logits_per_text, factors = logits_per_text + bias, (scale, bias)
+        bias = None if self.logit_bias is None else self.logit_bias.to(text_BD)
+        if bias is not None:
+            logits_per_text = logits_per_text + bias
         loss = None
         if return_loss:
-            measure = contrastive_loss if self.logit_bias is None else sigmoid_loss
-            loss = measure(image_BD, text_BD, *factors, concept_ids)
-        dtype = text_output.pooler_output.dtype
+            loss = (
+                contrastive_loss(image_BD, text_BD, scale, concept_ids)
+                if bias is None
+                else sigmoid_loss(image_BD, text_BD, scale, bias, concept_ids)
+            )
+        dtype = _pooled(text_output).dtype
         return HFCLIPOutput(
             loss=loss,
             logits_per_image=logits_per_text.T.to(dtype),
@@ -360,10 +368,10 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
 
     def __init__(self, config: HFCLIPConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.vision_model = _image_tower(config.vision_config)
         width = config.vision_config.hidden_size
-        self.classifier = with_init_std(width**-0.5, nn.Linear(width, config.num_labels))
+        self.classifier = with_init_std(width**-0.5, nn.Linear(width, self.num_labels))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

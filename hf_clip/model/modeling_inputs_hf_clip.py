@@ -156,6 +156,7 @@ def embedded(embedding: torch.nn.Module, ids: torch.Tensor, name: str) -> torch.
     try:
         return embedding(ids)
     except IndexError as error:
+        assert isinstance(embedding.weight, torch.Tensor)
         raise out_of_range(name, ids, len(embedding.weight)) from error
 
 

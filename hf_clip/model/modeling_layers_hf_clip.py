@@ -1,4 +1,4 @@
-"""Layers that the transformers of both towers are made of, and how their weights begin.
+"""Layers of the transformers of both towers, and their initial weights.
 
 Shape suffixes: B images or texts, T tokens, W width of a tower, D dimensions of the shared space.
 """
@@ -33,7 +33,7 @@ def with_init_std(std: float, layer: _Layer) -> _Layer:
 def as_autocast(tokens_BTW: torch.Tensor) -> torch.Tensor:
     """The tokens in the type that autocast gives to products, where it is on: cast once for all layers that read them.
 
-    Autocast itself remembers what it cast of weights only.
+    Autocast itself caches its casts of weights alone.
     """
     kind = tokens_BTW.device.type
     # Autocast does not know of tensors without memory.
@@ -82,7 +82,7 @@ class HFCLIPAttention(nn.Module):
         self.q_proj = with_init_std(width**-0.5, nn.Linear(width, width))
         self.k_proj = with_init_std(width**-0.5, nn.Linear(width, width))
         self.v_proj = with_init_std(width**-0.5, nn.Linear(width, width))
-        # Two layers add to the residual stream in each of the blocks: together they add about what it began with.
+        # Two layers of each block add to the residual stream: together they add about as much as it begins with.
         std = (2 * width * config.num_hidden_layers) ** -0.5
         self.out_proj = with_init_std(std, nn.Linear(width, width))
 
@@ -92,7 +92,7 @@ class HFCLIPAttention(nn.Module):
         by_head = (*tokens_BTW.shape[:-1], -1, self.head_dim)
         tokens_BTW = as_autocast(tokens_BTW)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         output, weights = attend(
             self,
@@ -210,7 +210,8 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         factor = self.config.initializer_factor
         # Quantized layers have no weight to draw.
-        if (std := getattr(module, "initial_std", None)) is not None and module.weight is not None:
-            init.normal_(module.weight, std=std * factor)
-        if hasattr(module, "initialize_own"):
-            module.initialize_own(factor)
+        std, weight = getattr(module, "initial_std", None), getattr(module, "weight", None)
+        if std is not None and isinstance(weight, torch.Tensor):
+            init.normal_(weight, std=std * factor)
+        if (initialize_own := getattr(module, "initialize_own", None)) is not None:
+            initialize_own(factor)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,10 +32,15 @@ def _convolution(width_in: int, width: int, kernel_size: int, stride: int = 1) -
     return with_init_std((3 * width_in * kernel_size**2) ** -0.5, convolution)
 
 
+def _stem_width(config: HFCLIPVisionConfig) -> int:
+    assert config.stem_width is not None, "the config of a ResNet was validated to have it"
+    return config.stem_width
+
+
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms normalize by their batch as ever, and count it nowhere."""
-    norms = [norm for norm in module.modules() if hasattr(norm, "num_batches_tracked")]
+    """Batch norms normalize by their batch, without counting it in their running statistics."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -50,7 +56,7 @@ class HFCLIPResNetStem(nn.Module):
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__()
-        width, eps = config.stem_width, config.layer_norm_eps
+        width, eps = _stem_width(config), config.layer_norm_eps
         self.conv1 = _convolution(config.num_channels, width // 2, 3, stride=2)
         self.norm1 = nn.BatchNorm2d(width // 2, eps=eps)
         self.conv2 = _convolution(width // 2, width // 2, 3)
@@ -65,7 +71,7 @@ class HFCLIPResNetStem(nn.Module):
 
 
 class HFCLIPResNetLayer(GradientCheckpointingLayer):
-    """A bottleneck: 1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut, which give four times `width` channels."""
+    """A bottleneck: 1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut, which give four times `width` channels."""
 
     def __init__(self, config: HFCLIPVisionConfig, width_in: int, width: int, stride: int):
         super().__init__()
@@ -100,7 +106,7 @@ class HFCLIPResNetLayer(GradientCheckpointingLayer):
             bent_BCHV = F.relu(self.norm2(self.conv2(bent_BCHV)))
             if self.stride > 1:
                 bent_BCHV, map_BCHV = (F.avg_pool2d(each, self.stride) for each in (bent_BCHV, map_BCHV))
-            if self.shortcut_conv is not None:
+            if self.shortcut_conv is not None and self.shortcut_norm is not None:
                 map_BCHV = self.shortcut_norm(self.shortcut_conv(map_BCHV))
             return F.relu(map_BCHV + self.norm3(self.conv3(bent_BCHV)))
 
@@ -155,7 +161,7 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
 
     Batch norm is the paper's. In training it takes its statistics from the batch of one rank, so several ranks give
     other gradients than one process with the whole batch, and so do batches that are encoded in parts; torch's
-    `SyncBatchNorm.convert_sync_batchnorm` mends the first on accelerators. Recomputing for gradient checkpointing
+    `SyncBatchNorm.convert_sync_batchnorm` fixes the first on accelerators. Recomputing for gradient checkpointing
     leaves the running statistics alone.
     """
 
@@ -172,11 +178,11 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
         super().__init__(config)
         self.stem = HFCLIPResNetStem(config)
         self.stages = nn.ModuleList()
-        width_in = config.stem_width
-        for index, depth in enumerate(config.stage_depths):
-            width, stage = config.stem_width * 2**index, nn.ModuleList()
-            for place in range(depth):
-                stage.append(HFCLIPResNetLayer(config, width_in, width, stride=2 if index and not place else 1))
+        width_in = stem_width = _stem_width(config)
+        for index, depth in enumerate(config.stage_depths or ()):
+            width, stage = stem_width * 2**index, nn.ModuleList()
+            for layer in range(depth):
+                stage.append(HFCLIPResNetLayer(config, width_in, width, stride=2 if index and not layer else 1))
                 width_in = 4 * width
             self.stages.append(stage)
         self.head = HFCLIPResNetPooling(config)
@@ -197,13 +203,13 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
                 f"Images of {height} x {width} pixels do not fit the model's {size} x {size}: resize them (the "
-                "processor does), or pass interpolate_pos_encoding=True."
+                "processor does so), or pass `interpolate_pos_encoding=True`."
             )
         if height < 32 or width < 32:
             raise ValueError(f"Images of {height} x {width} pixels are smaller than the ResNet's stride of 32.")
         map_BCHV = self.stem(pixel_values)
         for stage in self.stages:
-            for layer in stage:
+            for layer in stage.children():
                 map_BCHV = layer(map_BCHV)
         return BaseModelOutputWithPooling(
             last_hidden_state=map_BCHV.flatten(2).transpose(1, 2), pooler_output=self.head(map_BCHV)

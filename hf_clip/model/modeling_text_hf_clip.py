@@ -42,7 +42,7 @@ class HFCLIPTextEmbeddings(nn.Module):
         if length > limit:
             raise ValueError(
                 f"Texts of {length} tokens are longer than the model's {limit} positions: truncate them to {limit} "
-                "(the processor and the tokenizer do, and keep the end token)."
+                "(the processor and the tokenizer do so, and keep the end token)."
             )
         if position_ids is None:
             position_ids = self.position_ids[:, :length]
@@ -55,7 +55,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
 
     As the paper has it, the tower is causal and pools at the first end token, and texts are padded on the right:
     padding comes after all that the end token can see, so no attention mask is needed, and a batch may be padded to
-    its longest text. The same holds for pooling "first" and "mean". A mask that is given is kept to. A tower that
+    its longest text. The same holds for pooling "first" and "mean". A mask that is given is applied. A tower that
     pools at its last position (SigLIP) was trained on texts padded to the full length, and takes no others.
     `pooler_output` is (B, pooled_size), from `head` where the config has one.
     Raises ValueError for a text without an end token (unless pooled at its first or last position), for left padding,
@@ -80,7 +80,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         return self.embeddings.token_embedding
 
     def set_input_embeddings(self, value: nn.Module):
-        self.embeddings.token_embedding = value
+        setattr(self.embeddings, "token_embedding", value)  # noqa: B010  of any class: quantized, with an adapter
 
     def _end_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where each text ends, (B,)."""
@@ -103,8 +103,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
             return tokens_BTW[:, -1]
         end_B = self._end_positions(input_ids)
         if self.config.pooling == "mean":
-            places_T = torch.arange(tokens_BTW.shape[1], device=tokens_BTW.device)
-            is_text_BT1 = (places_T <= end_B[:, None])[..., None]
+            position_T = torch.arange(tokens_BTW.shape[1], device=tokens_BTW.device)
+            is_text_BT1 = (position_T <= end_B[:, None])[..., None]
             return (tokens_BTW * is_text_BT1).sum(dim=1) / is_text_BT1.sum(dim=1)
         rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
         return tokens_BTW[rows_B, end_B]

@@ -1,10 +1,10 @@
-"""Image towers from timm. timm is imported only when one is made, and brings torchvision along.
+"""Image towers from timm. timm, which imports torchvision, is imported only when one is made.
 
 Shape suffixes: B images, C channels, H and V rows and columns of a map, T tokens, W width of the tower.
 """
 
 import difflib
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,29 +20,30 @@ from .modeling_inputs_hf_clip import check_pixels, known_arguments
 GLOBAL_POOLS = {"class": "token", "average": "avg", "attention": "map"}
 
 
-def import_timm() -> ModuleType:
+def import_timm() -> Any:
     """timm. Raises ImportError, with what to install, where it or the torchvision that it imports is missing."""
     try:
         import timm
     except ImportError as error:
         raise ImportError(
-            f"tower='timm' needs timm, and timm needs torchvision ({error}): pip install timm torchvision, the latter "
-            "from where your torch came from."
+            f"`tower='timm'` needs timm, and timm needs torchvision ({error}): pip install timm torchvision, the "
+            "latter from the index that your torch is from."
         ) from error
     return timm
 
 
-def make_trunk(config: HFCLIPVisionConfig, pretrained: bool = False) -> nn.Module:
+def make_trunk(config: HFCLIPVisionConfig, pretrained: bool = False) -> Any:
     """timm's `config.backbone`, without a classifier unless `backbone_kwargs` have `num_classes`.
 
     With a classifier of `num_classes` outputs, that layer is the projection, and the trunk pools as it was made to.
     Raises ImportError without timm, ValueError for a name that timm does not know and a pooling that the trunk lacks.
     """
     timm, options = import_timm(), config.backbone_kwargs or {}
+    assert config.backbone is not None, "the config of a tower of timm names its trunk"
     name = config.backbone.partition(".")[0]
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
-        raise ValueError(f"backbone={config.backbone!r} is no model of timm {timm.__version__}. Nearest: {near}.")
+        raise ValueError(f"`backbone={config.backbone!r}` is no model of timm {timm.__version__}. Nearest: {near}.")
     trunk = timm.create_model(config.backbone, pretrained=pretrained, **options)
     if "num_classes" in options:
         return trunk
@@ -52,7 +53,7 @@ def make_trunk(config: HFCLIPVisionConfig, pretrained: bool = False) -> nn.Modul
         )
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{config.backbone} cannot pool as pooling={config.pooling!r} says ({error!r}): set pooling='pooler', "
+            f"{config.backbone} cannot pool as `pooling={config.pooling!r}` says ({error!r}): set `pooling='pooler'`, "
             "which leaves it its own."
         ) from error
     return trunk
@@ -75,7 +76,7 @@ class HFCLIPTimmModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    # timm chooses its attention; saying so lets a dual encoder choose for its text tower.
+    # timm chooses its attention. These flags let a dual encoder choose for its text tower.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -87,8 +88,8 @@ class HFCLIPTimmModel(PreTrainedModel):
         width = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
         if width != config.hidden_size:
             raise ValueError(
-                f"hidden_size={config.hidden_size} is not the width of timm's {config.backbone}: "
-                f"set hidden_size={width}."
+                f"`hidden_size={config.hidden_size}` is not the width of timm's {config.backbone}: "
+                f"set `hidden_size={width}`."
             )
         self.is_made_on_meta = next(self.trunk.parameters()).is_meta
         self.has_class_token = getattr(self.trunk, "num_prefix_tokens", 0) > 0

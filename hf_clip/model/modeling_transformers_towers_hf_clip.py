@@ -1,29 +1,35 @@
-"""Towers from elsewhere: any vision model and any text model of transformers, built from its own config.
+"""Towers of transformers: any vision model and any text model of transformers, built from its own config.
 
 Shape suffixes: B images or texts, T tokens, W width of a tower.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
 from .modeling_inputs_hf_clip import check_pixels, check_texts, known_arguments, out_of_range, require_on_device
 
 
+def shape_of(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> PreTrainedConfig:
+    """The config of the model in a tower of transformers, which the tower's config was validated to have."""
+    assert isinstance(config.backbone_config, PreTrainedConfig)
+    return config.backbone_config
+
+
 def backbone_options(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict[str, bool]:
-    """Arguments of the backbone's class, beside its config, that leave out a pooling layer which nothing would train.
+    """Arguments of the backbone's class, apart from its config, that drop a pooling layer which nothing would train.
 
     Raises ValueError where transformers has no bare model for the config.
     """
-    shape = config.backbone_config
+    shape = shape_of(config)
     if type(shape) not in MODEL_MAPPING:
-        raise ValueError(f"backbone_config of type {shape.model_type!r} is of no model that AutoModel makes.")
+        raise ValueError(f"`backbone_config` of type {shape.model_type!r} is of no model that AutoModel makes.")
     arguments = inspect.signature(MODEL_MAPPING[type(shape)].__init__).parameters
     return {"add_pooling_layer": config.pooling == "pooler"} if "add_pooling_layer" in arguments else {}
 
@@ -39,6 +45,7 @@ class _TransformersTower(PreTrainedModel):
     Raises ValueError where `hidden_size` is not the backbone's width.
     """
 
+    config: HFCLIPTextConfig | HFCLIPVisionConfig
     supports_gradient_checkpointing = True
     # What the backbone does not support it refuses itself.
     _supports_sdpa = True
@@ -48,13 +55,13 @@ class _TransformersTower(PreTrainedModel):
 
     def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
         super().__init__(config)
-        shape = config.backbone_config
+        shape = shape_of(config)
         widths = getattr(shape, "hidden_sizes", None) or [config.hidden_size]
         width = getattr(shape, "hidden_size", widths[-1])
         if width != config.hidden_size:
             raise ValueError(
-                f"hidden_size={config.hidden_size} is not the width of the {shape.model_type} in backbone_config: "
-                f"set hidden_size={width}."
+                f"`hidden_size={config.hidden_size}` is not the width of the {shape.model_type} in "
+                f"`backbone_config`: set `hidden_size={width}`."
             )
         self.backbone = encoder_of(AutoModel.from_config(shape, **backbone_options(config)))
         parameters = inspect.signature(self.backbone.forward).parameters
@@ -68,7 +75,7 @@ class _TransformersTower(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.backbone.set_input_embeddings(value)
 
-    def _run_backbone(self, **inputs) -> ModelOutput:
+    def _run_backbone(self, **inputs) -> Any:
         """The backbone's output, from those of the inputs that it takes."""
         for key in ("output_hidden_states", "output_attentions"):
             inputs.setdefault(key, getattr(self.config, key))
@@ -79,8 +86,8 @@ class _TransformersTower(PreTrainedModel):
     def _pooler_output(self, output: ModelOutput) -> torch.Tensor:
         if (pooled := output.get("pooler_output")) is None:
             raise ValueError(
-                f"pooling='pooler', and a {self.config.backbone_config.model_type} pools nothing itself: set pooling "
-                "to another of the tower's kinds."
+                f"`pooling='pooler'`, and a {shape_of(self.config).model_type} pools nothing itself: set "
+                "`pooling` to another of the tower's kinds."
             )
         return pooled.flatten(1)
 
@@ -107,21 +114,22 @@ class HFCLIPTransformersTextModel(_TransformersTower):
         length, limit = input_ids.shape[-1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(
-                f"Texts of {length} tokens are longer than max_position_embeddings={limit}: truncate them to {limit}."
+                f"Texts of {length} tokens are longer than `max_position_embeddings={limit}`: truncate them to "
+                f"{limit}."
             )
         pad = self.config.pad_token_id
-        if attention_mask is None and pad is None:
-            return torch.ones_like(input_ids)
         if attention_mask is None:
+            if pad is None:
+                return torch.ones_like(input_ids)
             if pad == self.config.eos_token_id:
                 raise ValueError(
-                    f"Texts are padded with their end token (id {pad}), so where they end is not to be seen: pass "
-                    "attention_mask, which the tokenizer returns."
+                    f"Texts are padded with their end token (id {pad}), which hides where they end: pass "
+                    "`attention_mask`, which the tokenizer returns."
                 )
             attention_mask = input_ids.ne(pad).long()
         require_on_device(
             attention_mask[:, 0].ne(0).all(),
-            "A text has no tokens, or is padded on the left: leave it out, or pad on the right "
+            "A text has no tokens, or is padded on the left: skip it, or pad on the right "
             "(tokenizer.padding_side = 'right').",
         )
         return attention_mask
@@ -135,8 +143,8 @@ class HFCLIPTransformersTextModel(_TransformersTower):
         is_end_BT = input_ids.eq(self.config.eos_token_id) & mask_BT.ne(0)
         require_on_device(
             is_end_BT.any(dim=-1).all(),
-            f"A text has no end token (id {self.config.eos_token_id}), where pooling='eos' takes its embedding: use a "
-            "tokenizer that adds one, or another pooling.",
+            f"A text has no end token (id {self.config.eos_token_id}), where `pooling='eos'` takes its embedding: use "
+            "a tokenizer that adds one, or another pooling.",
         )
         return is_end_BT.int().argmax(dim=-1)
 
@@ -199,7 +207,7 @@ class HFCLIPTransformersVisionModel(_TransformersTower):
         self.has_class_token = not {"cls_token", "class_embedding"}.isdisjoint(names)
         if config.pooling == "class" and not self.has_class_token:
             raise ValueError(
-                f"pooling='class', and a {config.backbone_config.model_type} has no class token: set pooling="
+                f"`pooling='class'`, and a {shape_of(config).model_type} has no class token: set `pooling` to "
                 "'pooler' or 'average'."
             )
 

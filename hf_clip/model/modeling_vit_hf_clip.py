@@ -53,7 +53,7 @@ class HFCLIPVisionEmbeddings(nn.Module):
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
                 f"Images of {height} x {width} pixels do not fit the model's {size} x {size}: resize them (the "
-                "processor does), or pass interpolate_pos_encoding=True."
+                "processor does so), or pass `interpolate_pos_encoding=True`."
             )
         if height < patch or width < patch:
             raise ValueError(f"Images of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
@@ -70,15 +70,15 @@ class HFCLIPVisionEmbeddings(nn.Module):
         return self._without_dropped_patches(tokens_BTW)
 
     def _without_dropped_patches(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
-        """In training, each image's own random share of its patches, after the class token (Li et al. 2022)."""
+        """In training, a random fraction of each image's patches, after the class token (Li et al. 2022)."""
         if not self.training or self.config.patch_dropout == 0:
             return tokens_BTW
         first = int(self.config.has_class_token)
         class_BTW, patches_BMW = tokens_BTW.tensor_split([first], dim=1)
         count, total, width = patches_BMW.shape
         kept = max(1, int(total * (1 - self.config.patch_dropout)))
-        places_BM = torch.rand(count, total, device=tokens_BTW.device).topk(kept, dim=1).indices
-        patches_BMW = patches_BMW.gather(1, places_BM[..., None].expand(-1, -1, width))
+        order_BM = torch.rand(count, total, device=tokens_BTW.device).topk(kept, dim=1).indices
+        patches_BMW = patches_BMW.gather(1, order_BM[..., None].expand(-1, -1, width))
         return torch.cat([class_BTW, patches_BMW], dim=1)
 
 
@@ -111,7 +111,7 @@ class HFCLIPPoolingProbe(nn.Module):
 
 
 class HFCLIPPoolingHead(nn.Module):
-    """SigLIP's pooling (Zhai et al. 2022, section 3.4): a learned query's attention, then an MLP beside it."""
+    """SigLIP's pooling (Zhai et al. 2022, section 3.4): a learned query's attention, then a residual MLP."""
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The code goes along with what is saved, so that a machine without this package can load it.
+"""The code is saved with every model, processor and tokenizer, so that a machine without this package can load it.
 
 transformers copies a class's file into the folder that it saves, and every file that it finds named in a line of the
 form below, there or in a file so found; it does the same when it loads with `trust_remote_code=True`. It reads these
@@ -22,6 +22,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .modeling_vit_hf_clip import HFCLIPVisionModel
     from .pipeline_hf_clip import HFCLIPZeroShotPipeline
     from .processing_hf_clip import HFCLIPProcessor
+    from .state_key_hf_clip import state_key
     from .tokenization_hf_clip import HFCLIPTokenizer
     from .typing_hf_clip import DualEncoder
     from .image_urls_hf_clip import fetch_image

@@ -241,7 +241,7 @@ class HFCLIPTokenizer(SavedWithCode, CLIPTokenizer):
     def __init__(
         self,
         vocab: str | dict[str, int] | None = None,
-        merges: str | list[tuple[str, str]] | None = None,
+        merges: Any = None,
         unk_token: str = END,
         bos_token: str = START,
         eos_token: str = END,
@@ -472,7 +472,7 @@ def _as_plain(token: str | AddedToken, is_special: bool) -> AddedToken:
     )
 
 
-def _clean_all(item, name: str, clean: Callable[[str], str]):
+def _clean_all(item, name: str, clean: Callable[[str], str]) -> Any:
     """`item` with every string in it cleaned; `name` is what an error calls it."""
     if isinstance(item, str):
         return clean(item)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 
 import pytest
 import torch
@@ -158,30 +160,30 @@ def test_a_config_of_siglip_is_read_as_ours(tmp_path):
 
 def test_other_models_configs_are_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type='bert' cannot be read: use a folder of hf_clip, .*siglip"):
+    with pytest.raises(ValueError, match="`model_type='bert'` cannot be read: use a folder of hf_clip, .*siglip"):
         HFCLIPConfig.from_pretrained(tmp_path)
     CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type='hf_clip' is no HFCLIPSiglipConfig"):
+    with pytest.raises(ValueError, match="`model_type='hf_clip'` is no HFCLIPSiglipConfig"):
         HFCLIPSiglipConfig.from_pretrained(tmp_path)
     CLIPVisionConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type='hf_clip_vision_model' is no HFCLIPConfig"):
+    with pytest.raises(ValueError, match="`model_type='hf_clip_vision_model'` is no HFCLIPConfig"):
         HFCLIPConfig.from_pretrained(tmp_path)
     SiglipVisionConfig(vision_use_head=False).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="vision_use_head=False leaves"):
+    with pytest.raises(ValueError, match="`vision_use_head=False` leaves"):
         HFCLIPVisionConfig.from_pretrained(tmp_path)
 
 
 def test_a_bias_of_the_logits_is_a_sigmoid_models():
     assert HFCLIPSiglipConfig(logit_bias_init_value=-3).logit_bias_init_value == -3
-    with pytest.raises(ValueError, match="logit_bias_init_value=None in a config of type hf_clip_siglip"):
+    with pytest.raises(ValueError, match="`logit_bias_init_value=None` in a config of type hf_clip_siglip"):
         HFCLIPSiglipConfig(logit_bias_init_value=None)
-    with pytest.raises(ValueError, match="logit_bias_init_value=-10 .*their config is HFCLIPSiglipConfig"):
+    with pytest.raises(ValueError, match="`logit_bias_init_value=-10.*` .*their config is HFCLIPSiglipConfig"):
         HFCLIPConfig(logit_bias_init_value=-10)
 
 
 def test_towers_without_a_projection_must_agree_on_their_width():
     fields = {"vision_config": {"projection_type": "none"}, "text_config": {"projection_type": "none"}}
-    with pytest.raises(ValueError, match="text_config has no projection .*512 dim.*projection_dim=768: set .*=512"):
+    with pytest.raises(ValueError, match="`text_config` has no projection .*512 dim.*projection_dim=768`: set .*=512"):
         HFCLIPConfig(**fields, projection_dim=768)
     fields["text_config"]["projection_size"] = 768
     assert HFCLIPConfig(**fields, projection_dim=768).text_config.pooled_size == 768
@@ -309,11 +311,11 @@ CONVNET = {
     ],
 )
 def test_numbers_that_do_not_fit_say_how_to_fix_them(config_class, fields, message):
-    with pytest.raises(ValueError, match=message):
-        config_class(**fields)
     # In a dual encoder too, where towers are dictionaries.
-    with pytest.raises(ValueError, match=message):
-        HFCLIPConfig(**{config_class.base_config_key: fields})
+    for make in (lambda: config_class(**fields), lambda: HFCLIPConfig(**{config_class.base_config_key: fields})):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert re.search(message, str(caught.value).replace("`", ""))
 
 
 def test_types_are_strict():
@@ -325,3 +327,35 @@ def test_types_are_strict():
         config.projection_dim = "wide"
     # A number of JSON may come as an integer where a fraction is meant.
     assert HFCLIPConfig(logit_scale_init_value=3, text_config={"attention_dropout": 0}).logit_scale_init_value == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_labels": 300_000_000}, "num_labels=300000000"),
+        ({"text_config": {"num_hidden_layers": 1_000_000}}, "num_hidden_layers=1000000"),
+        ({"vision_config": {"hidden_size": 10**9}}, "hidden_size=1000000000"),
+        ({"vision_config": {"tower": "resnet", "stage_depths": [3, 10**6, 3, 3]}}, "stage_depths="),
+        (
+            {"text_config": {"tower": "transformers", "backbone_config": {"model_type": "bert", "num_labels": 10**9}}},
+            "num_labels=1000000000",
+        ),
+        ({"vision_config": {"tower": "timm", "backbone": "x", "backbone_kwargs": {"depth": 10**6}}}, "depth=1000000"),
+        ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value=nan"),
+        ({"vision_config": {"layer_scale_init_value": float("inf")}}, "layer_scale_init_value=inf"),
+        ({"text_config": {"attention_dropout": 1.5}}, "attention_dropout=1.5"),
+    ],
+)
+def test_counts_beyond_any_model_and_numbers_that_are_none_are_refused_before_they_are_acted_on(
+    fields, named, tmp_path
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hf_clip", **fields}))
+    start = time.perf_counter()
+    for make in (lambda: HFCLIPConfig(**fields), lambda: HFCLIPConfig.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=f"`{named}"):
+            make()
+    assert time.perf_counter() - start < 2
+
+
+def test_counts_of_large_published_models_are_taken():
+    HFCLIPConfig(num_labels=21_841, text_config={"vocab_size": 1_000_000}, vision_config={"num_hidden_layers": 100})

@@ -227,3 +227,63 @@ def test_only_large_jpegs_are_reduced():
     Image.fromarray(pixels).resize((2000, 2000)).save(buffer, "JPEG")
     exact = unsized.resize_and_crop(buffer.getvalue())
     assert np.array_equal(unsized.resize_and_crop(buffer.getvalue(), may_reduce_jpeg=True), exact)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std"),
+        ({"image_std": 0.0}, "image_std"),
+        ({"image_std": 1e-44}, "image_std"),
+        ({"image_std": [0.5, -0.5, 0.5]}, "image_std"),
+        ({"image_std": [0.5, float("nan"), 0.5]}, "image_std"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean"),
+        ({"image_mean": [float("inf"), 0.5, 0.5]}, "image_mean"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean"),
+        ({"rescale_factor": float("nan")}, "rescale_factor"),
+        ({"rescale_factor": 0.0}, "rescale_factor"),
+    ],
+)
+def test_a_normalization_that_gives_no_finite_pixels_is_refused(wrong, named):
+    """It would give NaN embeddings, far from its cause."""
+    for give in (lambda: processor_of(16, **wrong), lambda: processor_of(16)(images=noise(20, 18), **wrong)):
+        with pytest.raises(ValueError, match=f"`{named}="):
+            give()
+    HFCLIPImageProcessor(do_normalize=False, do_rescale=False, **wrong)
+
+
+def test_a_file_with_such_a_normalization_is_refused(tmp_path: Path):
+    processor_of(16).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_std": [0, 1, 1]}))
+    with pytest.raises(ValueError, match="`image_std="):
+        HFCLIPImageProcessor.from_pretrained(tmp_path)
+
+
+def test_no_argument_of_a_call_is_swallowed():
+    processor, image = processor_of(16), noise(20, 18)
+    first = processor(images=image, return_tensors="pt", data_format="channels_first")["pixel_values"]
+    last = processor(images=[image], return_tensors="pt", data_format="channels_last")["pixel_values"]
+    assert last.shape == (1, 16, 16, 3) and torch.equal(last.permute(0, 3, 1, 2), first)
+    plain = processor(images=image, image_mean=[0, 0, 0], image_std=[1, 1, 1], return_tensors="pt")["pixel_values"]
+    assert torch.equal(plain, processor(images=image, do_normalize=False, return_tensors="pt")["pixel_values"])
+    for name, number in (("bilinear", Image.Resampling.BILINEAR), ("BICUBIC", Image.Resampling.BICUBIC)):
+        named = processor(images=image, resample=name, return_tensors="pt")["pixel_values"]
+        assert torch.equal(named, processor(images=image, resample=number, return_tensors="pt")["pixel_values"])
+    with pytest.raises(TypeError, match="HFCLIPImageProcessor has no argument `do_rezise`.*`do_resize`"):
+        processor(images=image, do_rezise=False)
+    for options, message in (
+        ({"do_convert_rgb": False}, "`do_convert_rgb=False`"),
+        ({"device": "cuda"}, "`device=cuda`"),
+        ({"resample": "cubic"}, "`resample=cubic`.*'bicubic'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(images=image, **options)
+
+
+def test_images_of_unlike_sizes_are_no_one_tensor():
+    processor = processor_of(16, do_resize=False, do_center_crop=False)
+    images = [noise(20, 18), noise(10, 12)]
+    assert [pixels.shape for pixels in processor(images=images)["pixel_values"]] == [(3, 18, 20), (3, 12, 10)]
+    with pytest.raises(ValueError, match="unlike sizes, 12 x 10 and 18 x 20"):
+        processor(images=images, return_tensors="pt")

@@ -160,15 +160,15 @@ def test_a_trunk_joins_a_text_tower_with_the_images_it_asks_for(tmp_path):
 
 
 def test_what_timm_cannot_make_raises(monkeypatch):
-    with pytest.raises(ValueError, match="'tset_vit' is no model of timm .* Nearest: .*'test_vit'"):
+    with pytest.raises(ValueError, match="'tset_vit'` is no model of timm .* Nearest: .*'test_vit'"):
         HFCLIPTimmModel(config("test_vit", backbone="tset_vit"))
-    with pytest.raises(ValueError, match="test_resnet cannot pool as pooling='class'.*set pooling='pooler'"):
+    with pytest.raises(ValueError, match="test_resnet cannot pool as `pooling='class'`.*set `pooling='pooler'`"):
         HFCLIPTimmModel(config("test_resnet", pooling="class"))
-    with pytest.raises(ValueError, match="hidden_size=63 is not the width of timm's test_vit: set hidden_size=64"):
+    with pytest.raises(ValueError, match="`hidden_size=63` is not the width of timm's test_vit: set `hidden_size=64`"):
         HFCLIPTimmModel(config("test_vit", hidden_size=63))
-    with pytest.raises(ValueError, match="backbone=None: set it to timm's name"):
+    with pytest.raises(ValueError, match="`backbone=None`: set it to timm's name"):
         HFCLIPVisionConfig(tower="timm")
-    with pytest.raises(ValueError, match="pooling='first' is not known"):
+    with pytest.raises(ValueError, match="`pooling='first'` is not known"):
         config("test_vit", pooling="first")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="needs timm, and timm needs torchvision .*pip install timm torchvision"):

@@ -373,7 +373,7 @@ def test_only_what_changes_no_weight_may_change_on_the_way(file):
 
 def test_a_model_that_cannot_be_built_is_refused(file):
     config = load_recipe(file, ["model.config.vision_config.image_size=18"])
-    with pytest.raises(RecipeError, match="^model.config: image_size=18 .* set image_size=16"):
+    with pytest.raises(RecipeError, match="^model.config: `image_size=18` .* set `image_size=16`"):
         model_config(config.model)
     with pytest.raises(RecipeError, match="model.architecture and model.config are both empty"):
         load_recipe(file, ["model.config={}"])
