@@ -84,6 +84,11 @@ class ClassNames:
             self._index_of = {names[0]: index for index, names in enumerate(self.names)}
             self._is_settled = True
 
+    def indices(self, labels: Iterable[str]) -> dict[str, int]:
+        """The index of each label's class, once classes are settled."""
+        found = {label: self.find(label, self._data) for label in set(labels)}
+        return {label: index for label, index in found.items() if index is not None}
+
     def _find_given(self, label: str, key: str) -> int:
         index = class_index(label) if self._takes_indices else None
         by_name = set() if self._has_numbers else self._with_name(label)
@@ -141,25 +146,25 @@ class ClassNames:
 
     def _by_number(self, own: Sequence[str]) -> list[int] | None:
         """Indices that the names are, such as those of folders 0 to 9, or class_0 to class_9."""
-        prefix = re.match(r"\D*", own[0])[0]
-        indices = [class_index(name.removeprefix(prefix)) if name.startswith(prefix) else None for name in own]
-        if len(own) < 2 or None in indices:
-            prefix, indices = "", [class_index(name) for name in own]
-        if None in indices or len(set(indices)) < len(indices):
+        prefix = own[0].rstrip("0123456789") if len(own) > 1 else ""
+        indices = _numbers_after(own, prefix) or _numbers_after(own, prefix := "")
+        if indices is None:
             return None
-        is_named = [bool(self._with_name(name)) for name in own]
+        by_name = [self._with_name(name) for name in own]
         beyond = [name for name, index in zip(own, indices, strict=True) if index >= len(self)]
-        if all(is_named) and (beyond or prefix):
+        if all(by_name) and (beyond or prefix):
             return None
-        for name, index in zip(own, indices, strict=True):
-            if (several := self._with_name(name)) and index not in several and not beyond:
+        if beyond:
+            if prefix:
+                return None
+            raise ValueError(f"{self._data}: {self._beyond(beyond[0])}")
+        for name, index, classes in zip(own, indices, by_name, strict=True):
+            if classes and index not in classes:
                 raise ValueError(
                     f"{self._data}: class {name!r} is one class by its index and another by its name. Give `labels` "
                     f"that are no numerals, such as '{name} things', in the order of the indices."
                 )
-        if beyond and not prefix:
-            raise ValueError(f"{self._data}: {self._beyond(beyond[0])}")
-        return None if beyond else indices
+        return indices
 
     def _by_words(self, own: Sequence[str]) -> list[int] | None:
         """Each name's class, if every one has its own; the same words suffice where both lists are of one length."""
@@ -200,6 +205,13 @@ class ClassNames:
             f"{unlike!r} is not one class there. By their order alone {shown}. Leave `labels` out to use the "
             "data's own names, or give each class the data's name among its own."
         )
+
+
+def _numbers_after(names: Sequence[str], prefix: str) -> list[int] | None:
+    """The numbers that follow a prefix in all names, if they differ."""
+    found = [class_index(name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
+    numbers = [number for number in found if number is not None]
+    return numbers if len(set(numbers)) == len(names) else None
 
 
 def _simple(name: str) -> str:

@@ -24,6 +24,7 @@ from hf_clip.model.embedding_hf_clip import (
     unit_text_embeds,
 )
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -117,7 +118,12 @@ def _quietly(say: Callable[[], object]) -> None:
 
 
 def encode_texts(
-    model, processor, texts: Sequence[str], *, batch_size: int = 256, processes: "PartialState | None" = None
+    model: DualEncoder,
+    processor: Processor,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    processes: "PartialState | None" = None,
 ) -> torch.Tensor:
     """(M, D) float32 unit embeddings on the CPU of M texts, `batch_size` at a time.
 
@@ -138,8 +144,8 @@ def encode_texts(
 
 
 def encode_images(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     images: Iterable,
     *,
     batch_size: int = 64,
@@ -181,7 +187,9 @@ def encode_images(
     return features
 
 
-def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable], ImageFeatures]:
+def _image_encoder(
+    model: DualEncoder, processor: Processor, encoding: Encoding
+) -> Callable[[Iterable], ImageFeatures]:
     def readable(images: Iterable, features: ImageFeatures) -> Iterator:
         for position, image in enumerate(images):
             try:
@@ -197,8 +205,7 @@ def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable],
         for batch in batched(readable(images, features), encoding.batch_size):
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
             if encoding.before_projection:
-                pixels = pixel_values.to(model.device, model.dtype)
-                embeddings.append(model.vision_model(pixels).pooler_output.float().cpu())
+                embeddings.append(_pooled(model, pixel_values))
             else:
                 embeddings.append(unit_image_embeds(model, pixel_values).cpu())
         if embeddings:
@@ -208,7 +215,19 @@ def _image_encoder(model, processor, encoding: Encoding) -> Callable[[Iterable],
     return encode
 
 
-def _encode_parts(model, processor, images: Iterable, encoding: Encoding, encode) -> Iterator[tuple]:
+def _pooled(model: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B, width) float32 features of the image tower before the projection, on the CPU."""
+    tower = getattr(model, "vision_model", None)
+    if tower is None:
+        raise TypeError(
+            f"`model` is {type(model).__name__}, which has no vision_model whose features a probe could use."
+        )
+    return tower(pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu()
+
+
+def _encode_parts(
+    model: DualEncoder, processor: Processor, images: Iterable, encoding: Encoding, encode
+) -> Iterator[tuple]:
     """(index of the part, its features) of this process's parts, from the cache where they are there."""
     rank, world_size = _rank_and_world_size(encoding.processes)
     cache = encoding.cache

@@ -18,6 +18,7 @@ from hf_clip.evaluation.labeled_images import describe_skipped, embed_labeled, n
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
 from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.sources import Source
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -80,8 +81,8 @@ class FewShotResult:
 
 
 def evaluate_few_shot(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     train: Source,
     test: Source,
     *,
@@ -122,12 +123,7 @@ def evaluate_few_shot(
     found = embed_labeled(model, processor, test, encoding)
     test_ND, truth_N = as_arrays(found)
     training.check_classes(truth_N)
-    names, counts = np.unique(training.kept[1], return_counts=True)
-    if counts.min() < max(shots):
-        raise ValueError(
-            f"class {str(names[counts.argmin()])!r} has {counts.min()} images to draw from, fewer than {max(shots)} "
-            "shots: ask for fewer, or add images."
-        )
+    names = _check_images(training.kept[1], max(shots))
     draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(num_seeds)]
     return FewShotResult(
         title=title or f"few-shot classification of {test.name}",
@@ -143,7 +139,20 @@ def evaluate_few_shot(
     )
 
 
-def _by_name(model, processor, test: Source, names, labels, templates, encoding: Encoding) -> dict:
+def _check_images(labels: np.ndarray, shots: int) -> np.ndarray:
+    """The classes that labels name. Raises ValueError where one has fewer images than shots."""
+    names, counts = np.unique(labels, return_counts=True)
+    if counts.min() < shots:
+        raise ValueError(
+            f"class {str(names[counts.argmin()])!r} has {counts.min()} images to draw from, fewer than {shots} "
+            "shots: ask for fewer, or add images."
+        )
+    return names
+
+
+def _by_name(
+    model: DualEncoder, processor: Processor, test: Source, names, labels, templates, encoding: Encoding
+) -> dict:
     """What zero-shot classification makes of the test images; nothing where classes are numbers without names."""
     known = labels or names_of_labels(test)
     if not known and any(name.lstrip("-").isdigit() for name in names):

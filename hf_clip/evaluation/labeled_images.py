@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from hf_clip.evaluation.features import Encoding, encode_images
-from hf_clip.sources import Sample, Source, SourceError, ValueKindError, as_text, iterate_samples
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
+from hf_clip.sources import Sample, Source, SourceError, as_text, iterate_samples
 
 
 @dataclass
@@ -31,8 +32,8 @@ class LabeledFeatures:
 
 
 def embed_labeled(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     source: Source,
     encoding: Encoding,
     *,
@@ -53,21 +54,20 @@ def embed_labeled(
             that the data has; what `check` raises.
     """
     labels, groups, unlabeled = [], [], Counter()
-    names = names_of_labels(source)
+    source = replace(source.require_label(), label_names=names_of_labels(source))
 
     def make_images() -> Iterator:
-        for sample, row in iterate_rows(source.require_label(), by):
-            found = _labels_of(source, row, names, sample.key)
-            if len(found) > 1 and not multi_label:
-                raise ValueError(
-                    f"{sample.key} has {len(found)} labels ({', '.join(map(repr, found[:3]))}): set "
-                    "`multi_label=True`, or `label_column` to one of single labels."
-                )
+        for sample, row in iterate_rows(source, by):
+            _check_index(source, row, sample.key)
+            labels_of_row = sample.labels if multi_label else (sample.label,)
+            # The mark of a row without a label, where the column has no names too.
+            found = tuple(label for label in labels_of_row if label not in (None, "-1"))
             if not found:
                 unlabeled["no_label"] += 1
                 continue
-            for label in found if check else ():
-                check(label, sample.key)
+            if check is not None:
+                for label in found:
+                    check(label, sample.key)
             labels.append(found)
             groups.append([value_of(source, row, column) for column in by])
             yield sample.image
@@ -148,22 +148,13 @@ def _named(value: Any, names: Sequence[str] | None) -> str | None:
     return as_text(value)
 
 
-def _labels_of(source: Source, row: Mapping[str, Any], names: Sequence[str] | None, key: str) -> tuple[str, ...]:
-    """The labels of a row as texts: one, or those of a list; none for what marks a row without a label."""
-    value, found = row[source.label_column], []
-    for item in value if isinstance(value, list | tuple) else [value]:
-        if names and isinstance(item, int) and item >= len(names):
+def _check_index(source: Source, row: Mapping[str, Any], key: str) -> None:
+    """Raises ValueError for a label, or one of a list, that is an index beyond the data's own names."""
+    assert source.label_column is not None
+    names, value = source.label_names or (), row[source.label_column]
+    for label in value if isinstance(value, list | tuple) else [value]:
+        if names and isinstance(label, int) and label >= len(names):
             raise ValueError(
-                f"{key}: label {item} is beyond the {len(names)} class names that the data has, whose indices are 0 "
+                f"{key}: label {label} is beyond the {len(names)} class names that the data has, whose indices are 0 "
                 f"to {len(names) - 1}."
             )
-        try:
-            text = _named(item, names)
-        except ValueKindError as error:
-            raise ValueError(
-                f"{key}: column {source.label_column!r} {error}: a label is a text or a number."
-            ) from None
-        # As in a column of single labels, -1 is none.
-        if text and text.strip() and text != "-1":
-            found.append(text)
-    return tuple(dict.fromkeys(found))

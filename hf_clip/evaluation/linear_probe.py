@@ -17,6 +17,7 @@ import numpy as np
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import LabeledFeatures, describe_skipped, embed_labeled
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.sources import Source
 
 MAX_ITERATIONS = 1000
@@ -93,8 +94,8 @@ class LinearProbeResult:
 
 
 def evaluate_linear_probe(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     train: Source,
     test: Source,
     *,
@@ -169,7 +170,16 @@ class TrainingSet:
     skipped: Counter[str]
 
     @classmethod
-    def embed(cls, model, processor, train: Source, validation: Source | None, fraction: float, seed: int, encoding):
+    def embed(
+        cls,
+        model: DualEncoder,
+        processor: Processor,
+        train: Source,
+        validation: Source | None,
+        fraction: float,
+        seed: int,
+        encoding: Encoding,
+    ) -> "TrainingSet":
         """Of `train`, with `validation` set aside; where that is None, `fraction` of each class of `train`."""
         check_scikit_learn()
         found = embed_labeled(model, processor, train, encoding)
@@ -232,12 +242,15 @@ class PenaltySearch:
         self.unconverged += bool(probe.n_iter_.max() >= MAX_ITERATIONS)
         return probe
 
-    def run(self, train: tuple, validation: tuple) -> tuple[float, dict[float, float]]:
+    def run(
+        self, train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[float, dict[float, float]]:
         """The best penalty on `validation`, and the accuracy there of each that was tried; both (features, labels)."""
 
         def score(penalty: float) -> float:
             features_ND, labels_N = validation
-            return metrics.accuracy(self.fit(*train, penalty).predict(features_ND) == labels_N)
+            probe = self.fit(train[0], train[1], penalty)
+            return metrics.accuracy(probe.predict(features_ND) == labels_N)
 
         return search_penalty(score)
 
@@ -306,7 +319,8 @@ def _per_class(truth_N: np.ndarray, is_hit_N: np.ndarray) -> list[dict]:
 
 
 def _by_value(values: list[str | None], truth_N: np.ndarray, is_hit_N: np.ndarray) -> dict[str, dict]:
-    rows_of = {value: [row for row, own in enumerate(values) if own == value] for value in set(values) - {None}}
+    known = {value for value in values if value is not None}
+    rows_of = {value: [row for row, own in enumerate(values) if own == value] for value in known}
     return {value: _numbers(truth_N[rows_of[value]], is_hit_N[rows_of[value]]) for value in sorted(rows_of)}
 
 

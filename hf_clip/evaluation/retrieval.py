@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from hf_clip.evaluation.features import Encoding, encode_images, encode_texts
 from hf_clip.evaluation.labeled_images import describe_skipped, iterate_rows, value_of
 from hf_clip.model.loss_hf_clip import matrix_product
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.sources import Source
 
 CUTOFFS = (1, 5, 10)
@@ -282,8 +283,8 @@ class _Item:
 
 
 def evaluate_pairs(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     pairs: Iterable[tuple[object, Hashable | None, str | None]],
     *,
     title: str = "retrieval",
@@ -318,8 +319,8 @@ def evaluate_pairs(
 
 
 def evaluate_retrieval(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     source: Source,
     *,
     title: str | None = None,
@@ -372,8 +373,8 @@ def _split_lines(captions: Iterable[str]) -> list[str]:
 
 
 def _evaluate_items(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     items: Iterable[tuple[object, _Item]],
     *,
     title: str,

@@ -18,6 +18,7 @@ from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import describe_skipped
 from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import ZeroShotTask
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.sources import Source
 
 
@@ -82,8 +83,8 @@ class RobustnessResult:
 
 
 def evaluate_corruptions(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     source: Source,
     *,
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
@@ -126,8 +127,8 @@ def evaluate_corruptions(
 
 
 def evaluate_shift(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     source: Source,
     shifted: Source,
     *,

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.retrieval import evaluate_retrieval
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.prompts import load_prompts
 from hf_clip.sources import DataSpec
 
@@ -34,7 +36,7 @@ class SuiteEntry:
     metric: str = "top_1"
     prompts: str | None = None
     templates: Sequence[str] = ()
-    captions: str = "all"
+    captions: Literal["first", "all"] = "all"
     published: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -111,7 +113,12 @@ def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[Suit
 
 
 def run_suite(
-    model, processor, entries: Iterable[SuiteEntry], folder: str | Path = ".", *, encoding: Encoding | None = None
+    model: DualEncoder,
+    processor: Processor,
+    entries: Iterable[SuiteEntry],
+    folder: str | Path = ".",
+    *,
+    encoding: Encoding | None = None,
 ) -> SuiteResult:
     """Evaluates a model on each data set; one that cannot be had or read is noted, and the others go on.
 
@@ -126,7 +133,8 @@ def run_suite(
         except (ValueError, OSError) as error:
             suite.failed[entry.name] = " ".join(str(error).split())
             continue
-        suite.results[entry.name] = found = result.to_dict()
+        found: Any = result.to_dict()
+        suite.results[entry.name] = found
         for key in entry.metric.split("."):
             found = found[key]
         suite.scores[entry.name] = found
@@ -134,25 +142,24 @@ def run_suite(
     return suite
 
 
-def _evaluate(model, processor, entry: SuiteEntry, folder: Path, encoding: Encoding):
+def _evaluate(model: DualEncoder, processor: Processor, entry: SuiteEntry, folder: Path, encoding: Encoding):
     given = entry.data.data
-    local = [
-        str(path) if (path := folder / one).exists() else one for one in ([given] if isinstance(given, str) else given)
-    ]
+    names = [given] if isinstance(given, str | Path) else given
+    local = [path if (path := folder / name).exists() else name for name in names]
     source = replace(entry.data, data=local[0] if len(local) == 1 else local).open()
     if entry.task == "retrieval":
         return evaluate_retrieval(
             model, processor, source, title=entry.name, captions=entry.captions, encoding=encoding
         )
-    names, templates = None, entry.templates or None
+    labels, templates = None, entry.templates or None
     if entry.prompts:
         prompts = load_prompts(entry.prompts)
-        names, templates = prompts.classes or None, entry.templates or prompts.templates
+        labels, templates = prompts.classes or None, entry.templates or prompts.templates
     return evaluate_zero_shot(
         model,
         processor,
         source,
-        labels=names,
+        labels=labels,
         templates=templates,
         title=entry.name,
         encoding=encoding,

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_clip.model.embedding_hf_clip import check_finite
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
 
@@ -66,8 +67,8 @@ class PerTemplateAccuracy:
 
 
 def per_template_accuracy(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     image_embeds: torch.Tensor,
     class_indices: torch.Tensor,
     labels: Sequence[str | Sequence[str]],
@@ -88,8 +89,8 @@ def per_template_accuracy(
 
 
 def select_templates(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     image_embeds: torch.Tensor,
     class_indices: torch.Tensor,
     labels: Sequence[str | Sequence[str]],
@@ -117,7 +118,15 @@ class TemplateStudy:
     Arguments and errors are those of `per_template_accuracy` and `select_templates`, which say what its methods give.
     """
 
-    def __init__(self, model, processor, image_embeds, class_indices, labels, templates):
+    def __init__(
+        self,
+        model: DualEncoder,
+        processor: Processor,
+        image_embeds: torch.Tensor,
+        class_indices: torch.Tensor,
+        labels: Sequence[str | Sequence[str]],
+        templates: Sequence[str],
+    ):
         if not len(class_indices) or len(class_indices) != len(image_embeds):
             raise ValueError(
                 f"{len(image_embeds)} embeddings and {len(class_indices)} classes: give one for each image."

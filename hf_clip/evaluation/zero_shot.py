@@ -24,6 +24,7 @@ from hf_clip.evaluation.labeled_images import (
 )
 from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy, describe_templates
 from hf_clip.model.embedding_hf_clip import check_finite
+from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.sources import Source
 
@@ -168,8 +169,8 @@ def _cells(numbers: dict) -> str:
 
 
 def evaluate_zero_shot(
-    model,
-    processor,
+    model: DualEncoder,
+    processor: Processor,
     source: Source,
     *,
     labels: Sequence[str | Sequence[str]] | None = None,
@@ -237,8 +238,8 @@ class ZeroShotTask:
 
     def __init__(
         self,
-        model,
-        processor,
+        model: DualEncoder,
+        processor: Processor,
         source: Source,
         labels=None,
         templates=None,
@@ -262,6 +263,7 @@ class ZeroShotTask:
     def run(self, encoding: Encoding, title: str, wanted: Extras = Extras()) -> ZeroShotResult:
         """Arguments and errors as `evaluate_zero_shot` has them."""
         started = time.perf_counter()
+        self._check_several(title)
         found = embed_labeled(
             self.model,
             self.processor,
@@ -273,11 +275,7 @@ class ZeroShotTask:
         )
         if self.classifier is None:
             self.classes.settle(found.labels)
-            if len(self.classes.names) < 2 and not self.multi_label:
-                raise ValueError(
-                    f"{title}: {self.classes.names[0][0]!r} is the only class, and with one class any model scores "
-                    "1.000: give data of several, or all classes as `labels`."
-                )
+            self._check_several(title)
             self.classifier = ZeroShotClassifier(
                 self.model,
                 self.processor,
@@ -288,7 +286,7 @@ class ZeroShotTask:
             )
         guesses = _Guesses(self.classifier, found, self.classes, self.multi_label)
         everything = np.arange(len(found.labels))
-        more = self._measure_more(found, guesses, wanted)
+        more = self._measure_more(self.classifier, found, guesses, wanted)
         return ZeroShotResult(
             title=title,
             **guesses.numbers(everything),
@@ -306,18 +304,28 @@ class ZeroShotTask:
             **more,
         )
 
-    def _measure_more(self, found: LabeledFeatures, guesses: "_Guesses", wanted: Extras) -> dict:
+    def _check_several(self, title: str) -> None:
+        """Raises ValueError as soon as there is known to be one class."""
+        if len(self.classes) == 1 and not self.multi_label:
+            raise ValueError(
+                f"{title}: {self.classes.names[0][0]!r} is the only class, and with one class any model scores 1.000: "
+                "give data of several, or all classes as `labels`."
+            )
+
+    def _measure_more(
+        self, classifier: ZeroShotClassifier, found: LabeledFeatures, guesses: "_Guesses", wanted: Extras
+    ) -> dict:
         """What was asked for beside accuracy, by the fields of the result."""
         more = {}
         if wanted.per_template or wanted.select_templates:
-            words = self.classifier.classes, self.classifier.templates
+            words = classifier.classes, classifier.templates
             truth_N = torch.from_numpy(guesses.truth_N)
             study = TemplateStudy(self.model, self.processor, found.embeddings, truth_N, *words)
             more["per_template"] = study.measure() if wanted.per_template else None
             more["selected_templates"] = study.select() if wanted.select_templates else None
         if wanted.fit_temperature:
             truth_N = torch.from_numpy(guesses.truth_N)
-            more["calibration"] = calibrate_embeddings(self.classifier, found.embeddings, truth_N)
+            more["calibration"] = calibrate_embeddings(classifier, found.embeddings, truth_N)
         return more
 
 
@@ -325,7 +333,7 @@ class _Guesses:
     """What the classifier says of each image, and what is true."""
 
     def __init__(self, classifier: ZeroShotClassifier, found: LabeledFeatures, classes: ClassNames, multi_label: bool):
-        index_of = {label: classes.find(label, "") for label in {one for labels in found.labels for one in labels}}
+        index_of = classes.indices(label for labels in found.labels for label in labels)
         embeddings_ND = check_finite(found.embeddings, "images")
         batches = embeddings_ND.split(IMAGES_AT_ONCE)
         ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings), 5) for embeddings_BD in batches]

@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -144,13 +145,22 @@ def test_lists_in_one_order_may_differ_in_words():
         ([0, -2], "row 1: '-2' is none of the 5 classes"),
         ([1.5, 2.0], "row 0: '1.5' is none of the 5 classes"),
         ([-1, None], "none of its 2 rows has a label in column 'label'"),
-        ([["cat", "dog"], ["cat"]], "row 0 has 2 labels .'cat', 'dog'.: set `multi_label=True`"),
-        ([{"name": "cat"}, {"name": "dog"}], "label"),
+        ([["cat", "dog"], ["cat"]], "row 0 has 2 labels .cat, dog., and one is wanted. Set `multi_label=True`"),
+        ([{"name": "cat"}, {"name": "dog"}], "column 'label' of .* holds objects, not texts or numbers"),
     ],
 )
 def test_labels_that_are_no_classes_are_called_so(labels, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         evaluate(table(tmp_path / "a.parquet", labels))
+
+
+def test_an_index_beyond_the_datas_own_names_is_called_so(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES[:3])})
+    images = [encoded(value) for value in range(3)]
+    content = pa.table({"image": images, "label": [0, 3, -1]}).replace_schema_metadata(features.arrow_schema.metadata)
+    pq.write_table(content, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="row 1: label 3 is beyond the 3 class names that the data has"):
+        evaluate(open_source(str(tmp_path / "a.parquet")), None)
 
 
 def test_folders_beyond_the_names_are_called_so(tmp_path):

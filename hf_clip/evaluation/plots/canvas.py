@@ -7,6 +7,7 @@ import warnings
 from bisect import bisect_left
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # 8.5 inches at 200 dots are shown at half their size in a README, where 9 points then are 12 pixels.
 WIDTH_INCHES, DOTS_PER_INCH = 8.5, 200
@@ -60,7 +61,7 @@ def import_matplotlib():
 def style():
     """The settings that all plots share, for the time that one is drawn."""
     matplotlib = import_matplotlib()
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": list(_fonts()),
         "font.size": 9,
         "text.color": INK,

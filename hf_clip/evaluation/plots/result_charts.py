@@ -163,7 +163,7 @@ def plot_robustness(result: RobustnessResult, output: str | Path) -> Path:
         else:
             bars = {"as it is": result.top_1, "shifted": result.shifted_top_1, "expected": result.expected_top_1}
             known = {name: value for name, value in bars.items() if value is not None}
-            axes.bar(known.keys(), known.values(), 0.6, color=[BLUE, GREEN, "#d1d9e0"][: len(known)])
+            axes.bar(list(known), list(known.values()), 0.6, color=[BLUE, GREEN, "#d1d9e0"][: len(known)])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("top-1")
         return save(figure, output)
