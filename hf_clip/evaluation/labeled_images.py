@@ -50,15 +50,13 @@ def embed_labeled(
 
     Raises:
         SourceError: if the source has no label column, or was opened without a column of `by`.
-        ValueError: if no row has a label, no image with one could be read, or a label is an index beyond the names
-            that the data has; what `check` raises.
+        ValueError: if no row has a label, or no image with one could be read; what `check` raises.
     """
     labels, groups, unlabeled = [], [], Counter()
     source = replace(source.require_label(), label_names=names_of_labels(source))
 
     def make_images() -> Iterator:
         for sample, row in iterate_rows(source, by):
-            _check_index(source, row, sample.key)
             labels_of_row = sample.labels if multi_label else (sample.label,)
             # The mark of a row without a label, where the column has no names too.
             found = tuple(label for label in labels_of_row if label not in (None, "-1"))
@@ -146,15 +144,3 @@ def _named(value: Any, names: Sequence[str] | None) -> str | None:
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
     return as_text(value)
-
-
-def _check_index(source: Source, row: Mapping[str, Any], key: str) -> None:
-    """Raises ValueError for a label, or one of a list, that is an index beyond the data's own names."""
-    assert source.label_column is not None
-    names, value = source.label_names or (), row[source.label_column]
-    for label in value if isinstance(value, list | tuple) else [value]:
-        if names and isinstance(label, int) and label >= len(names):
-            raise ValueError(
-                f"{key}: label {label} is beyond the {len(names)} class names that the data has, whose indices are 0 "
-                f"to {len(names) - 1}."
-            )
