@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     outputs.reads("--recipe", [recipe] if options.recipe is not None else [])
     outputs.reads("data.train", config.data.train)
     for name, evaluation in config.evaluations.items():
-        outputs.reads(f"evaluations.{name}.data", [getattr(evaluation, "data", None)])
+        outputs.reads(f"evaluations.{name}.data", evaluation.data)
     outputs.folder("--output-dir", options.output_dir)
     run_training(config, options.output_dir, resume=options.resume)
     return 0

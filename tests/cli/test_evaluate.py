@@ -225,7 +225,7 @@ def test_several_models_are_one_table_and_one_plot(place, tmp_path, capsys):
     assert out[1].split() == ["model", "top-1", "top-5", "mean", "per", "class"]
     for line, name, one in zip(out[2:4], ("model", other), alone, strict=True):
         assert line.split() == [name, *(f"{one[key]:.3f}" for key in ("top_1", "top_5", "mean_per_class"))]
-    assert out[4:6] == [f"{name}: 'a photo of a {{}}.'" for name in ("model", other)]
+    assert out[4:6] == [f'{name}: 1 template: "a photo of a {{}}."' for name in ("model", other)]
     assert cli.main(["eval", *shlex.split(f"zero-shot --model model model {data}")]) == 2
     assert "--model model is given twice" in capsys.readouterr().err
 
