@@ -134,6 +134,15 @@ def load(
     hub = HubOptions(revision, cache_dir, token, local_files_only)
     dtype = _check_dtype(dtype)
     _check_device(device)
+    model, processor, description = _load(source, options, hub, dtype)
+    logger.info("%s: %s; %s.", source, description, str(model.dtype).removeprefix("torch."))
+    return model if device is None else model.to(device), processor
+
+
+def _load(
+    source: str | Path, options: LoadOptions, hub: HubOptions, dtype: torch.dtype | None
+) -> tuple[HFCLIPModel, HFCLIPProcessor, str]:
+    """Model and processor, and a description of what the source is. What is large is made last, when all agrees."""
     with one_line_errors(source):
         located = locate(source, hub)
         outline = _without_module_prefix(read_weights(located.weights, on_meta=True))
@@ -146,8 +155,7 @@ def load(
         weights = _without_module_prefix(read_weights(located.weights))
         model = _build(weights, checkpoint.config, rules, expected, dtype)
     model.source_format = checkpoint.format
-    logger.info("%s: %s; %s.", source, checkpoint.description, str(model.dtype).removeprefix("torch."))
-    return model if device is None else model.to(device), processor
+    return model, processor, checkpoint.description
 
 
 def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
