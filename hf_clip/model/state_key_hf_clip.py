@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, unit_image_embeds
+from .tokenization_hf_clip import TEXT_OPTIONS
 from .typing_hf_clip import DualEncoder, Processor
 
 Tower = Literal["text", "image"]
@@ -146,6 +147,7 @@ class LiveState:
                 kept += [value for value in held.values() if isinstance(value, torch.ScriptObject)]
         parts.append(_config_of(encoder, tower))
         values += [_live_attributes(part.__dict__) for part in parts if hasattr(part, "__dict__")]
+        values.append(_text_options(processor))
         values += map(_version, tensors)
         self._values, self._kept = values, kept
         # Not kept alive, and never mistaken for another tensor that took the id of one that is gone.
@@ -316,6 +318,7 @@ def _processor_fields(processor: Processor, tower: Tower) -> dict[str, Any]:
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     fields: dict[str, Any] = {"classes": [type(processor).__name__, type(tokenizer).__name__]}
     fields |= {"processor": _own_fields(processor), "tokenizer": _own_fields(tokenizer)}
+    fields["options"] = _text_options(processor)
     fields["ids"] = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -325,6 +328,12 @@ def _processor_fields(processor: Processor, tower: Tower) -> dict[str, Any]:
     elif hasattr(tokenizer, "get_vocab"):
         fields["vocabulary"] = tokenizer.get_vocab()
     return fields
+
+
+def _text_options(processor: Processor | None) -> list[Any]:
+    """How texts are padded and cleaned: kept by the tokenizer, among what it was made with."""
+    made_with = getattr(getattr(processor, "tokenizer", processor), "init_kwargs", {})
+    return [made_with.get(name, getattr(processor, name, default)) for name, default in TEXT_OPTIONS.items()]
 
 
 def _own_fields(part: Any) -> dict[str, Any]:
