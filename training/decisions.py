@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -97,6 +98,8 @@ def decide(config: TrainConfig) -> Decisions:
 
 
 def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
+    # Accelerate keeps the precision of a process's first run, and a second one in the same notebook may have another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         # With DeepSpeed, whose way is to cast the weights too, the objective casts.
         mixed_precision="no" if _is_set("ACCELERATE_USE_DEEPSPEED") else precision,

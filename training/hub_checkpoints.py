@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hf_clip.hub import redact
+from hf_clip.hub.credentials import find_credential_in_file
 
 from .run_folder import CHECKPOINTS, RECIPE
 
@@ -67,6 +68,9 @@ class CheckpointPusher:
                 self.in_use = None
 
     def _push(self, checkpoint: Path) -> None:
+        if credential := find_credential_in_file(self.folder / RECIPE):
+            self.fail(f"{checkpoint.name} was not pushed: {RECIPE} holds {credential}. Remove it from the recipe.")
+            return
         for delay in (*RETRY_SECONDS, None):
             try:
                 self._upload(checkpoint)

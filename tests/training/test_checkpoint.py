@@ -389,3 +389,12 @@ def test_while_one_is_pushed_it_stays_and_only_the_newest_of_the_others_waits(ru
     pusher.close()
     assert [call for call in hub.calls if call != "create"] == ["Checkpoint of step 2", "Checkpoint of step 10"]
     assert pusher.in_use is None and {name.split("/")[1] for name in hub.files if "/" in name} == {"checkpoint-10"}
+
+
+def test_a_recipe_with_a_credential_is_not_pushed_beside_checkpoints(run_folder, monkeypatch):
+    hub = FakeHub()
+    (run_folder / "recipe.yaml").write_text("card: {model_name: 'AKIA" + "ABCDEFGH" * 2 + "'}")
+    pusher, lines = start_pusher(monkeypatch, run_folder, hub)
+    pusher._push(run_folder / "checkpoints/checkpoint-9")
+    pusher.close()
+    assert hub.calls == [] and len(lines) == 1 and "recipe.yaml holds" in lines[0]

@@ -62,6 +62,13 @@ def test_odd_batches_are_not_mixed_two_by_two(tmp_path):
         make_train_step(configure(tmp_path, ["micro_batch_size=5"]))
 
 
+def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
+    """Accelerate keeps the first one's, as a notebook that trains twice would find."""
+    for precision in ("no", "bf16", "no"):
+        train_step = make_train_step(configure(tmp_path, [f"mixed_precision={precision}"]))
+        assert train_step.accelerator.mixed_precision == precision
+
+
 def test_smoothing_of_labels_is_refused_for_the_sigmoid_loss(tmp_path):
     with pytest.raises(RecipeError, match="label_smoothing=0.1 is for the softmax's targets"):
         make_train_step(configure(tmp_path, ["label_smoothing=0.1", "model.config.logit_bias_init_value=-2.0"]))
