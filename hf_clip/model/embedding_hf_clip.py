@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .image_decoding_hf_clip import ImageDecodeError, decode_image, is_image_file
+from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .image_files_hf_clip import images_in_folder
 from .typing_hf_clip import DualEncoder, Processor
 
 _Item = TypeVar("_Item")
@@ -70,7 +71,7 @@ def embed_images(
             found in, and encodes in evaluation mode.
         processor: its processor.
         images: images of any kind that `decode_image` takes, in a list or any other iterable; a (N, ...) array or
-            tensor; a folder's path, for the images below it in sorted order; a data set or stream of `datasets`.
+            tensor; a folder's path, for the images below it in natural order; a data set or stream of `datasets`.
         batch_size: images encoded at once.
         device: where to encode. The model is moved there, and stays there; by default it is used where it is.
         image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
@@ -324,7 +325,7 @@ def open_images(images: Any, image_column: str | None = None) -> Iterable:
         ValueError: if it is a folder without images.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
-        found = sorted(path for path in Path(images).rglob("*") if path.is_file() and is_image_file(path))
+        found = images_in_folder(images)
         if not found:
             raise ValueError(f"{images} holds no images.")
         return found

@@ -328,7 +328,7 @@ class ZeroShotClassifier:
 
         Args:
             images: images of any kind that `decode_image` takes, in a list or any other iterable; a (N, ...) array or
-                tensor; a folder's path, for the images below it in sorted order; a data set or stream of `datasets`.
+                tensor; a folder's path, for the images below it in natural order; a data set or stream of `datasets`.
             batch_size: images encoded at once.
             top_k: how many labels to give for each image; None gives all of them.
             multi_label: score each label by itself, as several may apply. Models trained with a softmax then need a

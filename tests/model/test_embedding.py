@@ -1,6 +1,7 @@
 """Embeddings of images and texts: equal to the model's own, in the caller's order, as tensors like any other."""
 
 import threading
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from hf_clip import ImageDecodeError, embed_images, embed_texts
-from hf_clip.model.embedding_hf_clip import evaluation_mode
+from hf_clip.model.embedding_hf_clip import evaluation_mode, open_images
+from hf_clip.sources import find_images
 from tests.helpers.squares import encode
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
 
@@ -67,6 +69,20 @@ def test_images_of_every_kind(tmp_path):
         torch.testing.assert_close(embed_images(model, model.processor, images, batch_size=1), expected)
     torch.testing.assert_close(embed_images(model, model.processor, rows, image_column="photo"), expected)
     torch.testing.assert_close(embed_images(model, model.processor, typed["photo"]), expected)
+
+
+def test_the_images_of_a_folder_are_those_that_the_command_finds(tmp_path):
+    """In natural order, hidden ones skipped, links followed, each once, whatever folder it is reached by."""
+    for value, name in enumerate(("data/10.png", "data/9.png", "store/c", "data/.hidden.png", "data/.git/x.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode(gray(value)))
+    (tmp_path / "data/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store/loop").symlink_to(tmp_path / "data")
+    assert open_images(tmp_path / "data") == find_images(tmp_path / "data")
+    assert [Path(path).name for path in open_images(tmp_path / "data")] == ["9.png", "10.png", "c"]
+    model = lookup()
+    expected = embed_images(model, model.processor, [gray(1), gray(0), gray(2)])
+    assert torch.equal(embed_images(model, model.processor, tmp_path / "data"), expected)
 
 
 def test_a_column_with_a_broken_image_says_which():
