@@ -25,6 +25,7 @@ def test_all_are_run_here():
     assert {file.stem for file in FOLDER.glob("bench_*.py")} == {f"bench_{name}" for name in SMALLEST}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SMALLEST)[: soak_count(2, len(SMALLEST))])
 def test_a_benchmark_runs(name, tmp_path):
     command = [sys.executable, str(FOLDER / f"bench_{name}.py"), *SMALLEST[name]]

@@ -229,6 +229,7 @@ def test_state_dicts_load_whole(name):
             assert "strict=False" not in said, f"{name}:{node.lineno}: a leftover on either side must raise."
 
 
+@pytest.mark.slow
 def test_import_is_light(tmp_path):
     """Registering the models with transformers needs torch; nothing else that is heavy may come along."""
     script = """

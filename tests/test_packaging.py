@@ -57,11 +57,13 @@ def files_under(folder: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_beside_it(unpacked):
     beside = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
     assert beside == {"hf_clip", "hf_clip_cli"}
 
 
+@pytest.mark.slow
 def test_every_module_and_data_file_is_in_the_wheel(unpacked):
     beside = {f"{folder}/{name}" for folder in ("conversion", "training") for name in files_under(ROOT / folder)}
     in_tree = files_under(ROOT / "hf_clip") | beside
@@ -79,6 +81,7 @@ def test_metadata(metadata):
     assert not {"datasets", "accelerate", "torchvision", "timm"} & plain
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_the_installed_files_alone(unpacked, tmp_path):
     (found,) = unpacked.glob("*.dist-info")
     entries = configparser.ConfigParser()

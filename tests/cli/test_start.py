@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIGHT = [
     "--help", "--version", "", "draw", "train --help", "plan --help", "eval --help", "eval zero-shot --help",
@@ -58,7 +60,6 @@ def test_the_version_is_the_packages(capfd):
     assert capfd.readouterr().out == f"hf-clip {hf_clip.__version__}\n"
 
 
-@pytest.mark.slow
 def test_help_takes_half_a_second_more_than_the_interpreter(tmp_path):
     def seconds(*command: str) -> float:
         # Of the processor: the clock's depend on what else runs here.
@@ -73,7 +74,6 @@ def test_help_takes_half_a_second_more_than_the_interpreter(tmp_path):
     assert help_ - bare < 0.5
 
 
-@pytest.mark.slow
 def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     (tmp_path / "one.png").write_bytes(b"")

@@ -314,6 +314,7 @@ def words(end: str = "</s>") -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.mark.slow
 def test_siglip_of_open_clip(tmp_path, monkeypatch):
     peer = siglip_folder(tmp_path / "siglip", monkeypatch)
     model, processor = load(tmp_path / "siglip")
@@ -348,6 +349,7 @@ def test_siglip_of_open_clip(tmp_path, monkeypatch):
     assert all(torch.equal(same[key], inputs[key]) for key in inputs)
 
 
+@pytest.mark.slow
 def test_clipa_pads_and_drops_the_separator(tmp_path):
     """OpenCLIP's strip_sep_token: zeros in the separator's place; the last position is pooled, without a mask."""
     text = {"pool_type": "last", "no_causal_mask": True, "tokenizer_kwargs": {"strip_sep_token": True}}
@@ -365,6 +367,7 @@ def test_clipa_pads_and_drops_the_separator(tmp_path):
         processor(text=TEXTS, padding=False)
 
 
+@pytest.mark.slow
 def test_texts_of_a_maskless_tower_see_openais_zeros(tmp_path):
     text = {"no_causal_mask": True, "hf_tokenizer_name": "", "vocab_size": 49408, "context_length": 20}
     peer = write_open_clip_folder(tmp_path / "theirs", open_clip_config(text=text))
@@ -377,6 +380,7 @@ def test_texts_of_a_maskless_tower_see_openais_zeros(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", ["mlp", "linear"])
 def test_open_clip_with_a_text_tower_of_transformers(projection, tmp_path):
     backbone = RobertaConfig(
@@ -593,6 +597,7 @@ def test_openais_names_find_the_file(tmp_path, monkeypatch):
     assert set(locating.OPENAI_FILES) <= {name.replace("-gelu", "") for name in list_architectures()}
 
 
+@pytest.mark.slow
 def test_cleaning_is_open_clips():
     peer = load_open_clip().tokenizer
     for text in ["It's_a  “Test”, Caf&eacute;!", " \tA-B_c ", "＃１２ ｱ", "plain words", ""]:
@@ -619,6 +624,7 @@ def run_python(program: str, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_repositories_are_fetched_in_part_and_kept(tmp_path):
     """What is needed and no more comes from the Hub; afterwards the cache is enough."""
     clip_folder(tmp_path / "clip")
@@ -648,6 +654,7 @@ except ValueError as error:
     assert max(count for (method, _), count in hub.requests.items() if method == "HEAD") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_memory_stays_near_the_weights(tmp_path):
     """The peak over what the process held before: one copy of the weights, not two, and when casting little more."""

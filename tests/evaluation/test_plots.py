@@ -20,6 +20,7 @@ RESULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_no_backend_matters(backend, tmp_path):
     """Jupyter hands its backend to every program it starts: where it is not installed, importing matplotlib fails."""

@@ -110,6 +110,7 @@ def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, train
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_siglip", [False, True])
 def test_as_transformers_it_needs_no_other_code(hub, tmp_path, is_siglip):
     model, processor = tiny("vit")

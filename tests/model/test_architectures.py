@@ -83,6 +83,7 @@ def test_an_architecture_has_the_parameters_that_its_file_says(name):
     assert count(model) == image + text + 1 + has_bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_openais_nine_are_the_papers(name):
     dimensions, side, layers, width, patch, text_width, heads = PAPER[name]
@@ -163,6 +164,7 @@ def their_vision(theirs) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
 def test_an_architecture_is_open_clips(name):
     theirs = build_open_clip(open_clip_name(name))
@@ -180,6 +182,7 @@ def test_an_architecture_is_open_clips(name):
     assert {key: getattr(config.vision_config, key) for key in expected} == expected
 
 
+@pytest.mark.slow
 def test_every_config_of_open_clip_is_an_architecture_or_said_to_be_none():
     names = {open_clip_name(name) for name in ARCHITECTURES}
     open_clip = load_open_clip()
@@ -187,6 +190,7 @@ def test_every_config_of_open_clip_is_an_architecture_or_said_to_be_none():
         assert (name in names) == (generator().why_left_out(open_clip.get_model_config(name)) is None), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", soak_count(KINDS[::3], list(ARCHITECTURES)))
 def test_the_files_are_the_scripts(name):
     theirs = load_open_clip().get_model_config(open_clip_name(name))
@@ -208,6 +212,7 @@ def test_gflops_are_those_of_the_matrix_products():
     assert find_architecture("ViT-B/32")["gflops"] == {"image": round(image / 1e9, 2), "text": round(text / 1e9, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tag"),
     [

@@ -145,6 +145,7 @@ OPEN_CLIP_KNOBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knob", OPEN_CLIP_KNOBS)
 def test_open_clips_model_gives_the_same_embeddings(knob):
     text, vision, open_clip_text, open_clip_vision = OPEN_CLIP_KNOBS[knob]

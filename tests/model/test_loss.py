@@ -324,6 +324,7 @@ def averaged_on_rank(dtype: torch.dtype) -> list[list[torch.Tensor]]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_equal_one_process_with_the_whole_batch(world_size, dtype):
@@ -344,6 +345,7 @@ def extreme_on_rank() -> list[torch.Tensor]:
     return loss_and_gradients(contrastive_loss, image * 10.0 ** (2 * dist.get_rank()), text, SCALE.float())
 
 
+@pytest.mark.slow
 def test_sums_over_ranks_keep_a_maximum_for_each_column():
     for parts in run_on_ranks(extreme_on_rank, 2):
         assert all(part.isfinite().all() for part in parts)
@@ -356,6 +358,7 @@ def peak_on_rank(name: str) -> int:
     return peak_bytes(lambda: loss_and_gradients(loss, image, text, *numbers))
 
 
+@pytest.mark.slow
 @each_loss
 def test_no_rank_holds_its_rows_with_all_columns(name):
     for peak in run_on_ranks(peak_on_rank, 2, name):
@@ -390,6 +393,7 @@ def step_under_ddp(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[s
     return loss.detach(), {name: parameter.grad for name, parameter in model.module.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_a_model_under_ddp_gets_the_gradients_of_one_process(with_ids):
     batch = small_batch()
@@ -414,12 +418,14 @@ def error_of_rank(image, text, sizes: list[int], ranks_with_ids: list[int]) -> s
     return "no error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[3, 2], [2, 0]])
 def test_unequal_batches_raise_on_every_rank_instead_of_hanging(sizes):
     for error in run_on_ranks(error_of_rank, 2, *pairs(), sizes, [], timeout_seconds=20):
         assert f"between {min(sizes)} and {max(sizes)} pairs" in error
 
 
+@pytest.mark.slow
 def test_ids_on_some_ranks_only_raise_on_every_rank_instead_of_hanging():
     for error in run_on_ranks(error_of_rank, 2, *pairs(), [2, 2], [1], timeout_seconds=20):
         assert "ids" in error and "every rank" in error

@@ -159,6 +159,7 @@ def test_transformers_classifier_loads_and_gives_its_logits(tmp_path):
     torch.testing.assert_close(output.loss, expected.loss)
 
 
+@pytest.mark.slow
 def test_openais_own_model_gives_the_same_logits():
     # OpenAI's towers have heads of 64 and hidden layers of four times the width, by construction.
     text = {"intermediate_size": 128}

@@ -329,6 +329,7 @@ print(json.dumps(pipe(sys.argv[2], candidate_labels=["a red square", "green"], t
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_works_where_the_package_is_not(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "a.png").write_bytes(encode(np.asarray(make_images(1)[0])))

@@ -146,6 +146,7 @@ def test_a_folder_of_transformers_clip_is_read(tmp_path: Path):
     assert outputs["pixel_values"].shape == (1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_remote_code_needs_no_package(processor, tmp_path: Path, monkeypatch):
     """The folder, in a process that cannot see hf_clip, gives the same inputs by its own copy of the code."""
     program = """

@@ -162,6 +162,7 @@ torch.save({"logits_per_image": output.logits_per_image, "image_embeds": output.
 """
 
 
+@pytest.mark.slow
 def test_a_folder_saved_with_its_code_loads_where_the_package_is_missing(folder, tmp_path, monkeypatch):
     model, processor = HFCLIPModel.from_pretrained(folder), HFCLIPProcessor.from_pretrained(folder)
     for kind in (HFCLIPConfig, HFCLIPModel, HFCLIPImageProcessor, HFCLIPTokenizer, HFCLIPProcessor):

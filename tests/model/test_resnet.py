@@ -74,6 +74,7 @@ def open_clips(model: HFCLIPModel) -> torch.nn.Module:
     return theirs.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [openais, open_clips])
 def test_the_peers_models_give_the_same_embeddings(peer):
     model = ours()
@@ -86,6 +87,7 @@ def test_the_peers_models_give_the_same_embeddings(peer):
             torch.testing.assert_close(encode(inputs), F.normalize(expected(inputs), dim=-1), **CLOSE)
 
 
+@pytest.mark.slow
 def test_training_gives_openais_gradients_and_statistics():
     model = ours()
     theirs = openais(model).train()

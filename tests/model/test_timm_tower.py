@@ -83,6 +83,7 @@ WRAPPERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pool", "projection", "bias", "fields"), WRAPPERS)
 def test_open_clips_wrapper_gives_the_same_embeddings(name, pool, projection, bias, fields):
     load_open_clip()

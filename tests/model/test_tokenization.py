@@ -208,6 +208,7 @@ def test_a_folder_that_transformers_saved_gives_openais_ids(tokenizer, tmp_path:
     assert odd_ids(loaded) == odd_ids(tokenizer)
 
 
+@pytest.mark.slow
 def test_remote_code_needs_no_package(tokenizer, tmp_path: Path, monkeypatch):
     """The folder, in a process that cannot see hf_clip, gives the same ids by its own copy of the code."""
     program = """

@@ -203,6 +203,7 @@ OPEN_CLIP_ENCODERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pooling", "projection", "pooler"), OPEN_CLIP_ENCODERS)
 def test_open_clips_text_encoder_gives_the_same_embeddings(kind, pooling, projection, pooler, tmp_path):
     load_open_clip()
@@ -460,6 +461,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_the_models_code_goes_with_it(tmp_path, monkeypatch):
     model = dual(text_config("xlm-roberta", pooling="mean"), vision_config("registers", pooling="average"))
     for kind in (HFCLIPConfig, HFCLIPModel):

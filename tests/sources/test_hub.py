@@ -68,6 +68,7 @@ def test_images_at_hub_addresses_are_fetched(tmp_path, monkeypatch):
     assert [s.image["bytes"] for s in samples("owner/name")] == [image_bytes(1), None]
 
 
+@pytest.mark.slow
 def test_an_offline_hub_is_one_line(tmp_path):
     code = (
         "from hf_clip.sources import open_source, SourceError\n"
@@ -81,6 +82,7 @@ def test_an_offline_hub_is_one_line(tmp_path):
     assert "'owner/name' is no file or folder" in done.stdout and "HF_HUB_OFFLINE" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["a file", "nowhere"])
 def test_local_data_need_no_cache(tmp_path, home):
     """HF_HOME below a file cannot be made nor written to, as on a read-only or a full disk."""

@@ -256,6 +256,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk):
     write_folder(small_disk / "checkpoint-1", lambda place: write(place, 1))
     size = torch.zeros(100_000)

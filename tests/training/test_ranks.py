@@ -19,6 +19,8 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import AUGMENTATION, configure, gradients, make_batch, make_train_step
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -514,6 +514,7 @@ def four_ranks_or_two(rows: list[dict], position: dict | None) -> tuple:
     return [*taken, ids([last])], stream.gather(last.position)
 
 
+@pytest.mark.slow
 def test_positions_of_two_processes_go_on_with_four_and_one():
     rows = [row(index) for index in range(50)]
     rows[7]["caption"] = []
@@ -544,6 +545,7 @@ def stop_of_rank(rows: list[dict], max_bad_fraction: float) -> tuple[int, str]:
     return count, ""
 
 
+@pytest.mark.slow
 def test_what_stops_one_process_stops_all_at_one_step():
     """A lane that only one of them reads goes bad, by more than its share and by all."""
     rows = [row(index) for index in range(60)]
@@ -569,6 +571,7 @@ def die_after_two_batches(rows: list[dict]) -> None:
         next(batches)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_leaves_none_waiting():
     with pytest.raises(RankError, match="DataError: Another process has ended(.|\n)*Rank 1: its process died"):
         run_on_ranks(die_after_two_batches, 2, [row(index) for index in range(40)])
