@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
-from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
+from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, set_text_options, text_options
 
 from .check_processor import sees_padding
 from .confirm import refuse_absurd_counts
@@ -201,6 +202,31 @@ def cleaning_of_transformers(config: HFCLIPConfig, tokenizer: PreTrainedTokenize
     return "lower" if is_siglip2 else None
 
 
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that lowers texts itself, as transformers' `Siglip2Tokenizer` does, from one that keeps their case.
+
+    The processor lowers them anyway; transformers' pipelines ask the tokenizer alone. Gemma's class would build its
+    normalizer again when it is loaded, the general one takes what its file says. One without a fast backend stays.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = normalizers.Sequence([backend.normalizer] if backend.normalizer is not None else [])
+    if own.normalize_str("A") != "A":
+        return tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), own])
+    special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    lowered = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        **special,
+    )
+    set_text_options(lowered, **text_options(tokenizer))
+    return lowered
+
+
 def strip_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """OpenCLIP's `strip_sep_token`: what ends a text is the padding, id 0, in the separator's place."""
     cls_token, pad_token = tokenizer.cls_token, tokenizer.pad_token
@@ -251,5 +277,7 @@ def build_processor(
     text_cleaning: str | None = None,
 ) -> HFCLIPProcessor:
     """The two as one, with the padding that the model's text tower needs."""
+    if text_cleaning == "lower" and not isinstance(tokenizer, HFCLIPTokenizer):
+        tokenizer = lower_case(tokenizer)
     padding = "max_length" if sees_padding(config.text_config) else "longest"
     return HFCLIPProcessor(image_processor, tokenizer, text_padding=padding, text_cleaning=text_cleaning)
