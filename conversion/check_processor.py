@@ -6,6 +6,7 @@ contradict each other, and nothing tells which is right, ConversionError says so
 """
 
 import logging
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -88,7 +89,7 @@ def _require_same_ids(tokenizer: PreTrainedTokenizerBase, text: HFCLIPTextConfig
 
 def _fit_end(tokenizer: PreTrainedTokenizerBase, text: HFCLIPTextConfig) -> None:
     """The end token's id in the config: where texts are pooled there, it must be in every text."""
-    end = tokenizer.eos_token_id
+    end = cast("int | None", tokenizer.eos_token_id)
     if text.pooling not in ("eos", "first_eos") and not (text.pooling == "mean" and text.tower == "clip"):
         text.eos_token_id = text.eos_token_id if end is None else end
         return

@@ -5,10 +5,11 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, SiglipModel, SiglipProcessor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedModel, SiglipModel, SiglipProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -114,7 +115,8 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
     _refuse(target, export_configs.missing_in_transformers(model.config) + missing)
     with torch.device("meta"):
-        peer = (SiglipModel if is_siglip else CLIPModel)(export_configs.transformers_config(model.config))
+        peer_class = cast(type[PreTrainedModel], SiglipModel if is_siglip else CLIPModel)
+        peer = peer_class(export_configs.transformers_config(model.config))
     peer.load_state_dict(model.state_dict(), assign=True)
     peer.config.dtype = model.dtype
     peer.save_pretrained(folder)
@@ -179,10 +181,12 @@ def plain_tokenizer(tokenizer, model_input_names: Sequence[str] = ("input_ids", 
     if not isinstance(tokenizer, HFCLIPTokenizer):
         return tokenizer
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    # Pairs, which transformers takes as `tokenizers` does, and does not declare.
+    merges: Any = [tuple(merge) for merge in backend["merges"]]
     return CLIPTokenizer(
         vocab=backend["vocab"],
-        merges=[tuple(merge) for merge in backend["merges"]],
-        pad_token=tokenizer.pad_token,
+        merges=merges,
+        pad_token=cast(str, tokenizer.pad_token),
         model_max_length=tokenizer.model_max_length,
         model_input_names=model_input_names,
     )

@@ -7,10 +7,11 @@ lacks, and an error names it.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from PIL.Image import Resampling
 from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
@@ -211,7 +212,7 @@ def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
     The tokenizer's keys are left to the caller.
     """
     text, vision = config.text_config, config.vision_config
-    model_cfg = {"embed_dim": config.projection_dim}
+    model_cfg: dict[str, Any] = {"embed_dim": config.projection_dim}
     # One switch for both towers; a ResNet has ReLUs, whatever its config says.
     if text.hidden_act == "quick_gelu" or (vision.tower == "vit" and vision.hidden_act == "quick_gelu"):
         model_cfg["quick_gelu"] = True
@@ -242,6 +243,7 @@ def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
 
 def _open_clip_vision_cfg(vision: HFCLIPVisionConfig) -> dict:
     if vision.tower == "resnet":
+        assert vision.stage_depths is not None, "the config of a ResNet was validated to have them"
         return {
             "image_size": vision.image_size,
             "layers": list(vision.stage_depths),

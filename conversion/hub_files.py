@@ -10,7 +10,8 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    # Of the HTTP library that huggingface_hub itself uses, which changes with its versions.
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )

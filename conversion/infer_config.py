@@ -72,7 +72,11 @@ def infer_shape(shapes: Shapes) -> InferredShape:
 def _infer_transformer(shapes: Shapes, tower: str) -> dict[str, Any]:
     layers = {name.split(".")[3] for name in shapes if name.startswith(f"{tower}.{_LAYER}.")}
     intermediate, width = shapes[f"{tower}.{_LAYER}.0.mlp.fc1.weight"]
-    fields = {"hidden_size": width, "intermediate_size": intermediate, "num_hidden_layers": len(layers)}
+    fields: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": len(layers),
+    }
     if f"{tower}.{_LAYER}.0.layer_scale1.weight" in shapes:
         # What it was once set to before training; the file holds what it became.
         fields["layer_scale_init_value"] = 1.0

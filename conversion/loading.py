@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
@@ -136,7 +137,9 @@ def load(
     _check_device(device)
     model, processor, description = _load(source, options, hub, dtype)
     logger.info("%s: %s; %s.", source, description, str(model.dtype).removeprefix("torch."))
-    return model if device is None else model.to(device), processor
+    if device is not None:
+        cast(nn.Module, model).to(device)
+    return model, processor
 
 
 def _load(
@@ -218,7 +221,7 @@ def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub:
         # Only the modules that OpenAI scripted hold these three numbers.
         _refuse_options(located, options)
     elif options.source_format == "openai":
-        is_openai = layout in (Layout(image, "clip", False, "matrix") for image in ("vit", "resnet"))
+        is_openai = layout in [Layout(image, "clip", False, "matrix") for image in ("vit", "resnet")]
         if not is_openai:
             raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: leave out `source_format`.")
     elif options.source_format is not None:

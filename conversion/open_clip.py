@@ -368,6 +368,7 @@ def _text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | Non
 
 def _foreign_text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | None) -> HFCLIPTextConfig:
     cfg = model_cfg["text_cfg"]
+    assert find_backbone_config is not None, "a text tower of transformers has a config of its own"
     backbone = find_backbone_config(cfg["hf_model_name"])
     # Encoders of translation models pool nothing themselves: there OpenCLIP takes the first token.
     own_pooling = "first" if backbone.is_encoder_decoder else "pooler"

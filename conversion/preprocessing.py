@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from tokenizers import Tokenizer, normalizers
@@ -135,7 +135,8 @@ def load_image_processor(folder: Path) -> HFCLIPImageProcessor:
         settings = {**defaults, **settings, "do_center_crop": False}
     elif family not in ("CLIP", "HFCLIP"):
         raise ConversionError(f"{folder} has a {kind}: the image processors of CLIP and SigLIP can be read.")
-    return HFCLIPImageProcessor.from_dict({key: value for key, value in settings.items() if value is not None})
+    given = {key: value for key, value in settings.items() if value is not None}
+    return cast(HFCLIPImageProcessor, HFCLIPImageProcessor.from_dict(given))
 
 
 def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
@@ -145,7 +146,7 @@ def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
         ConversionError: if the model has another number of tokens.
     """
     # OpenAI pads with zeros, which are a "!" of the vocabulary, and only some models see it.
-    options = {"pad_token": "!"} if sees_padding(text) else {}
+    options: dict[str, Any] = {"pad_token": "!"} if sees_padding(text) else {}
     tokenizer = HFCLIPTokenizer(model_max_length=text.max_position_embeddings, **options)
     if len(tokenizer) != text.vocab_size:
         raise ConversionError(
@@ -230,7 +231,7 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def strip_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """OpenCLIP's `strip_sep_token`: what ends a text is the padding, id 0, in the separator's place."""
     cls_token, pad_token = tokenizer.cls_token, tokenizer.pad_token
-    if tokenizer.pad_token_id != 0 or cls_token is None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.pad_token_id != 0 or cls_token is None:
         raise ConversionError(f"strip_sep_token with a {type(tokenizer).__name__}: it is for BERT's vocabularies.")
     backend = tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(

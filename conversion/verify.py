@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from .errors import ConversionError
 from .hub_files import HubOptions
@@ -170,8 +170,8 @@ def embed_with_original_code(format_name: str, path: Path) -> Embeddings | None:
 def compare(source: Embeddings, result: Embeddings, limit: float = MAX_DIFFERENCE) -> Verification:
     """The largest differences between elements."""
     pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_BD", "text_BD", "logits")]
-    differences = [(one - other).abs().max().item() for one, other in pairs]
-    return Verification(source.code, result.code, *differences, limit, limit * source.scale)
+    images, texts, logits = [(one - other).abs().max().item() for one, other in pairs]
+    return Verification(source.code, result.code, images, texts, logits, limit, limit * source.scale)
 
 
 def verify_conversion(

@@ -6,7 +6,7 @@ All else is imported on first use.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import (
     AutoConfig,
@@ -198,6 +198,8 @@ def _register() -> None:
         AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(configuration.HFCLIPTextConfig, modeling.HFCLIPTextModel)
     AutoModelForImageClassification.register(configuration.HFCLIPConfig, modeling.HFCLIPForImageClassification)
+    # transformers keeps a missing backend as None, and declares classes alone.
+    no_video_processors = cast("dict[str, type]", {"pil": None, "torchvision": None})
     for model in (modeling.HFCLIPModel, modeling.HFCLIPSiglipModel):
         config_class = model.config_class
         AutoModel.register(config_class, model)
@@ -206,7 +208,7 @@ def _register() -> None:
         AutoTokenizer.register(config_class, HFCLIPTokenizer)
         AutoProcessor.register(config_class, HFCLIPProcessor)
         # There is none. Unregistered, `pipeline` would look for its code in the folder, and ask to run what is there.
-        AutoVideoProcessor.register(config_class, video_processor_classes={"pil": None, "torchvision": None})
+        AutoVideoProcessor.register(config_class, video_processor_classes=no_video_processors)
     # By its dotted name, which transformers imports when the task is asked for.
     PIPELINE_REGISTRY.supported_tasks["hf-clip-zero-shot"] = {
         "impl": "hf_clip.model.pipeline_hf_clip.HFCLIPZeroShotPipeline",

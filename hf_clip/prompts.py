@@ -171,7 +171,7 @@ def _parsed(path: Path) -> tuple[Any, dict[tuple, tuple[int, str]]]:
 def _places(node: Any, keys: tuple = ()) -> Iterator[tuple[tuple, tuple[int, str]]]:
     if node is None:
         return
-    yield keys, (node.start_mark.line + 1, node.value if isinstance(node.value, str) else f"a {node.id}")
+    yield keys, (node.start_mark.line + 1, node.value if node.id == "scalar" else f"a {node.id}")
     if node.id == "mapping":
         for key, value in node.value:
             yield from _places(value, (*keys, key.value))

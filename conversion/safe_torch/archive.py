@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedReader
 
 import torch
 
@@ -40,7 +40,7 @@ class Archive:
             methods.
     """
 
-    def __init__(self, stream: BinaryIO, size: int):
+    def __init__(self, stream: BufferedReader, size: int):
         self._stream = stream
         _check_end(stream, size)
         try:
@@ -82,12 +82,13 @@ class Archive:
         content = torch.empty(self.size(name), dtype=torch.uint8)
         member = self._members[name]
         self._stream.seek(member.start)
-        if self._stream.readinto(content.numpy()) != member.size or zlib.crc32(content.numpy()) != member.checksum:
+        view = content.numpy().data
+        if self._stream.readinto(view) != member.size or zlib.crc32(view) != member.checksum:
             raise ConversionError(f"{ascii(name[:80])} is damaged (its checksum differs from the zip's): {_AGAIN}")
         return content
 
 
-def _check_end(stream: BinaryIO, size: int) -> None:
+def _check_end(stream: BufferedReader, size: int) -> None:
     """The last bytes: a whole file ends with the end of its directory, and the directory has a sensible length."""
     # The end record has 22 bytes. Two more precede it in large files: one of 56 bytes, and its locator of 20.
     stream.seek(max(0, size - 98))
@@ -105,7 +106,7 @@ def _check_end(stream: BinaryIO, size: int) -> None:
         )
 
 
-def _check_members(stream: BinaryIO, listed: list[zipfile.ZipInfo], end: int) -> dict[str, _Member]:
+def _check_members(stream: BufferedReader, listed: list[zipfile.ZipInfo], end: int) -> dict[str, _Member]:
     """Every member by its name within the one folder; none shares bytes with another."""
     members: dict[str, _Member] = {}
     free_from = 0
@@ -132,7 +133,7 @@ def _check_members(stream: BinaryIO, listed: list[zipfile.ZipInfo], end: int) ->
     return {name.partition("/")[2]: member for name, member in members.items()}
 
 
-def _data_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
+def _data_start(stream: BufferedReader, info: zipfile.ZipInfo) -> int:
     """Where a member's content begins: behind its own header, which must say the same as the directory."""
     stream.seek(info.header_offset)
     header = stream.read(_LOCAL_HEADER.size)

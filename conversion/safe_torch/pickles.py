@@ -97,6 +97,7 @@ def walk_pickle(stream: BinaryIO) -> tuple[Any, dict[str, StorageRecord]]:
                 raise ConversionError(
                     f"its pickle has more than {MAX_OPCODES} opcodes: no file of weights needs them."
                 )
+            assert position is not None, "a stream of bytes tells its position"
             walker.take(opcode.name, argument, position)
     except ConversionError:
         raise

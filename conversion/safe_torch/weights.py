@@ -17,8 +17,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -131,7 +132,7 @@ def _text(head: bytes) -> bytes:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
 
 
-def _reader_of(head: bytes, size: int) -> Callable[[Path, BinaryIO, int, bool], WeightsFile]:
+def _reader_of(head: bytes, size: int) -> Callable[[Path, BufferedReader, int, bool], WeightsFile]:
     if head.startswith(b"PK\3\4"):
         return _read_zip
     if head.startswith(_OLD_TORCH):
@@ -166,7 +167,7 @@ def _why_no_weights(head: bytes, size: int) -> str:
     )
 
 
-def _read_zip(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
+def _read_zip(path: Path, stream: BufferedReader, size: int, on_meta: bool) -> WeightsFile:
     archive = Archive(stream, size)
     byte_order = archive.read("byteorder", 16).decode("latin-1") if "byteorder" in archive else "little"
     if byte_order != sys.byteorder:
@@ -269,7 +270,7 @@ def _is_scalar(value: Any) -> bool:
     return type(value) in (bool, int, float, str, type(None))
 
 
-def _read_old_torch(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
+def _read_old_torch(path: Path, stream: BufferedReader, size: int, on_meta: bool) -> WeightsFile:
     """A file of torch.save before 1.6: five pickles, the fourth of which is what was saved, then the storages."""
     records, values = _walk_old_torch(stream, size)
     if on_meta:
@@ -286,7 +287,7 @@ def _read_old_torch(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> W
     return WeightsFile(path, "torch", {name: tensor.detach() for name, tensor in tensors.items()}, values)
 
 
-def _walk_old_torch(stream: BinaryIO, size: int) -> tuple[dict[str, TensorRecord], dict[str, Scalar]]:
+def _walk_old_torch(stream: BufferedReader, size: int) -> tuple[dict[str, TensorRecord], dict[str, Scalar]]:
     """What the file holds. Raises ConversionError where torch should not be given it."""
     stream.seek(0)
     pickles = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
@@ -299,7 +300,7 @@ def _walk_old_torch(stream: BinaryIO, size: int) -> tuple[dict[str, TensorRecord
     return records, values
 
 
-def _read_safetensors(path: Path, stream: BinaryIO, size: int, on_meta: bool) -> WeightsFile:
+def _read_safetensors(path: Path, stream: BufferedReader, size: int, on_meta: bool) -> WeightsFile:
     stream.seek(0)
     if (header_bytes := int.from_bytes(stream.read(8), "little")) > MAX_HEADER_BYTES:
         raise ConversionError(f"its header has {header_bytes} bytes, more than the {MAX_HEADER_BYTES} of any model.")

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
@@ -27,11 +28,12 @@ def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:
 
 
 def image_tower(config: HFCLIPVisionConfig) -> str:
+    widths, depths = config.stage_widths or [], config.stage_depths or []
     if config.tower == "convnet":
-        stages = zip(config.stage_widths, config.stage_depths, strict=True)
+        stages = zip(widths, depths, strict=True)
         return ", ".join(["convnet", *(f"{depth} x {width} channels" for width, depth in stages)])
     if config.tower == "resnet":
-        blocks = ", ".join(map(str, config.stage_depths))
+        blocks = ", ".join(map(str, depths))
         return (
             f"ResNet, stages of {blocks} blocks, width {config.stem_width}, pooled by {config.num_attention_heads} "
             "heads of attention"
@@ -58,6 +60,7 @@ def text_tower(config: HFCLIPTextConfig) -> str:
 
 def _of_transformers(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
     backbone = config.backbone_config
+    assert isinstance(backbone, PreTrainedConfig)
     width = getattr(backbone, "hidden_size", None)
     layers = getattr(backbone, "num_hidden_layers", None)
     shape = [f"{layers} layers" if layers else "", f"width {width}" if isinstance(width, int) else ""]

@@ -137,6 +137,7 @@ def put_results(text: str, results: Sequence[Result], name: str) -> str:
     if has_crlf:
         text = text.replace("\r\n", "\n")
     found = FRONT_MATTER.match(text) or FRONT_MATTER.match(text := f"---\n---\n\n{text}")
+    assert found is not None
     start, front, body = text[: found.start("yaml")], found["yaml"], text[found.end() :]
     front = _with_index(front, results, name)
     for result in results:

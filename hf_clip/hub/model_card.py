@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -125,12 +125,12 @@ def adapt_card(folder: str | Path, repo_id: str, *, say: Say | None = None) -> P
     folder = Path(folder)
     path = folder / "README.md"
     card = parse_card(read_card_text(path), str(path))
-    card.data.library_name = LIBRARY
-    card.data.pipeline_tag = PIPELINE_TAG
+    data = cast(ModelCardData, card.data)
+    data.library_name, data.pipeline_tag = LIBRARY, PIPELINE_TAG
     text = str(card)
     section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
     if section and PIPELINE_TAG in section[0]:
-        example = Example.of_card(section[0], card.data.to_dict().get("widget"))
+        example = Example.of_card(section[0], data.to_dict().get("widget"))
         runs = _has_example(folder, example, say)
         text = (
             text[: section.start()]
@@ -196,8 +196,10 @@ def _usable(facts: CardFacts, folder: Path, say: Say | None) -> CardFacts:
             kept = [(plot, shown) for plot, shown in facts.plots if plot != file]
             example = None if facts.example_image == file else facts.example_image
             facts = replace(facts, plots=kept, example_image=example)
+    if say is None:
+        return facts
     bare = CardFacts(facts.model_name, training_data=())
-    for key, written in WRITTEN.items() if say else ():
+    for key, written in WRITTEN.items():
         try:
             written(replace(bare, **{key: getattr(facts, key)}))
         # Whatever it is: facts come from files that people write.

@@ -63,7 +63,8 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
     kind: Any = config_dict.get("model_type")
     if kind is not None and kind not in (*_READ_AS, *_OURS):
         raise ValueError(f"`model_type={kind!r}` cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
-    ours = {**_SIGLIP_DEFAULTS.get(kind, {}), **config_dict}
+    defaults_of_kind = {} if kind is None else _SIGLIP_DEFAULTS.get(kind, {})
+    ours = {**defaults_of_kind, **config_dict}
     for key in ("text_config", "vision_config"):
         # Files of 2022 hold a tower's full shape in `..._config_dict` and at times null in `..._config`.
         first_format = ours.pop(f"{key}_dict", None) or {}

@@ -144,6 +144,9 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     Where the config is an `HFCLIPSiglipConfig`, logits have a learned bias and the loss is a sigmoid's for each pair.
     """
 
+    # Models that `hf_clip.load` returns have it: the format of the checkpoint that was read.
+    source_format: str
+
     def __init__(self, config: HFCLIPConfig):
         super().__init__(config)
         self.text_model = _text_tower(config.text_config)
