@@ -71,3 +71,15 @@ def tiny_clip(captions: list[str], image_size: int = 32) -> tuple[HFCLIPModel, H
     )
     torch.manual_seed(0)
     return HFCLIPModel(config).eval(), HFCLIPProcessor(image_processor, tokenizer)
+
+
+def scatter_weights(model: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
+    """The model, to evaluate, with every parameter and running statistic off its initial value: none goes untested."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif isinstance(tensor, torch.nn.Parameter) or name.endswith("running_mean"):
+                tensor.add_(torch.randn_like(tensor) * by)
+    return model.eval()

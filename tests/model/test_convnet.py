@@ -12,6 +12,7 @@ from hf_clip import (
     HFCLIPVisionModelWithProjection,
 )
 from hf_clip.model.modeling_convnet_hf_clip import HFCLIPConvNetModel
+from tests.helpers.toys import scatter_weights
 
 SHAPE = {
     "tower": "convnet",
@@ -36,21 +37,14 @@ TEXT = {
 }
 
 
-def scattered(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter off its initial value, so that none of them goes untested."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
-
-
 def tower(**fields) -> HFCLIPConvNetModel:
-    return scattered(HFCLIPConvNetModel(HFCLIPVisionConfig(**{**SHAPE, **fields})))
+    return scatter_weights(HFCLIPConvNetModel(HFCLIPVisionConfig(**{**SHAPE, **fields})), by=0.05)
 
 
 def dual(**fields) -> HFCLIPModel:
-    return scattered(HFCLIPModel(HFCLIPConfig(text_config=TEXT, vision_config=SHAPE, projection_dim=12, **fields)))
+    return scatter_weights(
+        HFCLIPModel(HFCLIPConfig(text_config=TEXT, vision_config=SHAPE, projection_dim=12, **fields)), by=0.05
+    )
 
 
 def make_images(height: int = 32, width: int = 32, count: int = 4) -> torch.Tensor:
@@ -166,7 +160,7 @@ def test_the_dual_encoder_and_its_parts_load_from_one_folder(tmp_path):
 
 def test_the_classifier_averages_all_positions():
     config = HFCLIPConfig(text_config=TEXT, vision_config=SHAPE, num_labels=3)
-    model = scattered(HFCLIPForImageClassification(config))
+    model = scatter_weights(HFCLIPForImageClassification(config), by=0.05)
     output = model(make_images(), labels=torch.tensor([0, 1, 2, 0]))
     expected = model.classifier(model.vision_model(make_images()).last_hidden_state.mean(1))
     torch.testing.assert_close(output.logits, expected)

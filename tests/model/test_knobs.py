@@ -26,6 +26,7 @@ from hf_clip import (
 )
 from tests.helpers.openai_names import in_openais_names
 from tests.helpers.peers import load_open_clip
+from tests.helpers.toys import scatter_weights
 
 START, END, VOCABULARY, CONTEXT, SIDE = 57, 58, 60, 10, 16
 TEXT = {
@@ -50,18 +51,9 @@ VISION = {
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-def scattered(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter off its initial value, so that none of them goes untested."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
 def ours(text=None, vision=None, projection_dim: int = 24) -> HFCLIPModel:
     towers = {"text_config": {**TEXT, **(text or {})}, "vision_config": {**VISION, **(vision or {})}}
-    return scattered(HFCLIPModel(HFCLIPConfig(**towers, projection_dim=projection_dim)))
+    return scatter_weights(HFCLIPModel(HFCLIPConfig(**towers, projection_dim=projection_dim)))
 
 
 def make_images(height: int = SIDE, width: int = SIDE, count: int = 3) -> torch.Tensor:
@@ -296,7 +288,7 @@ def assert_same_outputs(model: HFCLIPSiglipModel, theirs: SiglipModel, **inputs)
 @pytest.mark.parametrize("knob", SIGLIP_SHAPES)
 def test_a_folder_of_siglip_gives_its_embeddings_and_ours_gives_them_there(knob, tmp_path):
     config = siglip_config(**SIGLIP_SHAPES[knob])
-    theirs = scattered(SiglipModel(config))
+    theirs = scatter_weights(SiglipModel(config))
     theirs.save_pretrained(tmp_path / "theirs")
     model = load_exactly(HFCLIPSiglipModel, tmp_path / "theirs")
     assert type(model.config) is HFCLIPSiglipConfig
@@ -307,7 +299,7 @@ def test_a_folder_of_siglip_gives_its_embeddings_and_ours_gives_them_there(knob,
     # Whoever asks for any dual encoder gets the one that the folder holds.
     assert_same_outputs(load_exactly(HFCLIPModel, tmp_path / "theirs"), theirs, **inputs)
 
-    model = scattered(HFCLIPSiglipModel(model.config))
+    model = scatter_weights(HFCLIPSiglipModel(model.config))
     model.save_pretrained(tmp_path / "ours")
     assert_same_outputs(model, load_exactly(SiglipModel, tmp_path / "ours", config=config), **inputs)
     again = load_exactly(AutoModel, tmp_path / "ours")
@@ -317,7 +309,7 @@ def test_a_folder_of_siglip_gives_its_embeddings_and_ours_gives_them_there(knob,
 
 @pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (24, 16), (9, 30)])
 def test_siglips_interpolated_positions(height, width, tmp_path):
-    theirs = scattered(SiglipModel(siglip_config()))
+    theirs = scatter_weights(SiglipModel(siglip_config()))
     theirs.save_pretrained(tmp_path)
     model, images = load_exactly(HFCLIPSiglipModel, tmp_path), make_images(height, width)
     expected = theirs.get_image_features(images, interpolate_pos_encoding=True).pooler_output
@@ -326,7 +318,7 @@ def test_siglips_interpolated_positions(height, width, tmp_path):
 
 
 def test_towers_and_classifiers_load_from_a_siglip_folder(tmp_path):
-    scattered(SiglipModel(siglip_config())).save_pretrained(tmp_path)
+    scatter_weights(SiglipModel(siglip_config())).save_pretrained(tmp_path)
     model = load_exactly(HFCLIPSiglipModel, tmp_path)
     vision = load_exactly(HFCLIPVisionModelWithProjection, tmp_path)
     text = load_exactly(HFCLIPTextModelWithProjection, tmp_path)
@@ -334,7 +326,7 @@ def test_towers_and_classifiers_load_from_a_siglip_folder(tmp_path):
     torch.testing.assert_close(text(texts()).text_embeds, model.encode_text(texts(), normalize=False))
     config = siglip_config()
     config.num_labels = 5
-    theirs = scattered(SiglipForImageClassification(config))
+    theirs = scatter_weights(SiglipForImageClassification(config))
     theirs.save_pretrained(tmp_path / "classifier")
     classifier = load_exactly(HFCLIPForImageClassification, tmp_path / "classifier")
     torch.testing.assert_close(classifier(make_images()).logits, theirs(make_images()).logits, **CLOSE)
@@ -384,7 +376,7 @@ def everything() -> HFCLIPSiglipModel:
 
 
 def test_gradients_reach_every_weight_with_and_without_checkpointing():
-    model, inputs, gradients = scattered(everything()).train(), siglip_inputs(), []
+    model, inputs, gradients = scatter_weights(everything()).train(), siglip_inputs(), []
     for is_checkpointing in (False, True):
         if is_checkpointing:
             model.gradient_checkpointing_enable()
@@ -399,7 +391,7 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing():
 
 
 def test_compiles_as_one_graph_in_training_and_behind_it():
-    model = scattered(everything())
+    model = scatter_weights(everything())
     for training in (False, True):
         model.train(training)
         for kind in ("encode_image", "encode_text"):
@@ -413,7 +405,7 @@ def test_compiles_as_one_graph_in_training_and_behind_it():
 
 
 def test_exports_with_any_number_of_images():
-    tower = scattered(everything()).vision_model
+    tower = scatter_weights(everything()).vision_model
     program = torch.export.export(tower, (make_images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     more = make_images(count=5)
     torch.testing.assert_close(program.module()(more).pooler_output, tower(more).pooler_output, **CLOSE)
@@ -421,7 +413,7 @@ def test_exports_with_any_number_of_images():
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_attention_implementations_agree(implementation):
-    model = scattered(everything())
+    model = scatter_weights(everything())
     mask = (texts() != 0).long()
     expected = model.encode_image(make_images()), model.encode_text(texts(), mask)
     model.set_attn_implementation(implementation)
@@ -476,7 +468,7 @@ def test_initial_weights_also_of_a_model_made_without_memory():
 
 
 def test_offloaded_weights_give_the_same_embeddings(tmp_path):
-    model = scattered(everything())
+    model = scatter_weights(everything())
     model.save_pretrained(tmp_path)
     places = {"text_model": "cpu", "text_projection": "cpu", "visual_projection": "cpu", "vision_model": "disk"}
     again = HFCLIPSiglipModel.from_pretrained(
@@ -487,7 +479,7 @@ def test_offloaded_weights_give_the_same_embeddings(tmp_path):
 
 
 def test_half_precision_keeps_its_type():
-    model = scattered(everything())
+    model = scatter_weights(everything())
     expected = model(**siglip_inputs())
     output = model.to(torch.bfloat16)(**siglip_inputs(), return_loss=True)
     assert output.image_embeds.dtype == output.text_embeds.dtype == torch.bfloat16

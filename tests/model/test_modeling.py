@@ -24,6 +24,7 @@ from hf_clip import (
 from tests.helpers.counts import soak_count
 from tests.helpers.openai_names import in_openais_names
 from tests.helpers.peers import load_openai_module
+from tests.helpers.toys import scatter_weights
 
 START, END, VOCABULARY, CONTEXT, SIDE = 197, 198, 200, 12, 16
 TEXT = {
@@ -52,17 +53,8 @@ def shape(text=None, vision=None, **fields) -> dict:
     return {"text_config": {**TEXT, **(text or {})}, "vision_config": {**VISION, **(vision or {})}, **fields}
 
 
-def scattered(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter off its initial value, so that none of them goes untested."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
 def ours(text=None, vision=None, **fields) -> HFCLIPModel:
-    return scattered(HFCLIPModel(HFCLIPConfig(**shape(text, vision, **{"projection_dim": 24, **fields}))))
+    return scatter_weights(HFCLIPModel(HFCLIPConfig(**shape(text, vision, **{"projection_dim": 24, **fields}))))
 
 
 def texts() -> torch.Tensor:
@@ -127,19 +119,19 @@ def assert_same_outputs(ours: HFCLIPModel, theirs: CLIPModel) -> None:
 
 
 def test_a_folder_of_transformers_clip_gives_its_embeddings(knobs, tmp_path):
-    theirs = scattered(CLIPModel(CLIPConfig(**knobs)))
+    theirs = scatter_weights(CLIPModel(CLIPConfig(**knobs)))
     theirs.save_pretrained(tmp_path)
     assert_same_outputs(load_exactly(HFCLIPModel, tmp_path), theirs)
 
 
 def test_transformers_clip_gives_our_folders_embeddings(knobs, tmp_path):
-    ours = scattered(HFCLIPModel(HFCLIPConfig(**knobs)))
+    ours = scatter_weights(HFCLIPModel(HFCLIPConfig(**knobs)))
     ours.save_pretrained(tmp_path)
     assert_same_outputs(ours, load_exactly(CLIPModel, tmp_path, config=CLIPConfig(**knobs)))
 
 
 def test_loss_is_transformers_loss(tmp_path):
-    theirs = scattered(CLIPModel(CLIPConfig(**shape(projection_dim=24))))
+    theirs = scatter_weights(CLIPModel(CLIPConfig(**shape(projection_dim=24))))
     theirs.save_pretrained(tmp_path)
     inputs = {"input_ids": texts()[:3], "pixel_values": make_images(), "return_loss": True}
     model = load_exactly(HFCLIPModel, tmp_path)
@@ -150,7 +142,7 @@ def test_loss_is_transformers_loss(tmp_path):
 
 
 def test_transformers_classifier_loads_and_gives_its_logits(tmp_path):
-    theirs = scattered(CLIPForImageClassification(CLIPConfig(**shape(), num_labels=5)))
+    theirs = scatter_weights(CLIPForImageClassification(CLIPConfig(**shape(), num_labels=5)))
     theirs.save_pretrained(tmp_path)
     model = load_exactly(HFCLIPForImageClassification, tmp_path)
     labels = torch.tensor([4, 0, 2])
@@ -181,7 +173,7 @@ def test_openais_own_model_gives_the_same_logits():
 @pytest.mark.parametrize("source", [HFCLIPModel, CLIPModel])
 def test_towers_load_alone_from_a_dual_folder(source, tmp_path, caplog):
     config_class = HFCLIPConfig if source is HFCLIPModel else CLIPConfig
-    scattered(source(config_class(**shape(projection_dim=24)))).save_pretrained(tmp_path)
+    scatter_weights(source(config_class(**shape(projection_dim=24)))).save_pretrained(tmp_path)
     model = load_exactly(HFCLIPModel, tmp_path)
     caplog.clear()
     text = load_exactly(HFCLIPTextModelWithProjection, tmp_path)
@@ -291,7 +283,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kwargs):
 
 @pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (20, 28), (8, 16), (22, 17)])
 def test_interpolated_positions_equal_transformers(height, width, tmp_path):
-    theirs = scattered(CLIPModel(CLIPConfig(**shape())))
+    theirs = scatter_weights(CLIPModel(CLIPConfig(**shape())))
     theirs.save_pretrained(tmp_path)
     model = load_exactly(HFCLIPModel, tmp_path)
     images = make_images(height, width)
@@ -561,7 +553,7 @@ def test_exports_with_any_number_of_images_and_texts(tmp_path):
         (HFCLIPVisionModelWithProjection, "image_embeds", make_images(), make_images(count=5), {0: batch}),
         (HFCLIPTextModelWithProjection, "text_embeds", texts(), texts()[1:4, :8], {0: batch, 1: length}),
     ):
-        tower = scattered(kind(getattr(model.config, kind.config_class.base_config_key)))
+        tower = scatter_weights(kind(getattr(model.config, kind.config_class.base_config_key)))
         program = torch.export.export(tower, (inputs,), dynamic_shapes=(dimensions,), strict=False)
         torch.export.save(program, tmp_path / "tower.pt2")
         loaded = torch.export.load(tmp_path / "tower.pt2").module()

@@ -11,7 +11,7 @@ from transformers.utils import is_torchvision_available
 from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPVisionConfig, HFCLIPVisionModelWithProjection, join_towers
 from hf_clip.model.modeling_timm_hf_clip import HFCLIPTimmModel
 from tests.helpers.peers import load_open_clip, load_timm
-from tests.helpers.toys import tiny_clip
+from tests.helpers.toys import scatter_weights, tiny_clip
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 # timm's own small models for tests, and a Swin with buffers that no checkpoint holds.
@@ -29,18 +29,6 @@ def timm():
     return load_timm()
 
 
-def scattered(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter and statistic off its initial value, so that none of them goes untested."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.is_floating_point() and "mask" not in name:
-                tensor.add_(torch.randn_like(tensor) * 0.05)
-    return model.eval()
-
-
 def make_images() -> torch.Tensor:
     torch.manual_seed(2)
     return torch.randn(2, 3, 32, 32)
@@ -54,7 +42,7 @@ def config(name: str, **fields) -> HFCLIPVisionConfig:
 
 @pytest.mark.parametrize("name", TRUNKS)
 def test_timms_own_embeddings_and_states(name, timm):
-    tower = scattered(HFCLIPTimmModel(config(name)))
+    tower = scatter_weights(HFCLIPTimmModel(config(name)), by=0.05)
     trunk = timm.create_model(name, num_classes=0, **TRUNKS[name][1]).eval()
     trunk.load_state_dict(tower.trunk.state_dict())
     with torch.no_grad():
@@ -92,7 +80,7 @@ def test_open_clips_wrapper_gives_the_same_embeddings(name, pool, projection, bi
     fields = dict(fields)
     options = fields.pop("kwargs", {})
     dimensions = fields.get("projection_dim", 24)
-    theirs = scattered(TimmModel(name, dimensions, 160, pool, projection, bias))
+    theirs = scatter_weights(TimmModel(name, dimensions, 160, pool, projection, bias), by=0.05)
     kind = {"projection_type": "none"} if options else {}
     ours = HFCLIPVisionModelWithProjection(config(name, backbone_kwargs=options, **kind, **fields)).eval()
     ours.vision_model.trunk.load_state_dict(theirs.trunk.state_dict())
@@ -109,7 +97,7 @@ def test_open_clips_wrapper_gives_the_same_embeddings(name, pool, projection, bi
 @pytest.mark.parametrize("name", TRUNKS)
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     model = HFCLIPModel(HFCLIPConfig(vision_config=config(name), text_config=small_text(), projection_dim=24))
-    scattered(model).save_pretrained(tmp_path)
+    scatter_weights(model, by=0.05).save_pretrained(tmp_path)
     again, info = HFCLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     # Buffers that the file does not hold as well.
@@ -135,7 +123,7 @@ def small_text() -> dict:
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    tower = scattered(HFCLIPTimmModel(config("test_vit"))).train()
+    tower = scatter_weights(HFCLIPTimmModel(config("test_vit")), by=0.05).train()
     gradients = []
     for is_checkpointing in (False, True):
         if is_checkpointing:
