@@ -177,6 +177,6 @@ def _explain(error: Exception) -> str:
 def _explain_disk(error: OSError, options: HubOptions) -> str:
     folder = options.cache_dir or constants.HF_HUB_CACHE
     return (
-        f"The cache {folder} cannot be written ({short_reason(error)[:160]}): make room there, or set HF_HOME or "
+        f"The cache {folder} cannot be written ({short_reason(error)[:160]}): free space there, or set HF_HOME or "
         "`cache_dir` to a folder that can be written."
     )

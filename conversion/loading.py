@@ -116,8 +116,8 @@ def load(
         config: the shape of the model, for a file of weights alone whose architecture has no name.
         source_format: "openai" says that a state dict is what OpenAI's `build_model` takes, which needs no more.
         tokenizer: a tokenizer, or the folder or Hub id of one, in place of the source's.
-        preprocessing: `mean`, `std`, `interpolation`, `resize_mode` and `fill_color`, in place of the source's; what
-            it leaves out is OpenAI's.
+        preprocessing: `mean`, `std`, `interpolation`, `resize_mode` and `fill_color`, in place of the source's. A
+            missing setting is OpenAI's.
         dtype: of the model. None keeps the file's; where a file mixes several (OpenAI's), float32, which is exact.
         device: where the model goes; None is the CPU.
         revision: branch, tag or commit of a repository on the Hub.
@@ -180,7 +180,7 @@ def _check_device(device: torch.device | str | None) -> None:
     # Each backend that is not there raises in its own way.
     except (RuntimeError, AssertionError, ImportError, NotImplementedError, ValueError, TypeError) as error:
         raise ValueError(
-            f"`device={device}` cannot be used ({short_reason(error)[:160]}): leave it out, or use cpu."
+            f"`device={device}` cannot be used ({short_reason(error)[:160]}): drop it, or use cpu."
         ) from error
 
 
@@ -200,7 +200,7 @@ def _refuse_options(located: Located, options: LoadOptions) -> None:
     if given:
         named = " and ".join(f"`{name}`" for name in given)
         raise ValueError(
-            f"{located.path} says by itself what model it is: leave out {named}, or pass a file of weights without a "
+            f"{located.path} says by itself what model it is: drop {named}, or pass a file of weights without a "
             "config."
         )
 
@@ -223,7 +223,7 @@ def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub:
     elif options.source_format == "openai":
         is_openai = layout in [Layout(image, "clip", False, "matrix") for image in ("vit", "resnet")]
         if not is_openai:
-            raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: leave out `source_format`.")
+            raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: drop `source_format`.")
     elif options.source_format is not None:
         raise ValueError(f"`source_format={options.source_format}` is unknown: 'openai' alone need be said.")
     if is_openai and layout is not None:

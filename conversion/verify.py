@@ -83,8 +83,8 @@ class Verification:
 def sample_images() -> list[Image.Image]:
     """Images with slopes, edges and noise, always the same.
 
-    As long as wide or three times so: a crop then leaves out an even number of pixels, whatever the model's size. With
-    an odd one transformers' processors are off by a pixel, which would hide what is looked for here.
+    The longer side is as long as the shorter, or three times as long: a crop then removes an even number of pixels at
+    every model's size. With an odd number transformers' processors are off by a pixel, which would hide a difference.
     """
     generator = np.random.default_rng(0)
     images = []

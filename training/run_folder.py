@@ -1,4 +1,4 @@
-"""The run's folder: one run a folder, one process at a time in it, and enough room for it."""
+"""The run's folder: one run a folder, one process at a time in it, and enough free space for it."""
 
 import errno
 import fcntl

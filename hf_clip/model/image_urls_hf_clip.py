@@ -119,7 +119,7 @@ def _request(url: str, timeout: float, max_bytes: int, resolve) -> tuple[bytes, 
     port = port or (443 if parts.scheme == "https" else 80)
     addresses = list(resolve(host, port))
     connection = _Connection(host, port, addresses, is_secure=parts.scheme == "https", timeout=timeout)
-    # A socket's own timeout begins anew with every byte.
+    # A socket's own timeout starts again with every byte.
     deadline = threading.Timer(timeout, connection.stop)
     deadline.daemon = True
     deadline.start()

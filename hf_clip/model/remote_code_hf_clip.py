@@ -37,7 +37,7 @@ IS_REMOTE = __name__.startswith("transformers_modules.")
 class SavedWithCode:
     """Mixin of classes whose `_auto_class` has transformers save their code, and name it in `auto_map`.
 
-    A user's subclass is left out: what its file imports is not here. `register_for_auto_class` brings it in.
+    A user's subclass is skipped: its file may import what the Hub does not have. `register_for_auto_class` adds it.
     """
 
     def __init_subclass__(cls, **kwargs):

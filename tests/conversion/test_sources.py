@@ -31,7 +31,7 @@ FILES = [
     ),
     ({"state_dict": {}, "optimizer": {}}, "holds no tensors"),
     ({"conv.weight": torch.ones(1)}, "no CLIP of a known format; its tensors are conv.weight"),
-    (CLIP, "is missing: it is no whole CLIP"),
+    (CLIP, "is missing: it is not a complete CLIP"),
 ]
 
 
