@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     for item in options.images:
         _check_image(item)
     start_library()
+    from hf_clip.prompts import describe_templates
+
     from .models import open_model, usable_device
 
     labels, templates = choose_words(options.labels, options.prompts, options.templates)
@@ -79,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
     classifier = make_classifier(
         model, processor, labels, templates, rejection=rejection, temperature=options.temperature
     )
+    # Scores depend on them.
+    print(f"hf-clip: {printable(describe_templates(classifier.templates))}", file=sys.stderr)
     # A sheet is drawn for those who read no rows as well.
     sys.stdout.stops = options.sheet is None  # pyright: ignore[reportAttributeAccessIssue]
     unreadable = classify_images(

@@ -7,7 +7,7 @@ prompt-engineering notebook. The folder is data: `tools/make_prompts.py` writes 
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ class Prompts:
     def labels(self) -> tuple[str, ...]:
         """The first name of each class."""
         return tuple(names[0] for names in self.classes)
+
+
+def describe_templates(templates: Sequence[str]) -> str:
+    """The line of a table that says which templates a number was measured with: how many, and the first."""
+    return (
+        f'1 template: "{templates[0]}"'
+        if len(templates) == 1
+        else f'{len(templates)} templates: "{templates[0]}", ...'
+    )
 
 
 def list_prompts() -> list[str]:

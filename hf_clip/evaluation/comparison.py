@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_clip.evaluation.template_study import describe_templates
+from hf_clip.prompts import describe_templates
 
 # Column of the table: where its number stands in a result's JSON.
 COLUMNS = {

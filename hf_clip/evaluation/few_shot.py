@@ -16,9 +16,9 @@ from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import describe_skipped, embed_labeled, names_of_labels
 from hf_clip.evaluation.linear_probe import PenaltySearch, TrainingSet, as_arrays
-from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import evaluate_zero_shot
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
+from hf_clip.prompts import describe_templates
 from hf_clip.sources import Source
 
 SHOTS = (1, 2, 4, 8, 16)

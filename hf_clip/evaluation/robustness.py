@@ -16,9 +16,9 @@ import numpy as np
 from hf_clip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import describe_skipped
-from hf_clip.evaluation.template_study import describe_templates
 from hf_clip.evaluation.zero_shot import ZeroShotTask
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
+from hf_clip.prompts import describe_templates
 from hf_clip.sources import Source
 
 

@@ -16,15 +16,6 @@ from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
 
-def describe_templates(templates: Sequence[str]) -> str:
-    """The line of a table that says which templates a number was measured with: how many, and the first."""
-    return (
-        f'1 template: "{templates[0]}"'
-        if len(templates) == 1
-        else f'{len(templates)} templates: "{templates[0]}", ...'
-    )
-
-
 @dataclass(frozen=True)
 class PerTemplateAccuracy:
     """How far accuracy moves with the template.

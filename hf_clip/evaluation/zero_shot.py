@@ -22,10 +22,11 @@ from hf_clip.evaluation.labeled_images import (
     has_numbers,
     names_of_labels,
 )
-from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy, describe_templates
+from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy
 from hf_clip.model.embedding_hf_clip import check_finite
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
+from hf_clip.prompts import describe_templates
 from hf_clip.sources import Source
 
 IMAGES_AT_ONCE = 1024
