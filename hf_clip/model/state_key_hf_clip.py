@@ -195,6 +195,8 @@ def _modules(encoder: torch.nn.Module, tower: Tower, name: str = "") -> Iterator
             yield from _modules(module, tower, inner)
 
 
+# Evaluations run in inference mode, where tensors that hold others, such as torchao's, cannot be detached.
+@torch.inference_mode(False)
 def _hash_of_weights(encoder: torch.nn.Module, tower: Tower) -> str:
     digest, found = hashlib.sha256(), 0
     for name, module in _modules(encoder, tower):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPZeroShotPipeline, ZeroShotClassifier, load
 from hf_clip.model.state_key_hf_clip import LiveState, check_probe, probe_embeds, state_key, state_parts
@@ -281,6 +282,18 @@ def test_quantized_weights_are_part_of_the_state(pair, tmp_path):
     before = scores(pipe)
     quantized.text_projection.set_weight_bias(*other.text_projection._weight_bias())
     assert scores(pipe) == scores(HFCLIPZeroShotPipeline(model=quantized, processor=processor, device="cpu")) != before
+
+
+def test_tensors_that_hold_others_have_a_key_in_inference_mode_too(pair):
+    """As evaluations ask for it: torchao's weights cannot be detached there."""
+    model, processor = pair
+    weight = model.visual_projection.weight.detach()
+    model.visual_projection.weight = torch.nn.Parameter(TwoTensor(weight, weight), requires_grad=False)
+    key = state_key(model, processor, "image")
+    with torch.inference_mode():
+        assert state_key(model, processor, "image") == key
+    model.visual_projection.weight = torch.nn.Parameter(TwoTensor(weight, 2 * weight), requires_grad=False)
+    assert state_key(model, processor, "image") != key
 
 
 def test_a_hook_that_no_key_can_see_is_seen_by_the_probe(pair, tmp_path):
