@@ -1,6 +1,7 @@
 """`load` makes processor and config agree, or says which of the two files is of another model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,21 +42,28 @@ def write_ours(folder: Path, **text) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     return model, processor
 
 
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A folder of ours, its model and its processor: tests change copies of the folder."""
+    folder = tmp_path_factory.mktemp("ours")
+    return folder, *write_ours(folder)
+
+
 def texts_of(model, processor) -> torch.Tensor:
     inputs = processor(text=TEXTS, return_tensors="pt")
     return model.encode_text(inputs["input_ids"], inputs.get("attention_mask"))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"text_padding": "longest"}, {"returns_text_mask": True}, {"model_max_length": 10**30}], ids=str
-)
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_padding_mask_and_length_are_those_of_the_config(fields, is_causal, tmp_path):
-    """A tower that is not causal sees its padding: without it the embeddings are others."""
-    expected = texts_of(*write_ours(tmp_path, is_causal=is_causal))
+def test_padding_mask_and_length_are_those_of_the_config(is_causal, tmp_path):
+    """A tower that is not causal sees its padding: without it, or under a mask, the embeddings are others."""
+    model, processor = write_ours(tmp_path, is_causal=is_causal)
+    expected, padding = texts_of(model, processor), processor.text_padding
     for file in ("tokenizer_config.json", "processor_config.json"):
-        edit(tmp_path / file, **fields)
+        edit(tmp_path / file, text_padding="longest", returns_text_mask=True, model_max_length=10**30)
     model, processor = load(tmp_path)
+    assert processor.text_padding == padding
+    assert is_causal or not processor.returns_text_mask
     assert processor.tokenizer.model_max_length == 77
     assert torch.equal(texts_of(model, processor), expected) or is_causal
     torch.testing.assert_close(texts_of(model, processor), expected)
@@ -79,9 +87,10 @@ def test_parts_saved_apart_are_loaded_as_one(form, tmp_path):
     torch.testing.assert_close(texts_of(again, loaded), texts_of(model, processor))
 
 
-def test_the_tokenizers_end_id_is_written_so_that_added_tokens_are_not_taken_for_ends(tmp_path):
+def test_the_tokenizers_end_id_is_written_so_that_added_tokens_are_not_taken_for_ends(ours, tmp_path):
     """2 means "at the highest id", where the end token is only until tokens are added."""
-    model, processor = write_ours(tmp_path)
+    folder, model, processor = ours
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     edit(tmp_path / "config.json", text_config__eos_token_id=POOL_AT_HIGHEST_ID)
     again, loaded = load(tmp_path)
     end = processor.tokenizer.eos_token_id
@@ -107,17 +116,13 @@ OTHERS = [
     ),
     ("processor_config.json", {"image_processor__size": {"shortest_edge": 10**9}}, "shortest_edge=1000000000"),
     ("processor_config.json", {"image_processor__image_std": [1e-30] * 3}, "make pixel values that are not finite"),
-    (
-        "processor_config.json",
-        {"image_processor__rescale_factor": float("nan")},
-        "make pixel values that are not fini",
-    ),
+    ("processor_config.json", {"image_processor__rescale_factor": float("nan")}, "rescale_factor=nan` must be finite"),
 ]
 
 
 @pytest.mark.parametrize("file, fields, problem", OTHERS)
-def test_files_of_another_model_are_named(file, fields, problem, tmp_path):
-    write_ours(tmp_path)
+def test_files_of_another_model_are_named(file, fields, problem, ours, tmp_path):
+    shutil.copytree(ours[0], tmp_path, dirs_exist_ok=True)
     edit(tmp_path / file, **fields)
     with pytest.raises(ConversionError, match=problem) as error:
         load(tmp_path)

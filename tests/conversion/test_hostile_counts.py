@@ -6,6 +6,7 @@ A number costs its author nothing: `num_labels: 300000000` once took 20 GB. Ever
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,18 +125,26 @@ for form, name, place, value in cases:
 """
 
 
-def write_folders(root: Path) -> None:
-    """The same small model in three formats."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A small model and its processor: tests change copies of the folder."""
+    folder = tmp_path_factory.mktemp("saved")
     for part in tiny_clip(TEXTS):
-        part.save_pretrained(root / "hf_clip")
+        part.save_pretrained(folder)
+    return folder
+
+
+def write_folders(saved: Path, root: Path) -> None:
+    """The same small model in three formats."""
+    shutil.copytree(saved, root / "hf_clip")
     for form in ("transformers", "open_clip"):
         convert(root / "hf_clip", to=form, output_dir=root / form)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
-def test_what_the_weights_do_not_confirm_is_refused_within_time_and_memory(tmp_path):
-    write_folders(tmp_path / "folders")
+def test_what_the_weights_do_not_confirm_is_refused_within_time_and_memory(saved, tmp_path):
+    write_folders(saved, tmp_path / "folders")
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path / "folders", tmp_path / "cases.json"],
@@ -188,24 +197,22 @@ def test_the_names_and_shapes_of_weights_bound_what_a_config_may_ask(suffix, tmp
     ],
     ids=str,
 )
-def test_from_pretrained_makes_no_lists_of_what_no_model_has(fields, tmp_path):
+def test_from_pretrained_makes_no_lists_of_what_no_model_has(fields, saved, tmp_path):
     """It does not see the weights first."""
-    for part in tiny_clip(TEXTS):
-        part.save_pretrained(tmp_path)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     for key, value in fields.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     file.write_text(json.dumps(config))
     for load_class in (HFCLIPConfig, HFCLIPModel, HFCLIPForImageClassification):
-        with pytest.raises(ValueError, match="more than any model has"):
+        with pytest.raises(ValueError, match="any model"):
             load_class.from_pretrained(tmp_path)
 
 
-def test_a_config_of_many_layers_does_not_make_them(tmp_path):
+def test_a_config_of_many_layers_does_not_make_them(saved, tmp_path):
     """The making of the model ends at a number of parameters that is near the file's."""
-    for part in tiny_clip(TEXTS):
-        part.save_pretrained(tmp_path)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     # As many layers as tensors are believed at first.

@@ -1,5 +1,7 @@
 """No argument is swallowed and no wrong shape runs: errors name what was given and what the model takes."""
 
+import functools
+
 import pytest
 import torch
 from transformers import BertConfig, Trainer, TrainingArguments, ViTConfig
@@ -63,6 +65,12 @@ def dual_encoder(vision: str = "vit", text: str = "clip") -> HFCLIPModel:
     return HFCLIPModel(config).eval()
 
 
+@functools.cache
+def unchanged(vision: str = "vit", text: str = "clip") -> HFCLIPModel:
+    """One for all tests that change nothing of it."""
+    return dual_encoder(vision, text)
+
+
 def inputs(pairs: int = 3) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     ids = torch.randint(1, END, (pairs, 5))
@@ -85,7 +93,7 @@ def inputs(pairs: int = 3) -> dict[str, torch.Tensor]:
     ids=["one", "five_axes", "gray", "channels_last", "whole_numbers", "none", "numpy"],
 )
 def test_pixels_that_are_no_batch_of_images_are_refused_by_every_tower(tower, wrong, error):
-    model = dual_encoder(vision=tower)
+    model = unchanged(vision=tower)
     pixels = inputs()["pixel_values"]
     for call in (model.encode_image, model.vision_model, model.get_image_features):
         with pytest.raises(error, match="`pixel_values`"):
@@ -108,7 +116,7 @@ def test_pixels_that_are_no_batch_of_images_are_refused_by_every_tower(tower, wr
     ids=["one", "three_axes", "no_tokens", "no_texts", "floats", "above", "below", "list"],
 )
 def test_ids_that_are_no_batch_of_texts_are_refused_by_every_tower(tower, wrong, error):
-    model = dual_encoder(text=tower)
+    model = unchanged(text=tower)
     ids = inputs()["input_ids"]
     mask = torch.ones_like(ids)
     with pytest.raises(error, match="`input_ids`"):
@@ -117,7 +125,7 @@ def test_ids_that_are_no_batch_of_texts_are_refused_by_every_tower(tower, wrong,
 
 @each_text_tower
 def test_masks_and_positions_of_another_shape_are_refused(tower):
-    tower, ids = dual_encoder(text=tower).text_model, inputs()["input_ids"]
+    tower, ids = unchanged(text=tower).text_model, inputs()["input_ids"]
     for wrong in (torch.ones(3, 2), torch.ones(2, 5), torch.ones(3, 5, 1), torch.ones(5)):
         with pytest.raises(ValueError, match=r"`attention_mask` has shape .*\(3, 5\)"):
             tower(ids, attention_mask=wrong)
@@ -128,9 +136,9 @@ def test_masks_and_positions_of_another_shape_are_refused(tower):
 def test_pairs_of_unlike_numbers_have_no_loss():
     given = inputs()
     given["input_ids"] = given["input_ids"][:2]
-    assert dual_encoder()(**given).logits_per_image.shape == (3, 2)
+    assert unchanged()(**given).logits_per_image.shape == (3, 2)
     with pytest.raises(ValueError, match="`return_loss=True` takes pairs.*2 texts.*3 images"):
-        dual_encoder()(**given, return_loss=True)
+        unchanged()(**given, return_loss=True)
 
 
 TYPOS = [
@@ -147,7 +155,7 @@ TYPOS = [
 @each_image_tower
 @pytest.mark.parametrize(("method", "typo", "nearest"), TYPOS)
 def test_a_misspelt_argument_is_refused_and_the_nearest_named(tower, method, typo, nearest):
-    model, given = dual_encoder(vision=tower, text="transformers" if tower == "transformers" else "clip"), inputs()
+    model, given = unchanged(vision=tower, text="transformers" if tower == "transformers" else "clip"), inputs()
     names = {"forward": list(given)}.get(method, ["input_ids" if "text" in method else "pixel_values"])
     with pytest.raises(TypeError, match=rf"HFCLIPModel\.{method} has no argument `{typo}`.*`{nearest}`"):
         getattr(model, method)(**{name: given[name] for name in names}, **{typo: True})
@@ -176,11 +184,11 @@ def test_the_towers_and_the_models_of_one_tower_refuse_them_too():
 
 def test_labels_are_sent_to_the_classifier():
     with pytest.raises(TypeError, match="`labels`: HFCLIPForImageClassification"):
-        dual_encoder()(**inputs(), labels=torch.arange(3))
+        unchanged()(**inputs(), labels=torch.arange(3))
 
 
 def test_an_argument_of_one_towers_backbone_does_not_reach_the_other():
-    model, given = dual_encoder(text="transformers"), inputs()
+    model, given = unchanged(text="transformers"), inputs()
     types = torch.ones_like(given["input_ids"])
     with torch.no_grad():
         plain, typed = model(**given), model(**given, token_type_ids=types)
@@ -189,7 +197,7 @@ def test_an_argument_of_one_towers_backbone_does_not_reach_the_other():
     assert not torch.allclose(plain.text_embeds, typed.text_embeds)
     torch.testing.assert_close(typed.text_embeds, torch.nn.functional.normalize(text_BD, dim=-1))
     with pytest.raises(TypeError, match="`token_type_ids`"):
-        dual_encoder()(**given, token_type_ids=types)
+        unchanged()(**given, token_type_ids=types)
 
 
 class AnyModelsWrapper(torch.nn.Module):
@@ -212,7 +220,7 @@ class AnyModelsWrapper(torch.nn.Module):
 
 
 def test_a_wrapper_for_models_of_any_kind_is_served():
-    model, given = dual_encoder(), inputs()
+    model, given = unchanged(), inputs()
     wrapped = AnyModelsWrapper(model)
     torch.testing.assert_close(wrapped(**given).logits_per_text, model(**given).logits_per_text, rtol=0, atol=0)
     with pytest.raises(TypeError, match="`retrun_loss`"):

@@ -19,6 +19,7 @@ from hf_clip import (
     HFCLIPSiglipModel,
     HFCLIPTokenizer,
 )
+from tests.helpers.counts import soak_count
 
 CAPTIONS = ["a red cat", "a blue dog", "a green fish"]
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -214,7 +215,7 @@ def test_threads_that_share_a_processor_get_their_own_padding(make):
 
     expected = [call(wish) for wish in wishes]
     assert len({tuple(ids.shape) for ids in expected}) == len(wishes)
-    rounds = 400
+    rounds = soak_count(80, 1000)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(call, wishes * rounds))
     wrong = [index for index, ids in enumerate(found) if not torch.equal(ids, expected[index % len(wishes)])]
