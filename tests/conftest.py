@@ -57,3 +57,15 @@ def fixed_seeds() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+# Files whose tests start ranks or kill processes: by one worker, so that no two of them share the cores.
+PROCESSES = ("test_kills.py", "test_ranks.py", "test_sharded.py", "test_deepspeed.py", "test_stop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay with one worker, which makes its fixtures once; the longest group is begun first."""
+    for item in items:
+        name = "processes" if item.path.name in PROCESSES else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.path.name not in PROCESSES)
