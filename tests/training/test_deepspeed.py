@@ -1,5 +1,6 @@
 """DeepSpeed in this package's steps: by a stand-in of its engine, and by itself where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -75,7 +76,7 @@ def test_deepspeed_is_told_the_batch_and_leaves_clipping_and_casting(tmp_path, m
             return DeepSpeedAccelerator(zero_stage, **told)
 
         monkeypatch.setattr("hf_clip.training.decisions.Accelerator", accelerator)
-        return decide(configure(tmp_path, overrides)).state.deepspeed_plugin.deepspeed_config
+        return decide(configure(tmp_path, overrides)).accelerator.state.deepspeed_plugin.deepspeed_config
 
     with pytest.raises(RecipeError, match="zero_stage=2 leaves parts of .*: set zero_stage: 0"):
         make(2)
@@ -90,7 +91,7 @@ def test_the_engine_updates_when_the_step_says_so(tmp_path, is_finite):
     config = configure(tmp_path, ["optimizer.max_gradient_norm=0.05", "max_bad_steps=3"])
     plain, driven = make_train_step(config), make_train_step(config)
     engine = Engine(driven.objective, driven.optimizer)
-    driven.accelerator = DeepSpeedAccelerator(engine=engine)
+    driven.decisions = dataclasses.replace(driven.decisions, accelerator=DeepSpeedAccelerator(engine=engine))
     driven.optimizer = take_over_steps(driven.accelerator, DeepSpeedOptimizerWrapper(driven.optimizer), 0.05)
     for train_step in (plain, driven):
         if not is_finite:
