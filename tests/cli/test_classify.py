@@ -129,7 +129,10 @@ def test_labels_that_are_cut_to_the_same_tokens_are_one_line_of_warning(capsys):
     long = "a very long story " * 40
     assert cli.main(["classify", "photos/0.png", "--labels", f"{long} one,{long} two", "--model", "model"]) == 0
     err = capsys.readouterr().err
-    assert err.startswith("hf-clip: labels 'a very long") and len(err.splitlines()) == 1
+    warning, templates = err.splitlines()
+    assert (
+        warning.startswith("hf-clip: labels 'a very long") and templates == 'hf-clip: 1 template: "a photo of a {}."'
+    )
 
 
 def test_names_of_files_that_are_no_text(capsys, tmp_path):
