@@ -255,10 +255,12 @@ def _require_finite(do_rescale, rescale_factor, do_normalize, image_mean, image_
         return
     limits = {"image_mean": -LARGEST_NUMBER, "image_std": 1 / LARGEST_NUMBER}
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-        numbers = values if isinstance(values, Sequence) else [values]
+        numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"`{name}={values}` holds what is no number: give one for each of the 3 channels.")
         if len(numbers) not in (1, 3):
             raise ValueError(f"`{name}={values}` has {len(numbers)} numbers: give one for each of the 3 channels.")
-        if not all(number is not None and limits[name] < number < LARGEST_NUMBER for number in numbers):
+        if not all(limits[name] < number < LARGEST_NUMBER for number in numbers):
             needed = "finite" if name == "image_mean" else "finite and above 0"
             raise ValueError(
                 f"`{name}={values}`: normalized pixels would not be finite. Its numbers must be {needed}."

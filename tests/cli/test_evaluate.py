@@ -234,7 +234,7 @@ def test_a_plot_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch, caps
     def fail(*_):
         raise RuntimeError("no font\nat all")
 
-    monkeypatch.setattr("hf_clip.evaluation.plots.result_charts.draw_charts", fail)
+    monkeypatch.setattr("hf_clip.evaluation.plots.result_charts.charts_of", lambda result: {"confusions.png": fail})
     result = evaluate(f"zero-shot {DATA} --plots {tmp_path / 'plots'}", tmp_path, code=1)
     out, err = capsys.readouterr()
     assert f"{result['top_1']:.3f}" in out and err.splitlines()[-1] == "hf-clip: plot: no font at all"
@@ -271,9 +271,18 @@ def test_several_labels(tmp_path, capsys):
 def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
     cache = f"--cache-dir {tmp_path / 'cache'}"
     first = evaluate(f"zero-shot {DATA} {cache}", tmp_path)
-    monkeypatch.setattr("hf_clip.model.modeling_hf_clip.HFCLIPModel.encode_image", None)
+    encoded, encode = [], HFCLIPModel.encode_image
+
+    def counted(model, pixel_values, **options):
+        encoded.append(len(pixel_values))
+        return encode(model, pixel_values, **options)
+
+    monkeypatch.setattr(HFCLIPModel, "encode_image", counted)
     assert evaluate(f"zero-shot {DATA} {cache}", tmp_path)["top_1"] == first["top_1"]
-    assert cli.main(["eval", *shlex.split(f"zero-shot {DATA} {cache} --no-cache")]) == 1
+    # The probe image of the cache's key, and none of the data's.
+    assert encoded == [1]
+    evaluate(f"zero-shot {DATA} {cache} --no-cache", tmp_path)
+    assert sum(encoded) == 1 + first["images"]
 
 
 @pytest.mark.parametrize(

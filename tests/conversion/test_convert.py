@@ -214,7 +214,7 @@ def edited(file, **fields):
 
 
 UNUSABLE = [
-    ("processor_config.json", {"image_processor__image_std": [0, 0, 0]}, "make pixel values that are not finite"),
+    ("processor_config.json", {"image_processor__image_std": [0, 0, 0]}, "normalized pixels would not be finite"),
     ("processor_config.json", {"image_processor__image_mean": "abc"}, "source: .*abc"),
     ("processor_config.json", {"image_processor__resample": 99}, "source: .*99"),
     (
