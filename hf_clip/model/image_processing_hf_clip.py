@@ -8,6 +8,7 @@ squashing the image, and fitting its longer edge and filling the rest with a col
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ def _require_finite(do_rescale, rescale_factor, do_normalize, image_mean, image_
     limits = {"image_mean": -LARGEST_NUMBER, "image_std": 1 / LARGEST_NUMBER}
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(isinstance(number, Real) for number in numbers):
             raise ValueError(f"`{name}={values}` holds what is no number: give one for each of the 3 channels.")
         if len(numbers) not in (1, 3):
             raise ValueError(f"`{name}={values}` has {len(numbers)} numbers: give one for each of the 3 channels.")

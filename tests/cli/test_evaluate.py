@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hf_clip import HFCLIPModel
 from hf_clip.evaluation import fit_temperature, per_template_accuracy, select_templates
 from hf_clip.evaluation.cache import IMAGES_PER_FILE
 from hf_clip.hub import check_model_card
