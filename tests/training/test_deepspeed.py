@@ -35,6 +35,9 @@ class DeepSpeedAccelerator:
     def unwrap_model(self, model):
         return model
 
+    def reduce(self, tensor):
+        return tensor
+
     def backward(self, loss):
         self.deepspeed_engine_wrapped.backward(loss)
 
