@@ -193,6 +193,8 @@ def test_transformers_own_classes_read_the_folder_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(CODE))
-def test_no_file_of_code_speaks_of_the_package_by_name(name):
+def test_no_file_of_code_needs_the_package_by_name(name):
     text = (Path(remote_code_hf_clip.__file__).parent / name).read_text(encoding="utf-8")
-    assert not re.search(r"^\s*(from|import) hf_clip\b", text, re.M)
+    # As transformers does, which lets a file try to import what may be missing.
+    required = re.sub(r"\s*try\s*:.*?except.*?:", "", text, flags=re.DOTALL)
+    assert not re.search(r"^\s*(from|import) hf_clip\b", required, re.M)
