@@ -294,7 +294,7 @@ def test_the_reference_describes_every_key():
         assert f"## {section}\n" in reference
     for key in _all_keys(TrainConfig, ""):
         assert f"| `{key.rpartition('.')[2]}` |" in reference, key
-    assert "| `warmup_steps` | whole number or null | `null` | Steps in which the rates rise" in reference
+    assert "| `warmup_steps` | integer or null | `null` | Steps in which the rates rise" in reference
     cells = [row.split(" | ") for row in reference.splitlines() if row.startswith("| `")]
     assert all(len(row) == 4 and len(row[3]) > 10 and row[3].endswith((". |", ".) |", '" |')) for row in cells)
 
