@@ -256,8 +256,9 @@ def _require_finite(do_rescale, rescale_factor, do_normalize, image_mean, image_
         return
     limits = {"image_mean": -LARGEST_NUMBER, "image_std": 1 / LARGEST_NUMBER}
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-        numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-        if not all(isinstance(number, Real) for number in numbers):
+        given = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        numbers = [float(number) for number in given if isinstance(number, Real)]
+        if len(numbers) < len(given):
             raise ValueError(f"`{name}={values}` holds what is no number: give one for each of the 3 channels.")
         if len(numbers) not in (1, 3):
             raise ValueError(f"`{name}={values}` has {len(numbers)} numbers: give one for each of the 3 channels.")
