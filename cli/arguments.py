@@ -188,13 +188,14 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     add_load_options(parser)
 
 
-def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """What `load` takes about a checkpoint."""
+def add_load_options(parser: argparse.ArgumentParser, *, hub_revision: bool = True) -> None:
+    """What `load` takes about a checkpoint; `hub_revision` where it may be a Hub id."""
     architecture = "architecture of bare weights, such as ViT-B-32"
     activation = "activation of bare weights, such as quick_gelu"
     parser.add_argument("--architecture", metavar="NAME", help=architecture)
     parser.add_argument("--hidden-act", choices=ACTIVATIONS, metavar="NAME", help=activation)
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
+    if hub_revision:
+        parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:1, ... (default: the fastest)")
     parser.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} (default: the file's)")
 

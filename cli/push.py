@@ -1,11 +1,11 @@
-"""`hf-clip push`: a model's folder to the Hub."""
+"""`hf-clip push`: a model to the Hub."""
 
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-from .arguments import add_verb
+from .arguments import add_load_options, add_verb, load_options
 from .usage import UsageError, start_library
 
 
@@ -17,7 +17,7 @@ def add(verbs) -> None:
         "put a model on the Hub, with its processor, card and code",
         "hf-clip push runs/emoji owner/emoji-clip --private",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a model's folder, of any format")
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's folder or weights, of any format")
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name; made where there is none")
     parser.add_argument("--private", action="store_true", help="make the repository private; one that exists must be")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made where there is none (default: main)")
@@ -28,24 +28,31 @@ def add(verbs) -> None:
         help="format; transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
     )
     parser.add_argument("--message", help="message of the commit")
+    add_load_options(parser, hub_revision=False)
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.folder.is_dir():
-        raise UsageError(f"FOLDER {options.folder} is not a folder: give one that holds a model.")
+    if not options.source.exists():
+        raise UsageError(f"SOURCE {options.source} does not exist: give a model's folder, or a file of weights.")
     start_library()
     from hf_clip.hub import PushArgumentError
     from hf_clip.hub.push import push
 
+    from .models import usable_device
+
+    about_weights = {**load_options(options), "revision": None}
+    if options.device is not None:
+        about_weights["device"] = usable_device(options.device)
     try:
         url = push(
-            options.folder,
+            options.source,
             options.repo_id,
             private=options.private,
             revision=options.revision,
             to=options.to,
             message=options.message,
             say=partial(print, file=sys.stderr),
+            load_options=about_weights,
         )
     except PushArgumentError as error:
         raise UsageError(str(error)) from error

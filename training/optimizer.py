@@ -16,6 +16,8 @@ from .layer_groups import learning_rate_factors
 # values into about 0.7 to 1.2, not to 1, which does as well and takes five steps.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
+# Its 8 bits are enough: the spread that five steps leave in the singular values is far coarser.
+_NEWTON_SCHULZ_DTYPE = torch.bfloat16
 
 
 class Muon(torch.optim.AdamW):
@@ -65,11 +67,10 @@ def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
     """About U V^T of the gradient's U S V^T, of its shape and dtype; (rows, ...) is taken as (rows, columns).
 
     Longer than wide, it is scaled by the square root of that ratio, so that outputs change alike whatever the shape.
-    bf16 is enough: what is left of S is far coarser.
     """
     matrix = gradient.flatten(1)
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if is_tall else matrix).to(torch.bfloat16)
+    x = (matrix.mT if is_tall else matrix).to(_NEWTON_SCHULZ_DTYPE)
     x = x / (x.norm() + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_NEWTON_SCHULZ_STEPS):

@@ -117,9 +117,13 @@ class FeatureCache:
     def _give_up(self, error: Exception) -> None:
         self._is_given_up = True
         reason = " ".join(str(error).split())
+        fix = (
+            " Free some space, or set the variable HF_HOME, or `cache_dir`, to a folder that can be written."
+            if isinstance(error, OSError | SafetensorError)
+            else ""
+        )
         logger.warning(
-            f"Features of images are not kept in {self.cache_dir}, and are made again next time ({reason}). Free some "
-            "space, or set the variable HF_HOME, or `cache_dir`, to a folder that can be written."
+            f"Features of images are not kept in {self.cache_dir}, and are made again next time ({reason}).{fix}"
         )
 
 

@@ -122,7 +122,7 @@ def evaluate_few_shot(
     training = TrainingSet.embed(model, processor, train, validation, validation_fraction, 0, encoding)
     found = embed_labeled(model, processor, test, encoding)
     test_ND, truth_N = as_arrays(found)
-    training.check_classes(truth_N)
+    truth_N = training.in_own_labels(truth_N)
     names = _check_images(training.kept[1], max(shots))
     draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(num_seeds)]
     return FewShotResult(

@@ -18,7 +18,7 @@ from hf_clip.evaluation import metrics
 from hf_clip.evaluation.features import Encoding, progress
 from hf_clip.evaluation.labeled_images import LabeledFeatures, describe_skipped, embed_labeled
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
-from hf_clip.sources import Source
+from hf_clip.sources import Source, class_index
 
 MAX_ITERATIONS = 1000
 # The paper's 96 steps from 1e-6 to 1e6, eight to a factor of ten.
@@ -128,7 +128,7 @@ def evaluate_linear_probe(
     training = TrainingSet.embed(model, processor, train, validation, validation_fraction, seed, encoding)
     found = embed_labeled(model, processor, test, encoding, by=by)
     test_ND, truth_N = as_arrays(found)
-    training.check_classes(truth_N)
+    truth_N = training.in_own_labels(truth_N)
     search = PenaltySearch()
     penalty, sweep = search.run(training.kept, training.held_out)
     probe = search.fit(training.features, training.labels, penalty)
@@ -207,17 +207,25 @@ class TrainingSet:
         """Features and labels of those that are."""
         return self.features[self.is_held_out], self.labels[self.is_held_out]
 
-    def check_classes(self, truth: np.ndarray) -> None:
-        """Raise ValueError unless there is something to tell apart, and nothing that was never seen."""
+    def in_own_labels(self, truth: np.ndarray) -> np.ndarray:
+        """(N,) labels of the test data as the training data writes them: its folder "001" is a column's 1.
+
+        Raises:
+            ValueError: unless there is something to tell apart, and nothing that was never seen.
+        """
         known = set(self.kept[1])
         if len(known) < 2:
             one = str(self.labels[0])
             raise ValueError(f"{self.name} has one class to train on, {one!r}: give two or more.")
+        written = {index: label for label in known if (index := class_index(label)) is not None}
+        if len(written) == len(known):
+            truth = np.array([label if label in known else written.get(class_index(label), label) for label in truth])
         if unseen := sorted(set(truth) - known):
             shown = ", ".join(map(repr, map(str, unseen[:3])))
             raise ValueError(
                 f"{len(unseen)} classes of the test data are not in {self.name}: {shown}. Train on all of them."
             )
+        return truth
 
 
 class PenaltySearch:
@@ -328,4 +336,4 @@ def check_scikit_learn() -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise ImportError("Linear probes need scikit-learn: pip install 'hf_clip[train]'.") from error
+        raise ImportError("Linear probes need scikit-learn: pip install 'hf_clip[eval]'.") from error

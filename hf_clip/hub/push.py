@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def push(
-    folder: str | Path,
+    source: str | Path,
     repo_id: str,
     *,
     private: bool = False,
@@ -36,8 +36,9 @@ def push(
     to: str = "hf_clip",
     message: str | None = None,
     say: Callable[[str], None] = logger.info,
+    load_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Pushes the model of a folder, of any format that `load` takes, and returns its URL.
+    """Pushes the model of a folder or file, of any format that `load` takes, and returns its URL.
 
     The repository is prepared in a temporary folder, which is removed whatever happens: weights, config, processor,
     tokenizer, the code (for "hf_clip"), the card with its snippets run again, and those files of the folder that
@@ -45,7 +46,7 @@ def push(
     nothing is sent if one of them holds a credential.
 
     Args:
-        folder: of the model.
+        source: folder of the model, or a file of weights.
         repo_id: owner/name on the Hub; it is made where there is none.
         private: whether a new repository is private; one that exists must be, then.
         revision: branch, made where there is none.
@@ -53,23 +54,24 @@ def push(
             their own processors load it, without other code.
         message: of the commit.
         say: takes lines for the user: the files with their sizes, retries, parts of the card that failed.
+        load_options: arguments of `load` about what the source does not say, and the dtype to send.
 
     Returns:
         The URL of the repository or branch.
 
     Raises:
-        PushArgumentError: for a folder, a name or a format that cannot be used, before any work.
+        PushArgumentError: for a source, a name or a format that cannot be used, before any work.
         ConversionError: if the model cannot be read, or transformers cannot express it.
         CardError: if the folder's card cannot be read.
         PushError: if a file holds a credential or links out of the folder, and if the upload fails. The same push
             again sends no file twice.
     """
-    folder = Path(folder)
-    _check_arguments(folder, repo_id, to)
+    source = Path(source)
+    _check_arguments(source, repo_id, to)
     # Not in the model's folder: weights of many gigabytes would stay there if the process were killed.
     with tempfile.TemporaryDirectory(prefix="hf-clip-push-", ignore_cleanup_errors=True) as temporary:
         prepared = Path(temporary) / repo_id.split("/")[-1]
-        _prepare_on_disk(folder, prepared, repo_id, to=to, say=say)
+        _prepare_on_disk(source, prepared, repo_id, to=to, say=say, load_options=load_options)
         try:
             return upload(
                 prepared,
@@ -86,28 +88,34 @@ def push(
 
 
 def prepare(
-    folder: Path, output_dir: Path, repo_id: str, *, to: str = "hf_clip", say: Callable[[str], None] = logger.info
+    source: Path,
+    output_dir: Path,
+    repo_id: str,
+    *,
+    to: str = "hf_clip",
+    say: Callable[[str], None] = logger.info,
+    load_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
-    beside = files_to_publish(folder)
-    convert(folder, to=to, output_dir=output_dir)
+    beside = files_to_publish(source) if source.is_dir() else {}
+    convert(source, to=to, output_dir=output_dir, **(load_options or {}))
     for file in beside:
-        target = output_dir / file.relative_to(folder)
+        target = output_dir / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
     # The model is there; a part of its card that fails is a line.
     if (output_dir / CARD).is_file():
         adapt_card(output_dir, repo_id, say=say)
     else:
-        write_model_card(output_dir, _facts(folder, repo_id, say), say=say)
+        write_model_card(output_dir, _facts(source, repo_id, say), say=say)
     refuse_credentials(sorted(path for path in output_dir.rglob("*") if path.is_file()), output_dir)
-    kinds = {file.relative_to(folder): kind for file, kind in beside.items()}
-    _list_files(output_dir, folder, {Path(CARD): "card", **kinds}, repo_id, say)
+    kinds = {file.relative_to(source): kind for file, kind in beside.items()}
+    _list_files(output_dir, source, {Path(CARD): "card", **kinds}, repo_id, say)
 
 
-def _check_arguments(folder: Path, repo_id: str, to: str) -> None:
-    if not folder.is_dir():
-        raise PushArgumentError(f"`folder={folder}` is not a folder: give one that holds a model.")
+def _check_arguments(source: Path, repo_id: str, to: str) -> None:
+    if not source.exists():
+        raise PushArgumentError(f"`source={source}` does not exist: give a model's folder, or a file of weights.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -116,9 +124,9 @@ def _check_arguments(folder: Path, repo_id: str, to: str) -> None:
         raise PushArgumentError(f"`to={to}` is not known: use {' or '.join(FORMATS)}.")
 
 
-def _prepare_on_disk(folder: Path, prepared: Path, repo_id: str, **options: Any) -> None:
+def _prepare_on_disk(source: Path, prepared: Path, repo_id: str, **options: Any) -> None:
     try:
-        prepare(folder, prepared, repo_id, **options)
+        prepare(source, prepared, repo_id, **options)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -128,29 +136,31 @@ def _prepare_on_disk(folder: Path, prepared: Path, repo_id: str, **options: Any)
 
 
 def _list_files(
-    prepared: Path, folder: Path, kinds: dict[Path, str], repo_id: str, say: Callable[[str], None]
+    prepared: Path, source: Path, kinds: dict[Path, str], repo_id: str, say: Callable[[str], None]
 ) -> None:
-    """Says which files are sent, and which of the folder are not."""
+    """Says which files are sent, and which of the source's folder are not."""
     files = describe_files(prepared, kinds)
     say(f"{repo_id}: {len(files)} files, {size_text(sum(file.size for file in files))}")
     width = max(len(file.path) for file in files)
     for file in files:
         say(f"  {file.path:<{width}}  {size_text(file.size):>7}  {file.kind}")
+    if not source.is_dir():
+        return
     sent = {parent.as_posix() for file in files for parent in (Path(file.path), Path(file.path).parent)}
-    there = {path.relative_to(folder).as_posix(): path for path in (*folder.iterdir(), *folder.glob("plots/*"))}
+    there = {path.relative_to(source).as_posix(): path for path in (*source.iterdir(), *source.glob("plots/*"))}
     skipped = sorted(name + "/" * path.is_dir() for name, path in there.items() if name not in sent)
     if skipped:
         more = f" and {len(skipped) - NAMES_SHOWN} more" if len(skipped) > NAMES_SHOWN else ""
         say(f"Not sent: {', '.join(skipped[:NAMES_SHOWN])}{more}")
 
 
-def _facts(folder: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
+def _facts(source: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
     """What is known of a model that comes without a card."""
     results = []
     try:
-        if (folder / "results.json").is_file():
-            measured = json.loads((folder / "results.json").read_bytes())
+        if (source / "results.json").is_file():
+            measured = json.loads((source / "results.json").read_bytes())
             results = list(measured["evaluations"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"The card is written without results: {folder / 'results.json'} has none ({one_line(error)}).")
+        say(f"The card is written without results: {source / 'results.json'} has none ({one_line(error)}).")
     return CardFacts(model_name=repo_id.split("/")[-1], training_data=[], results=results, repo_id=repo_id)

@@ -11,9 +11,10 @@ The stock pipeline encodes all labels again for every image. Once this package i
 
 import base64
 import binascii
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Real
 from pathlib import Path
 from types import GeneratorType
@@ -184,6 +185,7 @@ class HFCLIPZeroShotPipeline(Pipeline):
         """The classifier of these words and of the weights as they are now."""
         if rejection is None and multi_label and getattr(self.model, "logit_bias", None) is None:
             rejection = REJECTION
+        is_one_template = templates is None
         templates = [hypothesis_template] if templates is None else templates
         key = (*map(_frozen, (labels, templates, rejection)), repr(sorted((tokenizer_kwargs or {}).items())))
         state = LiveState(self.model, self._processor, "text")
@@ -191,14 +193,15 @@ class HFCLIPZeroShotPipeline(Pipeline):
             kept_state, classifier = self._cache.get(key, (None, None))
             # Its state may be equal and its model another wrapper of it, or one that wraps it no more.
             if classifier is None or kept_state != state or classifier.model is not dual_encoder(self.model):
-                classifier = ZeroShotClassifier(
-                    self.model,
-                    self._processor,
-                    labels,
-                    templates,
-                    rejection=rejection,
-                    tokenizer_kwargs=tokenizer_kwargs,
-                )
+                with _own_arguments(is_one_template):
+                    classifier = ZeroShotClassifier(
+                        self.model,
+                        self._processor,
+                        labels,
+                        templates,
+                        rejection=rejection,
+                        tokenizer_kwargs=tokenizer_kwargs,
+                    )
             self._cache[key] = state, classifier
             self._cache.move_to_end(key)
             while len(self._cache) > MAX_CACHED:
@@ -210,6 +213,20 @@ class HFCLIPZeroShotPipeline(Pipeline):
 # stock pipeline would ask for trust in this code.
 _IMPL = {"impl": HFCLIPZeroShotPipeline, "pt": (AutoModelForZeroShotImageClassification,), "type": "multimodal"}
 setattr(HFCLIPZeroShotPipeline, "_registered_impl", {TASK: _IMPL})  # noqa: B010
+
+
+@contextlib.contextmanager
+def _own_arguments(is_one_template: bool) -> Iterator[None]:
+    """Has errors of `ZeroShotClassifier` name the pipeline's arguments."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise
+        message = str(error).replace("`labels", "`candidate_labels")
+        if is_one_template:
+            message = message.replace("`templates", "`hypothesis_template")
+        raise type(error)(message) from error
 
 
 def _fetched(image, fetching: dict):

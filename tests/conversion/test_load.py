@@ -30,7 +30,16 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipModel, HFCLIPTokenizer, load
+from hf_clip import (
+    HFCLIPConfig,
+    HFCLIPForImageClassification,
+    HFCLIPModel,
+    HFCLIPProcessor,
+    HFCLIPSiglipModel,
+    HFCLIPTextModelWithProjection,
+    HFCLIPTokenizer,
+    load,
+)
 from hf_clip.conversion import ConversionError, locating, open_clip
 from hf_clip.conversion import infer_config as shapes
 from hf_clip.conversion.openai import openai_rules
@@ -478,6 +487,12 @@ def test_our_own_folder(tmp_path):
     assert loaded(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
     with pytest.raises(ValueError, match="drop `architecture`"):
         load(tmp_path, architecture="ViT-B/32")
+    for kind in (HFCLIPForImageClassification, HFCLIPTextModelWithProjection):
+        part = tmp_path / kind.__name__
+        kind(model.config if kind is HFCLIPForImageClassification else model.config.text_config).save_pretrained(part)
+        processor.save_pretrained(part)
+        with pytest.raises(ConversionError, match=f"a part of a CLIP: load it by {kind.__name__}.from_pretrained"):
+            load(part)
 
 
 def test_dtype_is_the_files_or_as_asked(open_clip_folder):

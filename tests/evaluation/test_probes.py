@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from hf_clip.evaluation import evaluate_few_shot, evaluate_linear_probe, evaluate_zero_shot, few_shot, linear_probe
-from hf_clip.evaluation.linear_probe import PENALTIES, hold_out, search_penalty
+from hf_clip.evaluation.linear_probe import PENALTIES, TrainingSet, hold_out, search_penalty
 from hf_clip.sources import SourceError, open_source
 from tests.helpers.squares import COLOURS, SIZE, rows, write_parquet
 from tests.helpers.toys import tiny_clip
@@ -114,6 +115,21 @@ def test_training_data_that_cannot_be_trained_on(model, tmp_path):
         evaluate_linear_probe(*model, some, train)
     with pytest.raises(SourceError, match="label"):
         evaluate_linear_probe(*model, open_source(str(write_parquet(tmp_path / "no.parquet", rows(1)))), train)
+
+
+def test_numbers_of_classes_are_one_class_however_they_are_written():
+    """Folders 001, 002 to train on, a column of 1 and 2 to test on; names stay what they are."""
+
+    def in_own(trained: list[str], tested: list[str]) -> list[str]:
+        labels = np.array(trained)
+        training = TrainingSet("data", np.zeros((len(labels), 1)), labels, np.zeros(len(labels), bool), Counter())
+        return training.in_own_labels(np.array(tested)).tolist()
+
+    assert in_own(["001", "002", "010"], ["1", "10", "002"]) == ["001", "010", "002"]
+    assert in_own(["1", "2"], ["001", "2.0"]) == ["1", "2"]
+    for trained, tested in ((["001", "1"], ["01"]), (["001", "cat"], ["1"])):
+        with pytest.raises(ValueError, match="1 classes of the test data are not in data"):
+            in_own(trained, tested)
 
 
 def test_images_skipped_are_counted_for_training_and_test(model, tmp_path):

@@ -13,10 +13,13 @@ import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPSiglipConfig, HFCLIPSiglipModel
 from hf_clip.conversion import ConversionError
+from hf_clip.conversion.open_clip import open_clip_rules
+from hf_clip.conversion.rules import export_tensors
 from hf_clip.hub import CardError, CardFacts, PushError, check_model_card, redact, upload, write_model_card
 from hf_clip.hub.published_files import DRAWN_BY
 from hf_clip.hub.push import prepare, push
@@ -338,7 +341,7 @@ def test_secrets_are_taken_out_of_errors(monkeypatch, text, shown):
 
 def test_what_cannot_be_meant_is_said_before_work_begins(hub, trained, tmp_path, capsys):
     assert cli.main(["push", str(tmp_path / "nowhere"), NAME]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
     assert cli.main(["push", str(trained), "a/b/c"]) == 2
     assert "REPO_ID a/b/c is not a repository's name" in capsys.readouterr().err
     assert not hub.requests
@@ -420,3 +423,18 @@ def test_a_model_without_a_card_gets_one(tmp_path):
     card = ModelCard.load(tmp_path / "prepared" / "README.md")
     assert card.text.startswith("\n# tiny") and "| squares | 0.500 |" in card.text
     assert card.data.eval_results[0].metric_value == 0.5 and card.data.to_dict()["widget"]
+
+
+def test_what_weights_do_not_say_is_said_to_push(hub, trained, tmp_path, capsys):
+    """A training checkpoint of OpenCLIP's has no config; a folder that has one is sent in half precision."""
+    model, processor = tiny("vit")
+    state = export_tensors(model.state_dict(), open_clip_rules(model.config))
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "epoch_3.pt")
+    assert cli.main(["push", str(tmp_path / "epoch_3.pt"), NAME]) == 1
+    assert "give --architecture" in capsys.readouterr().err and not hub.commits
+    about = {"config": model.config, "tokenizer": processor.tokenizer, "dtype": torch.float16}
+    push(tmp_path / "epoch_3.pt", NAME, load_options=about)
+    sent = load_file(hub.repositories[NAME] / "model.safetensors")
+    assert torch.equal(sent["visual_projection.weight"], model.visual_projection.weight.half())
+    assert cli.main(["push", str(trained), NAME, "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    assert load_file(hub.repositories[NAME] / "model.safetensors")["logit_scale"].dtype == torch.bfloat16

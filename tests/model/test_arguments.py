@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, Trainer, TrainingArguments, ViTConfig
 
 from hf_clip import (
@@ -200,31 +201,25 @@ def test_an_argument_of_one_towers_backbone_does_not_reach_the_other():
         unchanged()(**given, token_type_ids=types)
 
 
-class AnyModelsWrapper(torch.nn.Module):
-    """Passes what PEFT's wrappers do: arguments of models of any kind, None where they were not given."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.base_model = model
-
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, return_dict=None, **kwargs):
-        return self.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=None,
-            output_hidden_states=None,
-            return_dict=return_dict,
-            **kwargs,
-        )
+def with_lora(model):
+    """By PEFT, whose wrapper passes arguments of models of any kind, None where they were not given."""
+    lora = LoraConfig(
+        task_type="FEATURE_EXTRACTION", r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
+    return get_peft_model(model, lora).eval()
 
 
-def test_a_wrapper_for_models_of_any_kind_is_served():
-    model, given = unchanged(), inputs()
-    wrapped = AnyModelsWrapper(model)
-    torch.testing.assert_close(wrapped(**given).logits_per_text, model(**given).logits_per_text, rtol=0, atol=0)
+def test_peft_wraps_the_model():
+    given, model = inputs(), dual_encoder().eval()
+    plain = model(**given).logits_per_text
+    wrapped = with_lora(model)
+    with wrapped.disable_adapter():
+        torch.testing.assert_close(wrapped(**given).logits_per_text, plain, rtol=0, atol=0)
+    adapted = wrapped(**given).logits_per_text
+    assert (adapted - plain).abs().max() > 1e-3
     with pytest.raises(TypeError, match="`retrun_loss`"):
         wrapped(**given, retrun_loss=True)
+    torch.testing.assert_close(wrapped.merge_and_unload()(**given).logits_per_text, adapted, rtol=1e-4, atol=1e-4)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -242,13 +237,14 @@ def collate(pairs: list[dict]) -> dict:
     return {**{name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}, "return_loss": True}
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, AnyModelsWrapper], ids=["bare", "wrapped"])
+@pytest.mark.parametrize("wrap", [lambda model: model, with_lora], ids=["bare", "lora"])
 def test_trainer_takes_the_mean_gradient_of_the_batches_that_it_accumulates(tmp_path, wrap):
-    data, model = Pairs(inputs(4)), dual_encoder()
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    data, model = Pairs(inputs(4)), wrap(dual_encoder()).eval()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in trained.items()}
     for first in (0, 2):
         (model(**collate([data[first], data[first + 1]])).loss / 2).backward()
-    expected = {name: before[name] - 0.1 * weight.grad for name, weight in model.named_parameters()}
+    expected = {name: before[name] - 0.1 * weight.grad for name, weight in trained.items()}
     model.zero_grad()
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
@@ -265,10 +261,10 @@ def test_trainer_takes_the_mean_gradient_of_the_batches_that_it_accumulates(tmp_
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = Trainer(wrap(model), arguments, train_dataset=data, data_collator=collate)
+    trainer = Trainer(model, arguments, train_dataset=data, data_collator=collate)
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(data)
     trainer.train()
-    for name, weight in model.named_parameters():
+    for name, weight in trained.items():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 

@@ -277,12 +277,16 @@ def test_the_cache_keeps_the_latest(pipe, encoded):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({}, ValueError, "`labels` is empty"),
+        ({}, ValueError, "`candidate_labels` is empty"),
         ({"candidate_labels": "cat, dog"}, TypeError, "is one string"),
         ({"candidate_labels": [True, "no"]}, TypeError, "True, which is bool"),
         ({"candidate_labels": LABELS, "top_k": 0}, ValueError, "top_k=0"),
         ({"candidate_labels": LABELS, "topk": 1}, ValueError, "topk is no argument here"),
-        ({"candidate_labels": LABELS, "hypothesis_template": "a photo"}, ValueError, "'a photo', which has no"),
+        (
+            {"candidate_labels": LABELS, "hypothesis_template": "a photo"},
+            ValueError,
+            "`hypothesis_template` holds 'a photo'",
+        ),
         ({"candidate_labels": LABELS, "hypothesis_template": "{}", "templates": ["{}"]}, ValueError, "are both given"),
         ({"candidate_labels": LABELS, "image": "gone.png"}, ImageDecodeError, "no such file"),
         ({"candidate_labels": LABELS, "image": "data:image/png;base64,&&"}, ImageDecodeError, "no base64"),

@@ -195,11 +195,15 @@ def test_gradients_of_layers_in_bf16_are_added_up_in_float32(folder, micro):
 
 SHARD_ON_CPUS = """
 import sys
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from hf_clip_cli import main as cli
-from hf_clip.training import decisions
+from hf_clip.training import decisions, optimizer
+
+# In bf16 the last bit of a sum, which depends on who adds up, tips over elements by a hundredth.
+optimizer._NEWTON_SCHULZ_DTYPE = torch.float32
 
 class ShardingAccelerator(Accelerator):
     # Accelerate shards on GPUs alone: what its state has there, from the launcher's environment.
@@ -249,7 +253,7 @@ def test_the_pages_config_is_one_that_accelerate_reads(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
-def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp_path):
+def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp_path, monkeypatch):
     """The page's config on 2 processes, by Muon, killed and resumed."""
     data = write_parquet(tmp_path / "train.parquet", rows(3))
     content = recipe(data, batch_size=24, steps=4, ema_decay=0.5, micro_batch_size=6)
@@ -270,14 +274,12 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
     assert resumed.returncode == 0, resumed.stderr
     assert "Going on from step 2" in resumed.stderr
 
+    monkeypatch.setattr("hf_clip.training.optimizer._NEWTON_SCHULZ_DTYPE", torch.float32)
     alone = train(load_recipe(file), tmp_path / "alone")
     together = json.loads((tmp_path / "run/results.json").read_text())
     assert (alone["processes"], together["processes"]) == (1, 2)
     ours, theirs = (HFCLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("run", "alone"))
-    # Muon rounds to bf16 on the way, to about a hundredth of a matrix.
-    assert ours.keys() == theirs.keys()
-    for name, expected in theirs.items():
-        assert relative_error(ours[name], expected) < 2e-2 or (ours[name] - expected).abs().max() < 1e-6, name
+    assert_close(ours, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
