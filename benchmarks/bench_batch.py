@@ -51,10 +51,10 @@ def distinct_caption(draw: random.Random, index: int) -> str:
     return f"{' '.join(draw.choices(WORDS, k=8))} {index}"
 
 
-def pixel_values(train_step: TrainStep, images_BHWC: torch.Tensor) -> torch.Tensor:
+def pixel_values(train_step: TrainStep, images: torch.Tensor) -> torch.Tensor:
     processor = train_step.processor.image_processor
     mean, std = (torch.tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
-    return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def encode(

@@ -46,8 +46,8 @@ class Embeddings:
     """
 
     code: str
-    image_BD: torch.Tensor
-    text_BD: torch.Tensor
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
     logits: torch.Tensor
     scale: float
 
@@ -169,7 +169,7 @@ def embed_with_original_code(format_name: str, path: Path) -> Embeddings | None:
 
 def compare(source: Embeddings, result: Embeddings, limit: float = MAX_DIFFERENCE) -> Verification:
     """The largest differences between elements."""
-    pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_BD", "text_BD", "logits")]
+    pairs = [(getattr(source, name), getattr(result, name)) for name in ("image_embeds", "text_embeds", "logits")]
     images, texts, logits = [(one - other).abs().max().item() for one, other in pairs]
     return Verification(source.code, result.code, images, texts, logits, limit, limit * source.scale)
 

@@ -4,9 +4,11 @@ The list is exact: what is on it stands nowhere in README, docs, examples' pages
 strings, docstrings and comments of the product.
 """
 
+import ast
 import io
 import re
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,40 @@ def test_the_list_finds_what_is_on_it(text):
 )
 def test_the_list_leaves_other_words_alone(text):
     assert not offences(text, "page.md")
+
+
+# Shapes in names of variables within a function: `scores_BK`.
+CALLED_BY_TORCH = ("forward", "backward")
+SUFFIX = re.compile(r".+_[A-Z]{1,4}\d?")
+
+
+def shaped_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of public arguments, fields and attributes with a shape in their name.
+
+    What torch calls, `forward` and `backward`, is called by no one else.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in CALLED_BY_TORCH:
+            yield from ((node.lineno, each.arg) for each in ast.walk(node.args) if isinstance(each, ast.arg))
+        elif isinstance(node, ast.ClassDef):
+            fields = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
+            yield from ((each.lineno, each.id) for each in fields if isinstance(each, ast.Name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+@pytest.mark.parametrize("folder", CODE)
+def test_no_public_name_has_a_shape_in_it(folder):
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line}: {name}"
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line, name in shaped_names(ast.parse(file.read_text("utf-8")))
+        if SUFFIX.fullmatch(name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_shapes_in_public_names_are_found():
+    code = "def f(x_BD): ...\nclass A:\n    y_BD: int\n    def g(self):\n        self.z_BD = 1\n        w_BD = 2"
+    found = [name for _, name in shaped_names(ast.parse(code)) if SUFFIX.fullmatch(name)]
+    assert sorted(found) == ["x_BD", "y_BD", "z_BD"]

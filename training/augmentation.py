@@ -25,7 +25,7 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, 
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
-def uniforms(seed: int, epochs_B: np.ndarray, sample_ids_B: np.ndarray, count: int) -> np.ndarray:
+def uniforms(seed: int, epochs: np.ndarray, sample_ids: np.ndarray, count: int) -> np.ndarray:
     """Independent numbers in [0, 1), (B, count) float32, by hashing their indices (Steele et al. 2014, SplitMix64)."""
 
     def mix(bits: np.ndarray) -> np.ndarray:
@@ -35,9 +35,9 @@ def uniforms(seed: int, epochs_B: np.ndarray, sample_ids_B: np.ndarray, count: i
 
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        key_B = mix(np.full(len(sample_ids_B), seed, np.uint64) + golden)
-        key_B = mix(key_B + epochs_B.astype(np.uint64) * golden)
-        key_B = mix(key_B + sample_ids_B.astype(np.uint64) * golden)
+        key_B = mix(np.full(len(sample_ids), seed, np.uint64) + golden)
+        key_B = mix(key_B + epochs.astype(np.uint64) * golden)
+        key_B = mix(key_B + sample_ids.astype(np.uint64) * golden)
         columns = np.arange(1, count + 1, dtype=np.uint64) * golden
         bits = mix(key_B[:, None] + columns[None])
     return ((bits >> np.uint64(40)) * 2.0**-24).astype(np.float32)
@@ -62,28 +62,28 @@ def mixed_fraction(seed: int, step: int, mixup: float) -> float:
 
 
 def augment(
-    images_BHWC: torch.Tensor,
+    images: torch.Tensor,
     draws: torch.Tensor,
-    may_flip_B: torch.Tensor,
-    may_crop_B: torch.Tensor,
+    may_flip: torch.Tensor,
+    may_crop: torch.Tensor,
     config: AugmentationConfig,
 ) -> torch.Tensor:
     """Moves, colors, blurs and covers a batch.
 
     Args:
-        images_BHWC: uint8, (B, H, W, 3).
+        images: uint8, (B, H, W, 3).
         draws: (B, DRAWS_PER_IMAGE) in [0, 1), from `uniforms`.
-        may_flip_B: False where a mirror would make the caption false.
-        may_crop_B: True where a part shows what the whole does.
+        may_flip: False where a mirror would make the caption false.
+        may_crop: True where a part shows what the whole does.
         config: the strengths; all zeros give the image back.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1]. What moves in from outside is white, as is what a cutout covers.
     """
     # Worked on as ink (white is 0): then padding with zeros is white, and white stays white under every gain.
-    ink_BCHW = 1 - images_BHWC.permute(0, 3, 1, 2).float() / 255
+    ink_BCHW = 1 - images.permute(0, 3, 1, 2).float() / 255
     signed = 2 * draws - 1
-    ink_BCHW = _move(ink_BCHW, draws, signed, may_flip_B, may_crop_B, config)
+    ink_BCHW = _move(ink_BCHW, draws, signed, may_flip, may_crop, config)
     ink_BCHW = _color(ink_BCHW, draws, signed, config)
     if config.blur:
         # Away from the local mean sharpens, towards it blurs. As a depthwise convolution with channels last, the mean

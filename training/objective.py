@@ -70,7 +70,7 @@ class ContrastiveObjective(nn.Module):
 
     def loss(
         self,
-        embeddings_BD: list[torch.Tensor],
+        embeddings: list[torch.Tensor],
         factors: list[torch.Tensor],
         concept_ids: torch.Tensor,
         mixed_fraction: float = 0.0,
@@ -79,10 +79,10 @@ class ContrastiveObjective(nn.Module):
 
         An image mixed of two is a pair with either's text, by their fractions (Zhang et al. 2018).
         """
-        image_BD, *texts_BD = embeddings_BD
+        image_BD, *texts_BD = embeddings
         if mixed_fraction:
             swapped_BD = [image_BD, *(swap_neighbours(text_BD) for text_BD in texts_BD)]
-            own = self.loss(embeddings_BD, factors, concept_ids)
+            own = self.loss(embeddings, factors, concept_ids)
             others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
             return (1 - mixed_fraction) * own + mixed_fraction * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)

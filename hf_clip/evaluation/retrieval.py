@@ -129,20 +129,20 @@ class _Side:
     def __init__(self, query_count: int, queries_P: torch.Tensor, cosines_P: torch.Tensor):
         self.positives = torch.bincount(queries_P, minlength=query_count)
         worst_N = cosines_P.new_full((query_count,), -torch.inf)
-        self.best_positive_N = worst_N.scatter_reduce(0, queries_P, cosines_P, "amax")
-        self.best_negative_N = worst_N.clone()
-        self.negatives_ahead_N = torch.zeros(query_count, dtype=torch.long)
+        self.best_positive = worst_N.scatter_reduce(0, queries_P, cosines_P, "amax")
+        self.best_negative = worst_N.clone()
+        self.negatives_ahead = torch.zeros(query_count, dtype=torch.long)
 
-    def see_negatives(self, queries: slice, cosines_IJ: torch.Tensor) -> None:
+    def see_negatives(self, queries: slice, cosines: torch.Tensor) -> None:
         """Count the tile's candidates before the best true one; true candidates hold minus infinity."""
-        is_ahead_IJ = cosines_IJ >= self.best_positive_N[queries, None] - TIE_TOLERANCE
+        is_ahead_IJ = cosines >= self.best_positive[queries, None] - TIE_TOLERANCE
         # A sum of booleans takes ten times as long as one of floats, which are exact for these counts.
-        self.negatives_ahead_N[queries] += is_ahead_IJ.to(cosines_IJ.dtype).sum(1).long()
-        self.best_negative_N[queries] = torch.maximum(self.best_negative_N[queries], cosines_IJ.amax(1))
+        self.negatives_ahead[queries] += is_ahead_IJ.to(cosines.dtype).sum(1).long()
+        self.best_negative[queries] = torch.maximum(self.best_negative[queries], cosines.amax(1))
 
     def ranks(self) -> Ranks:
-        ranks_N = torch.where(self.positives > 0, self.negatives_ahead_N + 1, 0)
-        return Ranks(ranks_N, self.best_positive_N - self.best_negative_N, self.positives)
+        ranks_N = torch.where(self.positives > 0, self.negatives_ahead + 1, 0)
+        return Ranks(ranks_N, self.best_positive - self.best_negative, self.positives)
 
 
 def _unit_embeddings(name: str, embeddings) -> torch.Tensor:

@@ -129,40 +129,40 @@ class TemplateStudy:
         self.image_embeds = check_finite(image_embeds, "images")
         by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
         # Unit embeddings each, so that every template weighs the same.
-        self.embeddings_TCD = torch.stack([classifier.class_embeddings for classifier in by_template])
+        self.embeddings = torch.stack([classifier.class_embeddings for classifier in by_template])
         self.templates, self.class_indices = tuple(templates), class_indices
 
     def measure(self) -> PerTemplateAccuracy:
-        singles = [self.accuracy(embeddings_CD) for embeddings_CD in self.embeddings_TCD]
+        singles = [self.accuracy(embeddings_CD) for embeddings_CD in self.embeddings]
         alone = torch.tensor(singles, dtype=torch.float64)
         return PerTemplateAccuracy(
             templates=tuple(zip(self.templates, singles, strict=True)),
-            ensemble=self.accuracy(self.embeddings_TCD.sum(0)),
+            ensemble=self.accuracy(self.embeddings.sum(0)),
             mean=alone.mean().item(),
             standard_deviation=alone.std().item() if len(alone) > 1 else 0.0,
             lowest=min(singles),
             highest=max(singles),
             images=len(self.class_indices),
-            classes=self.embeddings_TCD.shape[1],
+            classes=self.embeddings.shape[1],
         )
 
     def select(self, most: int | None = None) -> list[tuple[str, float]]:
         if most is not None and most < 1:
             raise ValueError(f"`most={most}` is below 1: set it to 1 or more, or to None.")
         chosen: list[tuple[str, float]] = []
-        left, reached, sums_CD = list(range(len(self.templates))), -1.0, torch.zeros_like(self.embeddings_TCD[0])
+        left, reached, sums_CD = list(range(len(self.templates))), -1.0, torch.zeros_like(self.embeddings[0])
         while left and (most is None or len(chosen) < most):
-            accuracies = [self.accuracy(sums_CD + self.embeddings_TCD[index]) for index in left]
+            accuracies = [self.accuracy(sums_CD + self.embeddings[index]) for index in left]
             best = max(accuracies)
             if best <= reached:
                 break
             index = left.pop(accuracies.index(best))
-            sums_CD, reached = sums_CD + self.embeddings_TCD[index], best
+            sums_CD, reached = sums_CD + self.embeddings[index], best
             chosen.append((self.templates[index], best))
         return chosen
 
-    def accuracy(self, sums_CD: torch.Tensor) -> float:
-        embeddings_CD, hits = F.normalize(sums_CD, dim=-1), 0
+    def accuracy(self, sums: torch.Tensor) -> float:
+        embeddings_CD, hits = F.normalize(sums, dim=-1), 0
         parts = zip(self.image_embeds.split(4096), self.class_indices.split(4096), strict=True)
         for embeddings_BD, classes_B in parts:
             cosines_BC = embeddings_BD.to(embeddings_CD) @ embeddings_CD.T

@@ -299,7 +299,7 @@ class ZeroShotTask:
             groups={column: guesses.by_value(values) for column, values in found.groups.items()},
             confusion_matrix=guesses.confusion_matrix(len(self.classifier.labels)),
             confidences=guesses.confidences,
-            is_hit=guesses.is_hit_NK[:, 0],
+            is_hit=guesses.is_hit[:, 0],
             temperature=self.temperature,
             class_names=self.classifier.classes,
             **more,
@@ -320,12 +320,12 @@ class ZeroShotTask:
         more = {}
         if wanted.per_template or wanted.select_templates:
             words = classifier.classes, classifier.templates
-            truth_N = torch.from_numpy(guesses.truth_N)
+            truth_N = torch.from_numpy(guesses.truth)
             study = TemplateStudy(self.model, self.processor, found.embeddings, truth_N, *words)
             more["per_template"] = study.measure() if wanted.per_template else None
             more["selected_templates"] = study.select() if wanted.select_templates else None
         if wanted.fit_temperature:
-            truth_N = torch.from_numpy(guesses.truth_N)
+            truth_N = torch.from_numpy(guesses.truth)
             more["calibration"] = calibrate_embeddings(classifier, found.embeddings, truth_N)
         return more
 
@@ -339,31 +339,31 @@ class _Guesses:
         batches = embeddings_ND.split(IMAGES_AT_ONCE)
         ranked = [classifier.rank(embeddings_BD.to(classifier.class_embeddings), 5) for embeddings_BD in batches]
         self.confidences = torch.cat([scores_BK[:, 0].cpu() for scores_BK, _ in ranked]).numpy()
-        self.indices_NK = torch.cat([indices_BK.cpu() for _, indices_BK in ranked]).numpy()
+        self.indices = torch.cat([indices_BK.cpu() for _, indices_BK in ranked]).numpy()
         self.class_count = len(classifier.labels)
         self.multi_label = multi_label
         if multi_label:
-            self.logits_NC = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches]).numpy()
-            self.is_true_NC = np.zeros(self.logits_NC.shape, dtype=bool)
+            self.logits = torch.cat([classifier.logits(embeddings_BD).cpu() for embeddings_BD in batches]).numpy()
+            self.is_true = np.zeros(self.logits.shape, dtype=bool)
             for row, labels in enumerate(found.labels):
-                self.is_true_NC[row, [index_of[label] for label in labels]] = True
-            self.is_hit_NK = np.take_along_axis(self.is_true_NC, self.indices_NK, axis=1)
+                self.is_true[row, [index_of[label] for label in labels]] = True
+            self.is_hit = np.take_along_axis(self.is_true, self.indices, axis=1)
         else:
-            self.truth_N = np.array([index_of[labels[0]] for labels in found.labels])
-            self.is_hit_NK = self.indices_NK == self.truth_N[:, None]
+            self.truth = np.array([index_of[labels[0]] for labels in found.labels])
+            self.is_hit = self.indices == self.truth[:, None]
 
     def numbers(self, rows: np.ndarray) -> dict:
         """The metrics over some of the images, by their positions."""
-        hits_NK = self.is_hit_NK[rows]
+        hits_NK = self.is_hit[rows]
         found = {"images": len(rows), **dict.fromkeys(NUMBERS)}
         found["top_1"] = metrics.accuracy(hits_NK[:, 0])
         found["top_5"] = metrics.accuracy(hits_NK.any(1)) if self.class_count > 5 else None
         if self.multi_label:
-            scores_NC, is_true_NC = self.logits_NC[rows], self.is_true_NC[rows]
+            scores_NC, is_true_NC = self.logits[rows], self.is_true[rows]
             found["mean_average_precision"] = metrics.mean_average_precision(scores_NC, is_true_NC)
             found["mean_average_precision_11"] = metrics.mean_average_precision(scores_NC, is_true_NC, points=11)
         else:
-            found["mean_per_class"] = metrics.mean_per_class(self.truth_N[rows], hits_NK[:, 0])
+            found["mean_per_class"] = metrics.mean_per_class(self.truth[rows], hits_NK[:, 0])
             found["calibration_error"] = metrics.expected_calibration_error(self.confidences[rows], hits_NK[:, 0])
         return found
 
@@ -377,7 +377,7 @@ class _Guesses:
 
     def per_class(self, names: list[str]) -> list[dict]:
         if self.multi_label:
-            columns = zip(names, self.logits_NC.T, self.is_true_NC.T, strict=True)
+            columns = zip(names, self.logits.T, self.is_true.T, strict=True)
             return [
                 {
                     "label": name,
@@ -386,8 +386,8 @@ class _Guesses:
                 }
                 for name, scores_N, true_N in columns
             ]
-        counts_C = np.bincount(self.truth_N, minlength=len(names)).tolist()
-        hits_C = np.bincount(self.truth_N[self.is_hit_NK[:, 0]], minlength=len(names)).tolist()
+        counts_C = np.bincount(self.truth, minlength=len(names)).tolist()
+        hits_C = np.bincount(self.truth[self.is_hit[:, 0]], minlength=len(names)).tolist()
         return [
             {"label": name, "images": count, "top_1": hits / count if count else None}
             for name, count, hits in zip(names, counts_C, hits_C, strict=True)
@@ -396,4 +396,4 @@ class _Guesses:
     def confusion_matrix(self, class_count: int) -> np.ndarray | None:
         if self.multi_label:
             return None
-        return metrics.confusion_matrix(self.truth_N, self.indices_NK[:, 0], class_count)
+        return metrics.confusion_matrix(self.truth, self.indices[:, 0], class_count)

@@ -32,12 +32,12 @@ _GPU_TILE = (4096, 4096)
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-def matrix_product(left_RK: torch.Tensor, right_KC: torch.Tensor) -> torch.Tensor:
+def matrix_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The product of two matrices in their own precision, whatever autocast says."""
-    with torch.autocast(left_RK.device.type, enabled=False):
-        if _ONEDNN_LINEAR and left_RK.device.type == "cpu" and left_RK.dtype == torch.float32:
-            return _ONEDNN_LINEAR(left_RK, right_KC.T, None, "none", [], "")
-        return left_RK @ right_KC
+    with torch.autocast(left.device.type, enabled=False):
+        if _ONEDNN_LINEAR and left.device.type == "cpu" and left.dtype == torch.float32:
+            return _ONEDNN_LINEAR(left, right.T, None, "none", [], "")
+        return left @ right
 
 
 def _spans(size: int, length: int) -> Iterator[slice]:
@@ -103,10 +103,10 @@ class _PowerSums(NamedTuple):
     def zeros(cls, size: int, like: torch.Tensor) -> "_PowerSums":
         return cls(like.new_full((size,), -math.inf), like.new_zeros(size))
 
-    def add_(self, where: slice, score_RC: torch.Tensor, dim: int) -> None:
+    def add_(self, where: slice, scores: torch.Tensor, dim: int) -> None:
         maximum, total = self.maximum[where], self.total[where]
-        raised = torch.maximum(maximum, score_RC.amax(dim))
-        total.mul_((maximum - raised).exp2_()).add_((score_RC - raised.unsqueeze(dim)).exp2_().sum(dim))
+        raised = torch.maximum(maximum, scores.amax(dim))
+        total.mul_((maximum - raised).exp2_()).add_((scores - raised.unsqueeze(dim)).exp2_().sum(dim))
         maximum.copy_(raised)
 
     def add_up_over_ranks_(self) -> None:
@@ -115,9 +115,9 @@ class _PowerSums(NamedTuple):
         self.total.mul_(own.sub_(self.maximum).exp2_())
         dist.all_reduce(self.total)
 
-    def probabilities(self, where: slice, score_RC: torch.Tensor, dim: int) -> torch.Tensor:
+    def probabilities(self, where: slice, scores: torch.Tensor, dim: int) -> torch.Tensor:
         """Each score's fraction of its row's (dim 1) or its column's (dim 0) sum."""
-        fraction_RC = (score_RC - self.maximum[where].unsqueeze(dim)).exp2_()
+        fraction_RC = (scores - self.maximum[where].unsqueeze(dim)).exp2_()
         return fraction_RC.mul_(self.total[where].reciprocal().unsqueeze(dim))
 
 

@@ -30,21 +30,21 @@ def with_init_std(std: float, layer: _Layer) -> _Layer:
     return layer
 
 
-def as_autocast(tokens_BTW: torch.Tensor) -> torch.Tensor:
+def as_autocast(tokens: torch.Tensor) -> torch.Tensor:
     """The tokens in the type that autocast gives to products, where it is on: cast once for all layers that read them.
 
     Autocast itself caches its casts of weights alone.
     """
-    kind = tokens_BTW.device.type
+    kind = tokens.device.type
     # Autocast does not know of tensors without memory.
     if kind != "meta" and torch.is_autocast_enabled(kind):
-        return tokens_BTW.to(torch.get_autocast_dtype(kind))
-    return tokens_BTW
+        return tokens.to(torch.get_autocast_dtype(kind))
+    return tokens
 
 
-def unit_embeddings(embeddings_BD: torch.Tensor) -> torch.Tensor:
+def unit_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
     """Unit embeddings, in float32 at least."""
-    return F.normalize(embeddings_BD.to(torch.promote_types(embeddings_BD.dtype, torch.float32)), dim=-1)
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
 
 def eager_attention_forward(

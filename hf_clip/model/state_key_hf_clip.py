@@ -104,12 +104,12 @@ def probe_embeds(model: DualEncoder, processor: Processor, tower: Tower) -> torc
     return embeddings_PD.cpu().clone()
 
 
-def check_probe(kept_PD: torch.Tensor, model: DualEncoder, processor: Processor, tower: Tower, file: Any) -> None:
+def check_probe(kept: torch.Tensor, model: DualEncoder, processor: Processor, tower: Tower, file: Any) -> None:
     """Raises ValueError if the probe's embeddings are not those that were kept in a file: no key sees everything."""
     found_PD = probe_embeds(model, processor, tower)
     distance = float("inf")
-    if found_PD.shape == kept_PD.shape:
-        distance = (found_PD - kept_PD.to(found_PD)).norm(dim=-1).max().item()
+    if found_PD.shape == kept.shape:
+        distance = (found_PD - kept.to(found_PD)).norm(dim=-1).max().item()
     # Not `>`: NaN is no agreement.
     if not distance <= _TOLERANCE.get(dual_encoder(model).dtype, _TOLERANCE_OF_OTHERS):
         raise ValueError(

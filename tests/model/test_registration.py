@@ -48,6 +48,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_parts_that_were_saved_apart_need_no_answer(tmp_path, monkeypatch):
+    """A folder without a processor_config.json: transformers asked whether to trust the code that it names."""
+    model, processor = tiny_clip(LABELS)
+    for part in (model, processor.tokenizer, processor.image_processor):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    ours = pipeline("zero-shot-image-classification", model=model, processor=processor)
+    assert classify(make_image(), candidate_labels=LABELS) == ours(make_image(), candidate_labels=LABELS)
+
+
 @pytest.mark.parametrize(
     ("auto_class", "expected"),
     [

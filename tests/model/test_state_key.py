@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -36,30 +37,14 @@ class Holding(torch.nn.Module):
         self.module = model
 
 
-class Adapter(torch.nn.Module):
-    """A layer with two learned additions, of which one or none is on: PEFT's layers keep their state so."""
-
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer = base_layer
-        shape = base_layer.weight.shape
-        self.deltas = torch.nn.ParameterDict({name: torch.randn(shape) for name in ("one", "two")})
-        self.scaling = {"one": 0.5, "two": 0.5}
-        self._disable_adapters = False
-        self._active_adapter = ["one"]
-
-    def forward(self, inputs):
-        outputs = self.base_layer(inputs)
-        if self._disable_adapters:
-            return outputs
-        return outputs + sum(self.scaling[name] * inputs @ self.deltas[name].T for name in self._active_adapter)
-
-
-def adapted(model) -> tuple[Passing, Adapter]:
+def adapted(model) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model with two of PEFT's adapters on one layer, the first of them on; and that layer."""
     torch.manual_seed(1)
-    mlp = model.text_model.encoder.layers[0].mlp
-    mlp.fc1 = Adapter(mlp.fc1)
-    return Passing(model), mlp.fc1
+    name = "text_model.encoder.layers.0.mlp.fc1"
+    lora = LoraConfig(r=2, target_modules=[name], init_lora_weights=False)
+    wrapped = get_peft_model(model, lora, "one")
+    wrapped.add_adapter("two", lora)
+    return wrapped.eval(), model.get_submodule(name)
 
 
 @pytest.fixture
@@ -215,7 +200,7 @@ def test_adapters_that_are_switched_are_another_state(pair, tmp_path):
     def fresh():
         return scores(HFCLIPZeroShotPipeline(model=model, processor=processor, device="cpu"))
 
-    with_one = scores(pipe)
+    with_one, scaling = scores(pipe), layer.scaling
     file = ZeroShotClassifier(model, processor, LABELS).save(tmp_path / "one.st")
     ZeroShotClassifier.load(file, model, processor)
     states = {state_key(model, processor, "text")}
@@ -223,7 +208,7 @@ def test_adapters_that_are_switched_are_another_state(pair, tmp_path):
     for change in (
         {"_active_adapter": ["two"]},
         {"_active_adapter": ["one", "two"]},
-        {"scaling": {"one": 0.5, "two": 2.0}},
+        {"scaling": {"one": 4.0, "two": 2.0}},
         {"_disable_adapters": True},
     ):
         vars(layer).update(change)
@@ -233,10 +218,10 @@ def test_adapters_that_are_switched_are_another_state(pair, tmp_path):
             ZeroShotClassifier.load(file, model, processor)
     assert scores(pipe) == pytest.approx(base, abs=1e-6)
     assert len(states) == 5
-    vars(layer).update({"_active_adapter": ["one"], "scaling": {"one": 0.5, "two": 0.5}, "_disable_adapters": False})
+    vars(layer).update({"_active_adapter": ["one"], "scaling": scaling, "_disable_adapters": False})
     assert ZeroShotClassifier.load(file, model, processor).labels == LABELS
     with torch.no_grad():
-        layer.deltas["one"] += 0.01
+        layer.lora_B["one"].weight += 0.1
     assert scores(pipe) == fresh() != with_one
     with pytest.raises(ValueError, match="other weights"):
         ZeroShotClassifier.load(file, model, processor)
