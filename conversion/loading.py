@@ -45,8 +45,6 @@ _POSITION_IDS = [
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 # Formats whose tensors have this package's names.
 _NATIVE_FORMATS = ("hf_clip", "transformers")
-# Classes that are saved under a CLIP's config without being one.
-_PARTS = ("ForImageClassification", "VisionModel", "TextModel", "WithProjection")
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,7 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
     with one_line_errors(file):
         settings, _ = HFCLIPConfig.get_config_dict(located.path)
         refuse_absurd_counts(settings, file)
-        _refuse_part(settings, outline, located.path)
+        _refuse_classifier(settings, outline, located.path)
         refuse_unconfirmed_counts(settings, outline, file)
         is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
         config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)
@@ -277,14 +275,14 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
     return _Checkpoint(located.kind, description, config, folder=located.path)
 
 
-def _refuse_part(settings: Mapping[str, Any], outline: WeightsFile, folder: Path) -> None:
-    """Raises ConversionError for a tower or a classifier of images alone, which is a model of another class."""
+def _refuse_classifier(settings: Mapping[str, Any], outline: WeightsFile, folder: Path) -> None:
+    """Raises ConversionError for a classifier of images, which is saved under a CLIP's config without being one."""
     named = settings.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
     towers = {tensor.partition(".")[0] for tensor in outline.tensors}
-    if name.isidentifier() and name.endswith(_PARTS) and not towers >= {"text_model", "vision_model"}:
+    if name.isidentifier() and name.endswith("ForImageClassification") and "text_model" not in towers:
         raise ConversionError(
-            f"{folder} holds a {name:.80}, which is a part of a CLIP: load it by {name:.80}.from_pretrained."
+            f"{folder} holds a {name:.80}, which has no text tower: load it by {name:.80}.from_pretrained."
         )
 
 

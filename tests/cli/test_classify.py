@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_clip.conversion import ConversionError
+from hf_clip.conversion import ConversionError, loading
 from hf_clip_cli import main as cli
 from hf_clip_cli.classify import find_images
 from hf_clip_cli.sheet import draw_sheet
@@ -266,6 +266,17 @@ def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(pla
         assert len(hub.downloaded) == len(set(hub.downloaded)) > 3
         # The second time nothing else is asked for.
         assert max(count for (_, path), count in hub.requests.items() if not path.startswith("/api/")) == 1
+
+
+def test_a_classification_reads_the_weights_once(place, monkeypatch):
+    read, kinds = loading.read_weights, []
+    monkeypatch.setattr(
+        loading, "read_weights", lambda *args, **options: kinds.append(options) or read(*args, **options)
+    )
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", lambda *_, **__: pytest.fail("read another time"))
+    assert cli.main(CLASSIFY) == 0
+    # First their names and shapes alone.
+    assert kinds == [{"on_meta": True}, {}]
 
 
 def test_what_weights_alone_do_not_say_is_asked_for_in_flags_that_then_work(capsys, monkeypatch, tmp_path):

@@ -431,7 +431,7 @@ def test_what_weights_do_not_say_is_said_to_push(hub, trained, tmp_path, capsys)
     state = export_tensors(model.state_dict(), open_clip_rules(model.config))
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "epoch_3.pt")
     assert cli.main(["push", str(tmp_path / "epoch_3.pt"), NAME]) == 1
-    assert "give --architecture" in capsys.readouterr().err and not hub.commits
+    assert "does not say what model it is" in capsys.readouterr().err and not hub.commits
     about = {"config": model.config, "tokenizer": processor.tokenizer, "dtype": torch.float16}
     push(tmp_path / "epoch_3.pt", NAME, load_options=about)
     sent = load_file(hub.repositories[NAME] / "model.safetensors")
