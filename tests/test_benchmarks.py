@@ -1,12 +1,12 @@
 """Every benchmark runs, at its smallest. What it measures is not looked at here."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.counts import soak_count
+from tests.helpers.warm_python import warm_python
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
@@ -29,7 +29,7 @@ def test_all_are_run_here():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SMALLEST)[: soak_count(2, len(SMALLEST))])
 def test_a_benchmark_runs(name, tmp_path):
-    command = [sys.executable, str(FOLDER / f"bench_{name}.py"), *SMALLEST[name]]
+    command = [*warm_python(), str(FOLDER / f"bench_{name}.py"), *SMALLEST[name]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -6,8 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from hf_clip.conversion import ConversionError, loading
 from hf_clip_cli import main as cli
 from hf_clip_cli.classify import find_images
 from hf_clip_cli.sheet import draw_sheet
-from tests.helpers.mock_hub import running_hub
+from tests.helpers.mock_hub import running_hub, use_in_this_process
 from tests.helpers.squares import NAMES, SIZE, encode, rows
 from tests.helpers.toys import gray, tiny_clip
 
@@ -252,16 +250,11 @@ def test_offline_the_hub_is_not_asked(capsys):
     assert "not in the Hub's cache" in err and "HF_HUB_OFFLINE" in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(place, tmp_path):
+def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(place, tmp_path, monkeypatch):
     with running_hub({"owner/clip": place / "model"}) as hub:
-        command = [sys.executable, "-m", "hf_clip", "classify", "photos/0.png", "--labels", "a", "b"]
-        environment = {**os.environ, **hub.environment(tmp_path)}
+        use_in_this_process(hub, monkeypatch, tmp_path)
         for requests in (1, 2):
-            done = subprocess.run(
-                [*command, "--model", "owner/clip"], cwd=place, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0 and "photos/0.png" in done.stdout, done.stderr
+            assert cli.main([*CLASSIFY[:-1], "owner/clip"]) == 0
             assert sum(count for (_, path), count in hub.requests.items() if path.startswith("/api/")) == requests
         assert len(hub.downloaded) == len(set(hub.downloaded)) > 3
         # The second time nothing else is asked for.

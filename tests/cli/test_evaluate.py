@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from hf_clip_cli.running import make_parser
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import COLOURS, NAMES, SIZE, rows, write_parquet
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
@@ -364,8 +364,8 @@ def test_started_by_a_launcher_two_processes_write_what_one_writes(place, tmp_pa
     arguments = shlex.split(f"zero-shot --model model --data {data} --device cpu --no-cache --title squares")
     one = evaluate(shlex.join(arguments), tmp_path) | {"seconds": 0}
     printed = capsys.readouterr().out
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*start, "-m", "hf_clip", "eval", *arguments, "--output", tmp_path / "two.json"]
+    start = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*start, *warm_python(), "-m", "hf_clip", "eval", *arguments, "--output", tmp_path / "two.json"]
     completed = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
     assert completed.returncode == 0, completed.stderr
     assert json.loads((tmp_path / "two.json").read_text()) | {"seconds": 0} == one

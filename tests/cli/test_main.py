@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hf_clip_cli.running import make_parser
 from tests.helpers.checkpoints import openai_model, openai_state
 from tests.helpers.squares import NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 VERBS = ("train", "plan", "eval", "classify", "prompts", "convert", "push", "doctor")
@@ -179,7 +179,7 @@ print(codes)
 def test_without_what_training_needs_doctor_and_classify_work_and_train_says_what_is_missing(place):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=place, env=environment, capture_output=True, text=True
+        [*warm_python("libraries"), "-c", WITHOUT_EXTRAS], cwd=place, env=environment, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "[0, 1, 0]", done.stderr
     assert "pip install 'hf_clip[train]'" in done.stderr

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from hf_clip.conversion.converting import convert
 from hf_clip.conversion.safe_torch.weights import read_weights
 from tests.helpers.checkpoints import TEXTS
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS, MAX_MEGABYTES = 5, 300
@@ -147,7 +147,7 @@ def test_what_the_weights_do_not_confirm_is_refused_within_time_and_memory(saved
     write_folders(saved, tmp_path / "folders")
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path / "folders", tmp_path / "cases.json"],
+        [*warm_python(), "-c", PROGRAM, tmp_path / "folders", tmp_path / "cases.json"],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +58,7 @@ from tests.helpers.checkpoints import (
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.peers import load_open_clip, load_timm
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -632,7 +632,7 @@ def test_the_openai_tokenizer_refuses_another_vocabulary(tmp_path):
 def run_python(program: str, *arguments: str, **environment: str) -> list[str]:
     """Words that a program printed, in a process of its own."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    command = [sys.executable, "-c", program, *arguments]
+    command = [*warm_python("libraries"), "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

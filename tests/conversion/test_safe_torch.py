@@ -7,7 +7,6 @@ import pickle
 import random
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.helpers import hostile_archives as hostile
 from tests.helpers.counts import soak_count
 from tests.helpers.hostile_archives import archive, call, integer, named, storage, table, tensor, text, whole, write
 from tests.helpers.peers import load_openai_module
+from tests.helpers.warm_python import warm_python
 
 W = text("w")
 
@@ -481,7 +481,7 @@ for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     else:
         print(path.name)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([*warm_python(), "-c", script], capture_output=True, text=True, timeout=300)
     assert (run.returncode, run.stdout) == (0, ""), run.stderr[-2000:]
 
 
@@ -514,7 +514,7 @@ for path in sys.argv[1:]:
     torch.save({"state_dict": halves, "optimizer": tensors}, tmp_path / "half")
     torch.save(tensors, tmp_path / "old", _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "safetensors")
-    command = [sys.executable, "-c", script, *sorted(tmp_path.iterdir())]
+    command = [*warm_python(), "-c", script, *sorted(tmp_path.iterdir())]
     run = subprocess.run(command, capture_output=True, text=True)
     for path in tmp_path.iterdir():
         path.unlink()

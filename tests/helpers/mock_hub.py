@@ -18,7 +18,9 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # No secret: who has it may write to the mock.
@@ -67,6 +69,16 @@ class MockHub(ThreadingHTTPServer):
 
     def folder(self, name: str, revision: str = "main") -> Path | None:
         return self.branches.get((name, revision)) or self.repositories.get(name)
+
+
+def use_in_this_process(hub: MockHub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Has `huggingface_hub`, which read its variables long ago, take this for the Hub and `cache` for its cache."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    # What another test's Hub had under these names is not there.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @contextmanager

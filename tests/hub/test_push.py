@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from hf_clip.hub import CardError, CardFacts, PushError, check_model_card, redac
 from hf_clip.hub.published_files import DRAWN_BY
 from hf_clip.hub.push import prepare, push
 from hf_clip_cli import main as cli
-from tests.helpers.mock_hub import TOKEN, running_hub
+from tests.helpers.mock_hub import TOKEN, running_hub, use_in_this_process
 from tests.helpers.squares import rows, write_parquet
 from tests.model.test_remote_code import LABELS, expected_scores, tiny, without_the_package
 
@@ -56,14 +56,7 @@ def trained(tmp_path_factory):
 def hub(tmp_path, monkeypatch):
     """A mock Hub that this process pushes to, without waits between tries."""
     with running_hub({}, tmp_path / "hub") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        # What another test's Hub had under these names is not there.
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        use_in_this_process(hub, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub

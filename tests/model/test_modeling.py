@@ -194,8 +194,10 @@ def test_towers_load_alone_from_a_dual_folder(source, tmp_path, caplog):
     )
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize(
+    ("implementation", "masked"),
+    [("sdpa", False), ("sdpa", True), ("flex_attention", True), *soak_count([], [("flex_attention", False)])],
+)
 def test_attention_implementations_agree(implementation, masked):
     model = ours()
     mask = (texts() != 0).long() if masked else None

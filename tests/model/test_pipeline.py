@@ -5,7 +5,6 @@ import copy
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hf_clip import HFCLIPProcessor, HFCLIPZeroShotPipeline
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from tests.helpers.squares import encode
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 from tests.model.test_image_urls import resolve, serving
 from tests.model.test_zero_shot import tiny_siglip
 
@@ -338,7 +338,7 @@ def test_a_saved_pipeline_works_where_the_package_is_not(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "a.png").write_bytes(encode(np.asarray(make_images(1)[0])))
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "a.png")],
+        [*warm_python("libraries"), "-c", ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "a.png")],
         cwd=tmp_path, env={**os.environ, "PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

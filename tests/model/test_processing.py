@@ -2,7 +2,6 @@
 
 import io
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary
+from tests.helpers.warm_python import warm_python
 
 TEXTS = ["A red cat", "", "Caf&eacute; “X” <|endoftext|>", "word " * 99]
 
@@ -165,7 +165,7 @@ torch.save(dict(outputs), folder + "/outputs")
     processor.save_pretrained(tmp_path)
     (tmp_path / "image.png").write_bytes(make_image())
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), *TEXTS],
+        [*warm_python("libraries"), "-c", program, str(tmp_path), *TEXTS],
         capture_output=True, text=True, cwd=tmp_path, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

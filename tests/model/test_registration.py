@@ -1,7 +1,6 @@
 """transformers' own entrances take a saved folder: Auto classes, the stock pipeline, and code from the Hub."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -31,6 +30,7 @@ from hf_clip import (
     HFCLIPTokenizer,
 )
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 LABELS = ["a red square", "something blue", "green " * 100]
 
@@ -187,7 +187,7 @@ def test_a_folder_saved_with_its_code_loads_where_the_package_is_missing(folder,
     processor.save_pretrained(tmp_path / "saved")
     program, outputs = tmp_path / "program.py", tmp_path / "outputs.pt"
     program.write_text(WITHOUT_THE_PACKAGE)
-    command = [sys.executable, str(program), str(tmp_path / "saved"), str(outputs)]
+    command = [*warm_python("libraries"), str(program), str(tmp_path / "saved"), str(outputs)]
     completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert completed.returncode == 0, completed.stderr
     found = torch.load(outputs, weights_only=True)

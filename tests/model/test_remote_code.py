@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from hf_clip import (
 from hf_clip.model import remote_code_hf_clip
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 LABELS = ["a red square", "something blue"]
 CODE = {file.name for file in Path(remote_code_hf_clip.__file__).parent.glob("*_hf_clip.py")}
@@ -110,7 +110,7 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
     import os
 
     (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", *LABELS, "outputs.pt", *sources]
+    command = [*warm_python("libraries"), "program.py", *LABELS, "outputs.pt", *sources]
     completed = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **(environment or {})}
     )

@@ -5,7 +5,6 @@ import gzip
 import itertools
 import pickle
 import subprocess
-import sys
 import unicodedata
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -22,6 +21,7 @@ from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, clean_text
 from tests.helpers.counts import soak_count
 from tests.helpers.peers import load_openai_module, load_openai_tokenize
+from tests.helpers.warm_python import warm_python
 
 START, END = 49406, 49407
 
@@ -224,7 +224,7 @@ for folder in ("openai", "trained"):
     trained = HFCLIPTokenizer.train(CAPTIONS, 540, model_max_length=20)
     tokenizer.save_pretrained(tmp_path / "openai")
     trained.save_pretrained(tmp_path / "trained")
-    command = [sys.executable, "-c", program, *texts]
+    command = [*warm_python("libraries"), "-c", program, *texts]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     expected = [str(each(texts)["input_ids"]) for each in (tokenizer, trained)]

@@ -1,7 +1,6 @@
 """Towers from elsewhere: transformers' own models as the oracle, and OpenCLIP's text encoder around them."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -54,6 +53,7 @@ from hf_clip.model.modeling_transformers_towers_hf_clip import (
 )
 from tests.helpers.peers import load_open_clip
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -471,7 +471,7 @@ def test_the_models_code_goes_with_it(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "saved")
     program, outputs = tmp_path / "program.py", tmp_path / "outputs.pt"
     program.write_text(WITHOUT_THE_PACKAGE)
-    command = [sys.executable, str(program), str(tmp_path / "saved"), str(outputs)]
+    command = [*warm_python("libraries"), str(program), str(tmp_path / "saved"), str(outputs)]
     completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert completed.returncode == 0, completed.stderr
     with torch.no_grad():

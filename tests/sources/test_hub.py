@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -21,6 +20,7 @@ from tests.helpers.data_files import (
     write_pairs,
     write_tar,
 )
+from tests.helpers.warm_python import warm_python
 
 
 def test_a_hub_id_goes_to_load_dataset_as_a_stream(tmp_path, monkeypatch):
@@ -76,7 +76,9 @@ def test_an_offline_hub_is_one_line(tmp_path):
     )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*warm_python("libraries"), "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert "'owner/name' is no file or folder" in done.stdout and "HF_HUB_OFFLINE" in done.stdout
@@ -104,7 +106,9 @@ def test_local_data_need_no_cache(tmp_path, home):
     env = os.environ | {"HF_HOME": place, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
         env.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*warm_python("libraries"), "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.split() == ["5", "5", "1", "1", "1", "1", "10", "10", "5", "5"], done.stderr
 
 

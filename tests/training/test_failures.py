@@ -4,8 +4,8 @@ import json
 import os
 import pkgutil
 import random
+import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from hf_clip.training.trainer import Trainer, TrainingDiverged
 from tests.helpers.counts import soak_count
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import configure, make_batch, make_train_step, make_trainer
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,7 +288,7 @@ def test_a_resumed_run_is_not_told_to_change_what_it_keeps(file, tmp_path, monke
 @pytest.mark.slow
 def test_a_reader_that_leaves_a_home_that_cannot_be_written_and_jupyters_plots_end_no_run(file, undisturbed, tmp_path):
     """`hf-clip train ... 2>&1 | head -1`, with Jupyter's MPLBACKEND and an HF_HOME where nothing can be made."""
-    train_it = f"'{sys.executable}' -m hf_clip train --recipe '{file}' --output-dir run"
+    train_it = f"{shlex.join(warm_python('libraries'))} -m hf_clip train --recipe '{file}' --output-dir run"
     overrides = "--set checkpoints.push_to=null --set log_every=1"
     environment = {**os.environ, "MPLBACKEND": "module://nowhere", "HF_HOME": "/dev/null/none", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(

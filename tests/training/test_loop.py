@@ -30,6 +30,7 @@ from hf_clip.training.stream import DataError
 from hf_clip.training.stream.decoding import Decoder
 from hf_clip_cli import main as cli
 from tests.helpers.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +298,7 @@ def test_a_command_stopped_by_a_signal_exits_with_3_and_goes_on(folder, data, tm
     """And where there is no terminal, it prints lines of progress."""
     content = recipe(data, steps=120)
     file = write_recipe(tmp_path / "recipe.yaml", content)
-    command = [sys.executable, "-m", "hf_clip", "train", "--recipe", str(file), "--output-dir", "run"]
+    command = [*warm_python(), "-m", "hf_clip", "train", "--recipe", str(file), "--output-dir", "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     lines = []

@@ -15,9 +15,11 @@ import torch.distributed as dist
 
 from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import newest_checkpoint
+from tests.helpers.counts import soak_count
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import AUGMENTATION, configure, gradients, make_batch, make_train_step
+from tests.helpers.warm_python import warm_python
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +82,7 @@ def alone(folder):
     return first_updates(folder)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", soak_count([1, 4], [1, 2, 4]))
 def test_any_number_of_processes_takes_the_steps_of_one(folder, alone, world_size):
     """With and without micro-batches: loss and every gradient of the first step, and of the second, after an update.
 
@@ -125,8 +127,9 @@ def free_port() -> int:
 
 
 def launch(arguments: list, place: Path) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command = [*launcher, "--master-port", str(free_port()), *map(str, arguments)]
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    port = ["--master-port", str(free_port())]
+    command = [*launcher, *port, "--no-python", *warm_python(), *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=240)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,11 @@ from hf_clip.training.ema import WeightAverage
 from hf_clip.training.objective import ContrastiveObjective
 from hf_clip.training.optimizer import make_optimizer
 from hf_clip.training.step import TrainStep
+from tests.helpers.counts import soak_count
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_train_step, weights
+from tests.helpers.warm_python import warm_python
 from tests.training.test_ranks import free_port, relative_error
 
 ROOT = Path(__file__).parents[2]
@@ -102,8 +105,10 @@ def sharded_updates(folder: Path, overrides: list[str]) -> tuple:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
-@pytest.mark.parametrize("micro", ["null", "4"])
+@pytest.mark.parametrize(
+    ("algorithm", "micro"),
+    soak_count([("adamw", "4"), ("muon", "null")], list(product(["adamw", "muon"], ["null", "4"]))),
+)
 def test_sharded_weights_take_the_same_steps_and_are_saved_whole(folder, micro, algorithm):
     """Losses, norms, clipped updates, moving average, and all of it once more behind a checkpoint."""
     overrides = [*STRICT, f"optimizer.algorithm={algorithm}"]
@@ -234,7 +239,8 @@ def pages_config(place: Path, **changes) -> Path:
 
 
 def accelerate_launch(arguments: list, place: Path, config: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *arguments]
+    launcher = [*warm_python(), "-m", "accelerate.commands.launch", "--config_file", config, "--no_python"]
+    command = [*launcher, *warm_python(), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
         list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=240

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from hf_clip.training.stream import Batch
 from hf_clip.training.trainer import TrainingDiverged
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.steps import assert_close, configure, gradients, make_batch, make_train_step, make_trainer, weights
+from tests.helpers.warm_python import warm_python
 
 RANDOM = [
     "model.config.vision_config.patch_dropout=0.5",
@@ -197,7 +197,7 @@ def test_freed_memory_is_used_again_instead_of_asked_for_again():
     for told in ({}, {"MALLOC_TOP_PAD_": "0"}):
         environment = {**os.environ, **told}
         run = subprocess.run(
-            [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True
+            [*warm_python(), "-c", FAULTS], env=environment, capture_output=True, text=True, check=True
         )
         counts.append(int(run.stdout))
     assert counts[0] < 0.1 * counts[1] and counts[1] > 10_000
