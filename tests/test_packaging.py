@@ -22,6 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import hf_clip
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"eval", "train", "demo", "test", "dev"}
@@ -96,7 +97,7 @@ for imported in (sys.modules[{module!r}], hf_clip.training):
 sys.argv = ["hf-clip", "--help"]
 sys.exit({module}.{function}())
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([*warm_python("libraries"), "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "train" in run.stdout
 
@@ -151,7 +152,7 @@ def test_the_readme_runs_word_for_word_from_the_installed_wheel(unpacked, tmp_pa
     with running_hub({"openai/clip-vit-base-patch32": peer}) as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         run = subprocess.run(
-            [sys.executable, str(script), str(unpacked), str(ROOT / "README.md")],
+            [*warm_python("libraries"), str(script), str(unpacked), str(ROOT / "README.md")],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -73,7 +73,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", COMPARED)
 def test_an_architecture_has_the_parameters_that_its_file_says(name):
     model = build(name)
     image = count(model.vision_model) + count(model.visual_projection)

@@ -24,6 +24,7 @@ from hf_clip import (
     HFCLIPTextModelWithProjection,
     HFCLIPVisionModelWithProjection,
 )
+from tests.helpers.counts import soak_count
 from tests.helpers.openai_names import in_openais_names
 from tests.helpers.peers import load_open_clip
 from tests.helpers.toys import scatter_weights
@@ -411,7 +412,7 @@ def test_exports_with_any_number_of_images():
     torch.testing.assert_close(program.module()(more).pooler_output, tower(more).pooler_output, **CLOSE)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+@pytest.mark.parametrize("implementation", soak_count(["eager"], ["eager", "flex_attention"]))
 def test_attention_implementations_agree(implementation):
     model = scatter_weights(everything())
     mask = (texts() != 0).long()
