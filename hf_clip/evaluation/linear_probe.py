@@ -219,7 +219,9 @@ class TrainingSet:
             raise ValueError(f"{self.name} has one class to train on, {one!r}: give two or more.")
         written = {index: label for label in known if (index := class_index(label)) is not None}
         if len(written) == len(known):
-            truth = np.array([label if label in known else written.get(class_index(label), label) for label in truth])
+            indices = {label: class_index(label) for label in set(truth) - known}
+            found = {label: written[index] for label, index in indices.items() if index in written}
+            truth = np.array([found.get(label, label) for label in truth])
         if unseen := sorted(set(truth) - known):
             shown = ", ".join(map(repr, map(str, unseen[:3])))
             raise ValueError(

@@ -6,10 +6,8 @@ come in, and what they do not say.
 
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +56,7 @@ from tests.helpers.checkpoints import (
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.peers import load_open_clip, load_timm
 from tests.helpers.toys import tiny_clip
-from tests.helpers.warm_python import warm_python
+from tests.helpers.warm_python import printed_words
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -629,15 +627,6 @@ def test_the_openai_tokenizer_refuses_another_vocabulary(tmp_path):
         load(tmp_path / "theirs", tokenizer=HFCLIPTokenizer())
 
 
-def run_python(program: str, *arguments: str, **environment: str) -> list[str]:
-    """Words that a program printed, in a process of its own."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    command = [*warm_python("libraries"), "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
 @pytest.mark.slow
 def test_repositories_are_fetched_in_part_and_kept(tmp_path):
     """What is needed and no more comes from the Hub; afterwards the cache is enough."""
@@ -657,7 +646,7 @@ except ValueError as error:
     print(str(error).replace(" ", "_"))
 """
     with running_hub({"owner/clip": tmp_path / "clip", "owner/open_clip": tmp_path / "open_clip"}) as hub:
-        *formats, error = run_python(program, **hub.environment(tmp_path / "home"))
+        *formats, error = printed_words(program, **hub.environment(tmp_path / "home"))
     assert formats == ["transformers", "open_clip"] * 3
     assert error.startswith("'owner/none'_is_no_file_or_folder_here_and_not_in_the_Hub's_cache._The_Hub_has_no_such")
     assert {"owner/clip/model.safetensors", "owner/open_clip/open_clip_model.safetensors"} <= set(hub.downloaded)
@@ -701,5 +690,5 @@ for name in ("torch.float32", "torch.float16"):
     sum(parameter.sum().item() for parameter in parameters)
     print((peak() - before) / sum(parameter.nbytes for parameter in parameters))
 """
-    ratios = [float(word) for word in run_python(program, str(tmp_path), HF_HUB_OFFLINE="1")]
+    ratios = [float(word) for word in printed_words(program, str(tmp_path), HF_HUB_OFFLINE="1")]
     assert max(ratios) <= 1.3, ratios

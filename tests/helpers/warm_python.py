@@ -72,6 +72,15 @@ def warm_python(preloaded: str = "package") -> list[str]:
     return [sys.executable, "-S", warm_client.__file__, address]
 
 
+def printed_words(program: str, *arguments: str, **environment: str) -> list[str]:
+    """Words that a program printed, which has these of Hugging Face's variables alone."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    command = [*warm_python("libraries"), "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def serve() -> None:
     """Forks a process for each connection, which forks the program and is its parent."""
     for name in PRELOADED[sys.argv[2]]:
