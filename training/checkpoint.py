@@ -5,6 +5,7 @@ then renamed. A full disk or a kill leaves the last one as it was. Hashes are ch
 safetensors notices a file cut short but not a flipped bit.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from .config import CheckpointConfig
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
+# A checkpoint while another of its step takes its place.
+REPLACED = "replaced"
 _NAME = re.compile(r"checkpoint-(\d+)")
 # One file, or the shards of a large model.
 _WEIGHTS = re.compile(r"model.*\.safetensors")
@@ -38,7 +41,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         CheckpointError: the disk is full or refuses; what was written of it is gone again, as it is where `write`
         raises anything else, which is passed on.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", REPLACED))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -49,17 +52,31 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         # A folder's own entries are flushed with it, not with the files.
         for path in [*inside, partial / MANIFEST, partial]:
             _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            # Never without one of the two: a kill may come at any time.
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
         partial.rename(folder)
         _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _put_back(folder)
         if not _is_from_disk(error):
             raise
         raise CheckpointError(
             f"{folder} could not be written ({str(error).splitlines()[0]}). Nothing of it is left and earlier "
             "checkpoints are whole: free some space, then go on with `resume`."
         ) from error
+
+
+def _put_back(folder: Path) -> None:
+    """What was being replaced, where what replaces it did not get its place."""
+    replaced = folder.with_name(f".{folder.name}.{REPLACED}")
+    # Of several processes that see it, one does it.
+    with contextlib.suppress(OSError):
+        if replaced.is_dir() and not folder.exists():
+            replaced.rename(folder)
 
 
 def _is_from_disk(error: BaseException) -> bool:
@@ -99,6 +116,8 @@ def damage(folder: Path) -> str | None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
+    for path in folder.glob(f".checkpoint-*.{REPLACED}"):
+        _put_back(path.with_name(path.name[1:].removesuffix(f".{REPLACED}")))
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 

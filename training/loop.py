@@ -183,7 +183,8 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                 batch = next(batches, None)
                 if batch is None:
                     # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
-                    trainer.save(stream)
+                    if progress.saved_step < progress.step or progress.step == 0:
+                        trainer.save(stream)
                     raise StopNow(trainer.agree(trainer.stop.signal)[0])
                 result = trainer.update(batch)
                 progress.step, progress.position = progress.step + 1, batch.position

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there: under full disks, kills, flipped bits; and the run's folder is one run's."""
 
+import contextlib
 import errno
 import json
 import os
@@ -209,6 +210,29 @@ def test_writing_in_an_old_ones_place_replaces_it_only_when_whole(folder, monkey
         with pytest.raises(CheckpointError):
             write_folder(folder / "checkpoint-10", lambda place: write(place, 78))
     assert load_state(folder / "checkpoint-10")["step"] == 77 and damage(folder / "checkpoint-10") is None
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_an_end_at_any_moment_of_a_replacement_leaves_a_whole_checkpoint(folder, monkeypatch, kept, is_killed):
+    """Renames: the old one away, the new one into its place. A kill runs nothing more, a second Ctrl-C does."""
+    write_folder(folder / "checkpoint-10", lambda place: write(place, 77))
+    rename, renames = Path.rename, []
+
+    def end(path, target):
+        if len(renames) == kept:
+            raise KeyboardInterrupt
+        renames.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", end)
+        if is_killed:
+            patch.setattr(module, "_put_back", lambda _: None)
+        with contextlib.suppress(KeyboardInterrupt):
+            write_folder(folder / "checkpoint-10", lambda place: write(place, 78))
+    newest = newest_checkpoint(folder, pytest.fail)
+    assert (newest.name, load_state(newest)["step"]) == ("checkpoint-10", 78 if kept == 2 else 77)
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint_and_is_cleared(folder):
