@@ -181,14 +181,16 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     """`--model` and what `load` takes about it."""
     if several:
         parser.add_argument(
-            "--model", required=True, nargs="+", metavar="MODEL", help="checkpoints of any format, or Hub ids"
+            "--model", required=True, action=Several, metavar="MODEL", help="checkpoints of any format, or Hub ids"
         )
     else:
         parser.add_argument("--model", required=True, help="a checkpoint of any format, or a Hub id")
     add_load_options(parser)
 
 
-def add_load_options(parser: argparse.ArgumentParser, *, hub_revision: bool = True) -> None:
+def add_load_options(
+    parser: argparse.ArgumentParser, *, hub_revision: bool = True, default_device: str = "the fastest"
+) -> None:
     """What `load` takes about a checkpoint; `hub_revision` where it may be a Hub id."""
     architecture = "architecture of bare weights, such as ViT-B-32"
     activation = "activation of bare weights, such as quick_gelu"
@@ -196,7 +198,7 @@ def add_load_options(parser: argparse.ArgumentParser, *, hub_revision: bool = Tr
     parser.add_argument("--hidden-act", choices=ACTIVATIONS, metavar="NAME", help=activation)
     if hub_revision:
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:1, ... (default: the fastest)")
+    parser.add_argument("--device", type=device, help=f"cpu, cuda, cuda:1, ... (default: {default_device})")
     parser.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} (default: the file's)")
 
 

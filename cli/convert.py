@@ -21,7 +21,7 @@ def add(verbs) -> None:
     parser.add_argument("--to", required=True, choices=formats, help="format to write")
     parser.add_argument("--output-dir", required=True, type=Path, help="folder that is empty or not there yet")
     parser.add_argument("--verify", action="store_true", help="run both on the same inputs; 1e-4 apart is an error")
-    add_load_options(parser)
+    add_load_options(parser, default_device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -25,6 +25,27 @@ from .arguments import (
 from .outputs import Outputs
 from .usage import UsageError, start_library
 
+# File names of each task's plots; of several models one is drawn, comparison.png.
+PLOTS = {
+    "zero-shot": ("confusion.png", "calibration.png", "per_template.png"),
+    "retrieval": ("recall.png",),
+    "linear-probe": ("sweep.png",),
+    "few-shot": ("few_shot.png",),
+    "robustness": ("robustness.png",),
+}
+# What `robustness` does to images.
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "gaussian_blur",
+    "brightness",
+    "contrast",
+    "saturate",
+    "pixelate",
+    "jpeg",
+)
+
 
 def add(verbs) -> None:
     parser = add_verb(
@@ -145,14 +166,30 @@ def _add_few_shot(parser: argparse.ArgumentParser) -> None:
 
 def _add_robustness(parser: argparse.ArgumentParser) -> None:
     _add_words(parser)
-    parser.add_argument("--corruptions", action=Several, metavar="NAME", help="kinds of damage (default: all)")
-    severities = "degrees of damage, of 1 to 5 (default: all)"
-    parser.add_argument("--severities", action=Several, convert=positive, metavar="N", help=severities)
+    kinds = "kinds of damage, such as jpeg (default: all)"
+    parser.add_argument("--corruptions", action=Several, convert=_corruption, metavar="NAME", help=kinds)
+    severities = "degrees of damage, 1 to 5 (default: all)"
+    parser.add_argument("--severities", action=Several, convert=_severity, metavar="N", help=severities)
     parser.add_argument(
         "--shifted-data", action=Several, metavar="DATA", help="other data of the same classes instead"
     )
+    parser.add_argument("--shifted-split", metavar="NAME", help="split of the other data, if it has several")
+    where = "keep these rows of the other data"
+    parser.add_argument("--shifted-where", action=Several, default=[], metavar="COL=VALUE", help=where)
     baselines = "JSON: [{top_1, shifted_top_1}, ...] of others"
     parser.add_argument("--baselines", type=Path, metavar="FILE", help=baselines)
+
+
+def _corruption(text: str) -> str:
+    if text not in CORRUPTIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no corruption: use {', '.join(CORRUPTIONS)}")
+    return text
+
+
+def _severity(text: str) -> int:
+    if text not in ("1", "2", "3", "4", "5"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 5")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -201,6 +238,7 @@ def _check_task(options: argparse.Namespace) -> None:
         if not (options.train_data or options.train_split or options.train_where):
             raise UsageError(f"{options.task} trains: say on what, with --train-data, --train-split or --train-where.")
         values_by_column(options.train_where, "--train-where")
+        _refuse_training_rows(options)
     if options.task != "robustness":
         return
     if options.shifted_data and (options.corruptions or options.severities):
@@ -209,6 +247,21 @@ def _check_task(options: argparse.Namespace) -> None:
         if not options.shifted_data:
             raise UsageError("--baselines are of two data sets: name the second with --shifted-data.")
         read_baselines(options.baselines)
+
+
+def _refuse_training_rows(options: argparse.Namespace) -> None:
+    """Raises UsageError where the model would be tested on what the probe is fitted on."""
+    if options.train_data not in (None, options.data):
+        return
+    differ = [
+        one and other and one != other
+        for one, other in ((options.split, options.train_split), (options.where, options.train_where))
+    ]
+    if not any(differ):
+        raise UsageError(
+            f"{options.task} would be tested on rows that it trains on: say which rows to test on, with --split or "
+            "--where, and which to train on, with --train-split or --train-where."
+        )
 
 
 def read_baselines(file: Path) -> list[tuple[float, float]]:
@@ -247,6 +300,11 @@ def _check_outputs(options: argparse.Namespace) -> None:
         outputs.folder("--plots", options.plots)
         if find_spec("matplotlib") is None:
             raise UsageError("--plots needs matplotlib: pip install 'hf_clip[demo]'.")
+        for name in ("comparison.png",) if len(options.model) > 1 else PLOTS[options.task]:
+            if (file := options.plots / name).exists():
+                outputs.file("--plots", file, "a plot in PNG")
+    if options.push_to_card and options.revision is not None:
+        raise UsageError("--push-to-card writes into the card of main: give it without --revision.")
     for model in options.model if options.push_to_card else []:
         if Path(model).is_file():
             raise UsageError(f"--push-to-card: {model} is a file, which has no card: convert it to a folder first.")

@@ -13,6 +13,8 @@ from .usage import UsageError
 
 # Stands in the PNGs that the command draws, so that it replaces no other image.
 PNG_MARK = b"Software\x00hf-clip"
+# And in those of plots.
+PLOT_MARK = b"Software\x00hf_clip"
 
 
 def is_result(file: Path) -> bool:
@@ -30,6 +32,13 @@ def is_sheet(file: Path) -> bool:
     with file.open("rb") as stream:
         head = stream.read(4096)
     return head.startswith(b"\x89PNG") and PNG_MARK in head
+
+
+def is_plot(file: Path) -> bool:
+    """Whether a file is a PNG that the package drew."""
+    with file.open("rb") as stream:
+        head = stream.read(4096)
+    return head.startswith(b"\x89PNG") and PLOT_MARK in head
 
 
 def is_prompts(file: Path) -> bool:
@@ -52,6 +61,7 @@ def _json(file: Path) -> Any:
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "a result in JSON": ("result.json", is_result),
     "a sheet in PNG": ("sheet.png", is_sheet),
+    "a plot in PNG": ("plot.png", is_plot),
     "templates in YAML": ("templates.yaml", is_prompts),
 }
 

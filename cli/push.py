@@ -28,7 +28,7 @@ def add(verbs) -> None:
         help="format; transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
     )
     parser.add_argument("--message", help="message of the commit")
-    add_load_options(parser, hub_revision=False)
+    add_load_options(parser, hub_revision=False, default_device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -19,10 +20,12 @@ from hf_clip.evaluation.retrieval import evaluate_retrieval
 from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift, fit_baselines
 from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from hf_clip.hub.card_updates import push_to_card, read_card
+from hf_clip.messages import in_callers_words
 from hf_clip.model.zero_shot_hf_clip import templates_of
 from hf_clip.prompts import Prompts, load_prompts
-from hf_clip.sources import DataSpec, Source
+from hf_clip.sources import DataSpec, Source, SourceError
 from hf_clip.sources.files import is_hub_id
+from hf_clip.sources.values import is_single
 
 from .arguments import load_options, values_by_column
 from .evaluate import check_comparison, check_words, read_baselines
@@ -192,24 +195,45 @@ def _open_sources(options: Namespace) -> dict[str, Source]:
     """The data by its role; all of it is opened before any is encoded."""
     where = values_by_column(options.where)
     spec = _spec(options, options.data, options.split, where)
-    data = spec.open()
+    data = _open(spec)
     wanted = list(options.by) if hasattr(options, "by") else []
     for column in wanted:
         if column not in data.columns:
             raise UsageError(f"--by {column}: {data.name} has the columns {', '.join(data.columns)}.")
     if hasattr(options, "by") and LANGUAGE_COLUMN in data.columns and LANGUAGE_COLUMN not in wanted:
-        wanted.append(LANGUAGE_COLUMN)
-    sources = {"data": replace(spec, keyword_columns=wanted).open() if wanted else data}
+        wanted += _language_column(spec)
+    sources = {"data": _open(replace(spec, keyword_columns=wanted)) if wanted else data}
     if hasattr(options, "train_data"):
         train_data = options.train_data or options.data
         train_where = values_by_column(options.train_where, "--train-where")
-        sources["train"] = _spec(options, train_data, options.train_split, train_where).open()
+        sources["train"] = _open(_spec(options, train_data, options.train_split, train_where), "train")
         if options.validation_split is not None:
-            sources["validation"] = _spec(options, train_data, options.validation_split, train_where).open()
+            spec = _spec(options, train_data, options.validation_split, train_where)
+            sources["validation"] = _open(spec, "train", split="--validation-split")
     if getattr(options, "shifted_data", None):
-        sources["shifted"] = _spec(options, options.shifted_data, options.split, {}).open()
+        shifted_where = values_by_column(options.shifted_where, "--shifted-where")
+        sources["shifted"] = _open(
+            _spec(options, options.shifted_data, options.shifted_split, shifted_where), "shifted"
+        )
     need = Source.require_captions if options.task == "retrieval" else Source.require_label
     return {role: need(source) for role, source in sources.items()}
+
+
+def _open(spec: DataSpec, role: str = "", **flags: str) -> Source:
+    """The data of a role, whose errors name its own flags: --train-split for "train"."""
+    try:
+        return spec.open()
+    except SourceError as error:
+        if not role:
+            raise
+        own = {name: f"--{role}-{name}" for name in ("data", "split", "where")}
+        raise SourceError(in_callers_words(str(error), own | flags, between=" ")) from error
+
+
+def _language_column(spec: DataSpec) -> list[str]:
+    """The column of languages, to be measured unasked; none where rows have lists, one language for each caption."""
+    rows = _open(replace(spec, keyword_columns=[LANGUAGE_COLUMN])).dataset
+    return [LANGUAGE_COLUMN] if is_single(next(iter(rows), {}).get(LANGUAGE_COLUMN)) else []
 
 
 def _spec(options: Namespace, data: Sequence[str], split: str | None, where: dict[str, list[str]]) -> DataSpec:
@@ -240,15 +264,17 @@ def _join_processes(device: str | None):
 def _tell(options: Namespace, results: dict[str, Any]) -> bool:
     """Writes files first, as what is printed may have no reader. Returns whether all was written."""
     results = {model: _without_one_language(options, result) for model, result in results.items()}
-    contents = [{"model": model, "data": options.data, **result.to_dict()} for model, result in results.items()]
+    revision = {} if options.revision is None else {"revision": options.revision}
+    source = {"data": options.data, **revision}
+    contents = [{"model": model, **source, **result.to_dict()} for model, result in results.items()]
     if is_hub_id(options.data[0]):
         for content in contents:
             content["dataset"] = options.data[0].partition(":")[0]
-    if options.output is not None:
-        content = contents[0] if len(contents) == 1 else {"results": contents}
-        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     first = next(iter(results.values()))
     extras: list[tuple[str, Callable[[], Iterable[str | Path]]]] = []
+    if options.output is not None:
+        content = contents[0] if len(contents) == 1 else {"results": contents}
+        extras.append(("--output", lambda: _write_whole(options.output, json.dumps(content, indent=2) + "\n")))
     if (chosen := getattr(options, "select_templates", None)) is not None:
         extras.append(("prompts", lambda: [_write_prompts(first, chosen)]))
     if options.plots is not None:
@@ -268,6 +294,21 @@ def _tell(options: Namespace, results: dict[str, Any]) -> bool:
     for line in written:
         print(line)
     return not has_failed
+
+
+def _write_whole(file: Path, text: str) -> list[Path]:
+    """Writes a file that keeps what it had if the disk is full; a device, such as /dev/stdout, is written at once."""
+    folder = file.resolve().parent
+    if (file.exists() and not file.is_file()) or not os.access(folder, os.W_OK):
+        file.write_text(text, encoding="utf-8")
+        return []
+    unfinished = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file.resolve())
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return []
 
 
 def _plots(result, contents: Sequence[dict[str, Any]]) -> dict[str, Callable[[Path], Path]]:

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_recipe(recipe, options.overrides)
     outputs = Outputs()
-    outputs.reads("--recipe", [recipe] if options.recipe is not None else [])
+    outputs.reads("--recipe", [recipe] if options.recipe is not None and not options.resume else [])
     outputs.reads("data.train", config.data.train)
     for name, evaluation in config.evaluations.items():
         outputs.reads(f"evaluations.{name}.data", evaluation.data)

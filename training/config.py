@@ -459,7 +459,7 @@ class TrainConfig:
     """Pairs whose activations a process holds at once; the loss is still the whole batch's. Null holds all of a
     process's part."""
     seed: int = 0
-    """Of the weights at the start, the order of the pairs, augmentation and dropout."""
+    """Fixes the weights at the start, the order of the pairs, augmentation and dropout."""
     mixed_precision: str = "auto"
     """"no" (float32), "bf16", "fp16" (on a GPU), or "auto": bf16 where the device is fast at it."""
     gradient_checkpointing: bool = False

@@ -58,6 +58,8 @@ def _check_labels(source: Source) -> None:
     assert column is not None
     rows = source.dataset.select_columns([column]).take(LABELS_TO_CHECK)
     labels = [row[column] for row in rows if row[column] not in (None, "")]
+    if any(isinstance(label, list | tuple) for label in labels):
+        raise SourceError(f"{source.name}: column {column!r} holds lists: set `label_column` to one of single labels.")
     if not labels:
         raise SourceError(f"{source.name}: column {column!r} has no label in its first rows: set `label_column`.")
     if all(isinstance(label, int | float) or str(label).lstrip("-").isdigit() for label in labels):

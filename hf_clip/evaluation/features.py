@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 SECONDS_BETWEEN_LINES = 30.0
+# Reasons to skip an image that lie with the machine, not with the image.
+PASSING = {"unreadable", "out_of_memory"}
 
 Item = TypeVar("Item")
 
@@ -243,7 +245,9 @@ def _encode_parts(
             features = ImageFeatures(*found)
         else:
             features = encode(chunk)
-            cache.write(path, features.embeddings, features.kept, features.skipped)
+            # What could not be read this time may be read the next.
+            if not features.skipped.keys() & PASSING:
+                cache.write(path, features.embeddings, features.kept, features.skipped)
         yield index, features
 
 

@@ -125,6 +125,8 @@ def evaluate_few_shot(
     truth_N = training.in_own_labels(truth_N)
     names = _check_images(training.kept[1], max(shots))
     draws = [draw_shots(training.kept[1], max(shots), seed) for seed in range(num_seeds)]
+    # First, as labels may be wrong: probes take long.
+    by_name = _by_name(model, processor, test, names, labels, templates, encoding)
     return FewShotResult(
         title=title or f"few-shot classification of {test.name}",
         shots=[_probe(training, (test_ND, truth_N), count, draws) for count in progress(shots, "shots")],
@@ -135,7 +137,7 @@ def evaluate_few_shot(
         skipped=found.skipped,
         train_skipped=training.skipped,
         seconds=time.perf_counter() - started,
-        **_by_name(model, processor, test, names, labels, templates, encoding),
+        **by_name,
     )
 
 
@@ -154,14 +156,14 @@ def _by_name(
     model: DualEncoder, processor: Processor, test: Source, names, labels, templates, encoding: Encoding
 ) -> dict:
     """What zero-shot classification makes of the test images; nothing where classes are numbers without names."""
-    known = labels or names_of_labels(test)
-    if not known and any(name.lstrip("-").isdigit() for name in names):
+    own = names_of_labels(test)
+    if not labels and not own and any(name.lstrip("-").isdigit() for name in names):
         return {}
     found = evaluate_zero_shot(
         model,
         processor,
         test,
-        labels=known or [str(name) for name in names],
+        labels=labels or (None if own else [str(name) for name in names]),
         templates=templates,
         encoding=replace(encoding, before_projection=False),
     )

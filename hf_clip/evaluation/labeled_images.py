@@ -12,6 +12,7 @@ import torch
 from hf_clip.evaluation.features import Encoding, encode_images
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.sources import Sample, Source, SourceError, as_text, iterate_samples
+from hf_clip.sources.values import ValueKindError
 
 
 @dataclass
@@ -110,8 +111,13 @@ def iterate_rows(source: Source, columns: Sequence[str] = ()) -> Iterator[tuple[
 
 
 def value_of(source: Source, row: Mapping[str, Any], column: str) -> str | None:
-    """The value of a row's column as text; classes by their names."""
-    return _named(row[column], _names_of(source, column))
+    """The value of a row's column as text; classes by their names. Raises SourceError for a list or an object."""
+    try:
+        return _named(row[column], _names_of(source, column))
+    except ValueKindError as error:
+        raise SourceError(
+            f"{source.name}: column {column!r} {error}, and one value is wanted: set `by` to columns of single values."
+        ) from error
 
 
 def describe_skipped(skipped: Mapping[str, int], what: str = "") -> list[str]:

@@ -133,13 +133,22 @@ def run_suite(
         except (ValueError, OSError) as error:
             suite.failed[entry.name] = " ".join(str(error).split())
             continue
-        found: Any = result.to_dict()
-        suite.results[entry.name] = found
-        for key in entry.metric.split("."):
-            found = found[key]
-        suite.scores[entry.name] = found
+        suite.results[entry.name] = result.to_dict()
+        score = _number(suite.results[entry.name], entry.metric)
+        if score is None:
+            suite.failed[entry.name] = f"`metric={entry.metric}` is no number of the task {entry.task}."
+            continue
+        suite.scores[entry.name] = score
         suite.published[entry.name] = entry.published
     return suite
+
+
+def _number(result: Mapping[str, Any], metric: str) -> float | None:
+    """A number of a result by its dotted name, if it has it."""
+    found: Any = result
+    for key in metric.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) else None
 
 
 def _evaluate(model: DualEncoder, processor: Processor, entry: SuiteEntry, folder: Path, encoding: Encoding):

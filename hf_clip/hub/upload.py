@@ -83,8 +83,8 @@ def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, mes
         raise PushArgumentError(f"{repo_id} exists and is public: make it private on the Hub, or leave `private` out.")
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
-    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "") if commit else repo_id
+    api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
 
 
 def _answer_of(error: Exception) -> HfHubHTTPError | None:

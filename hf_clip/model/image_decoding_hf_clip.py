@@ -174,7 +174,7 @@ def _explain(error: Exception) -> ImageDecodeError:
     if isinstance(error, OSError) and error.errno is not None:
         return ImageDecodeError(f"the file cannot be read ({text}). Check its rights.", "unreadable")
     if isinstance(error, MemoryError):
-        return ImageDecodeError("not enough memory for this image. Scale it down.", "too_large")
+        return ImageDecodeError("not enough memory for this image. Scale it down.", "out_of_memory")
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return ImageDecodeError(f"the data ends too early ({text}). Fetch the file again.", "truncated")
     return ImageDecodeError(f"the data is damaged ({text}). Fetch the file again, or drop it.", "broken")

@@ -98,7 +98,7 @@ class Sample:
         if len(self.labels) > 1:
             raise SourceError(
                 f"{self.key} has {len(self.labels)} labels ({', '.join(self.labels[:4])}), and one is wanted. Set "
-                "`multi_label=True`, or `label_column` to a column of single labels."
+                "`label_column` to a column of single labels; zero-shot evaluation takes lists with `multi_label`."
             )
         return self.labels[0] if self.labels else None
 

@@ -58,6 +58,8 @@ def place(tmp_path_factory):
     (place / "names.txt").write_text("\n".join(COLOURS), encoding="utf-8-sig")
     (place / "gap.txt").write_text("red\n\nblue\n")
     (place / "none.json").write_text("{}")
+    (place / "photos").mkdir()
+    (place / "photos/confusion.png").write_bytes(rows(1)[0]["image"]["bytes"])
     (place / "one.json").write_text('[{"top_1": 0.5, "shifted_top_1": 0.4}]')
     (place / "prompts.yaml").write_text(yaml.safe_dump({"templates": ["a {} square"], "classes": list(COLOURS)}))
     return place
@@ -231,6 +233,53 @@ def test_several_models_are_one_table_and_one_plot(place, tmp_path, capsys):
     assert "--model model is given twice" in capsys.readouterr().err
 
 
+def test_models_of_flags_given_twice_are_all_evaluated(place, tmp_path):
+    (tmp_path / "other").symlink_to(place / "model")
+    (tmp_path / "models.txt").write_text(f"model\n{tmp_path / 'other'}\n")
+    twice = evaluate(f"zero-shot {DATA} --model {tmp_path / 'other'}", tmp_path)
+    assert [one["model"] for one in twice["results"]] == ["model", str(tmp_path / "other")]
+    listed = evaluate(f"zero-shot --model @{tmp_path / 'models.txt'} --data squares.parquet", tmp_path)
+    assert [one["model"] for one in listed["results"]] == ["model", str(tmp_path / "other")]
+
+
+def test_a_result_that_cannot_be_written_is_printed_and_replaces_nothing(tmp_path, monkeypatch, capsys):
+    first = evaluate(f"zero-shot {DATA}", tmp_path)
+    capsys.readouterr()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_clip_cli.tasks.os.replace", full_disk)
+    assert evaluate(f"zero-shot {DATA} --where part=test", tmp_path, code=1) == first
+    out, err = capsys.readouterr()
+    assert " 24 " in out and "--output: [Errno 28] No space left on device" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_languages_of_captions_are_none_of_an_image(tmp_path, capsys):
+    content = [{**row, "captions": ["a", row["caption"]], "lang": ["en", "de"]} for row in rows(1)]
+    write_parquet(tmp_path / "many.parquet", [{k: v for k, v in row.items() if k != "caption"} for row in content])
+    data = f"retrieval --model model --data {tmp_path / 'many.parquet'}"
+    assert evaluate(data, tmp_path)["by"] == {}
+    capsys.readouterr()
+    assert cli.main(["eval", *shlex.split(f"{data} --by lang")]) == 1
+    err = capsys.readouterr().err
+    assert "column 'lang' holds a list of 2 (str), and one value is wanted: set --by to columns of single" in err
+
+
+def test_the_second_data_set_has_flags_of_its_own(tmp_path, capsys):
+    shifted = f"robustness {DATA} --where part=test --shifted-data squares.parquet"
+    result = evaluate(f"{shifted} --shifted-where part=train", tmp_path)
+    assert (result["images"], result["shifted_images"]) == (24, 48)
+    for flags in ("--shifted-split dev", "--train-split dev"):
+        role = flags[2:].partition("-")[0]
+        task = shifted if role == "shifted" else f"linear-probe {TRAINED}"
+        capsys.readouterr()
+        assert cli.main(["eval", *shlex.split(f"{task} {flags}")]) == 1
+        err = capsys.readouterr().err
+        assert f"--{role}-" in err and " --split" not in err, err
+
+
 def test_a_plot_that_cannot_be_drawn_loses_no_result(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no font\nat all")
@@ -309,6 +358,12 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
         (f"linear-probe {DATA}", "linear-probe trains: say on what, with --train-data"),
         (f"few-shot {DATA} --train-where part", "--train-where 'part' is not COLUMN=VALUE"),
         (f"robustness {DATA} --shifted-data squares.parquet --corruptions jpeg", "two measurements"),
+        (f"linear-probe {DATA} --train-where part=train", "would be tested on rows that it trains on"),
+        (f"few-shot {DATA} --train-data squares.parquet", "would be tested on rows that it trains on"),
+        (f"robustness {DATA} --corruptions fog", "'fog' is no corruption: use gaussian_noise, shot_noise"),
+        (f"robustness {DATA} --severities 6", "'6' is not a whole number from 1 to 5"),
+        (f"zero-shot {DATA} --plots photos", "--plots photos/confusion.png exists and is not a plot in PNG"),
+        (f"zero-shot {DATA} --revision v1 --push-to-card", "give it without --revision"),
         (f"robustness {DATA} --baselines names.txt", "name the second with --shifted-data"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines names.txt", "is no JSON list of objects"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines none.json", "0 baselines make no line"),

@@ -193,8 +193,9 @@ def test_train_ends_with_a_model_that_classify_takes(capsys, tmp_path):
     assert cli.main(["classify", "photos/0.jpg", "--labels", "a red square,a blue one", "--model", str(run)]) == 0
     assert "a red square" in capsys.readouterr().out
     assert cli.main(["train", "--recipe", "recipe.yaml", "--output-dir", str(run)]) == 1
-    assert cli.main(["train", "--output-dir", str(run), "--resume"]) == 1
-    assert "is finished" in capsys.readouterr().err
+    for own in ([], ["--recipe", str(run / "recipe.yaml")]):
+        assert cli.main(["train", *own, "--output-dir", str(run), "--resume"]) == 1
+        assert "is finished" in capsys.readouterr().err
 
 
 TRAIN = "train --output-dir out --recipe recipe.yaml"

@@ -1,6 +1,8 @@
 """Plots: drawn whatever a result holds and whatever backend the machine names; several models side by side."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_clip.evaluation import corruptions
 from hf_clip.evaluation.comparison import compare, comparison_table
 from hf_clip.evaluation.plots import canvas, result_charts
-from hf_clip.evaluation.plots.result_charts import draw_charts, plot_comparison
+from hf_clip.evaluation.plots.result_charts import plot_comparison
+from hf_clip_cli.evaluate import CORRUPTIONS, PLOTS
 from tests.evaluation.test_evaluation import evaluate_fruit
 
 ZERO_SHOT = {"task": "zero-shot", "title": "pets"}
@@ -45,19 +49,13 @@ print(os.environ["MPLBACKEND"])
     assert Image.open(tmp_path / "curve.png").width > 400
 
 
-def test_a_plot_that_fails_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, caplog):
-    result = evaluate_fruit()
-
-    def fail(output):
-        raise RuntimeError("no ink")
-
-    charts = {"first.png": fail, **result_charts.charts_of(result)}
-    monkeypatch.setattr(result_charts, "charts_of", lambda _: charts)
-    assert [file.name for file in draw_charts(result, tmp_path)] == ["recall.png"]
-    assert caplog.messages == ["The plot first.png of fruit cannot be drawn: RuntimeError: no ink"]
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install"):
-        draw_charts(result, tmp_path)
+def test_the_command_knows_the_plots_of_every_task():
+    """It checks the files that they would replace before it imports what draws them."""
+    assert evaluate_fruit().to_dict()["task"] == "retrieval"
+    assert tuple(result_charts.charts_of(evaluate_fruit())) == PLOTS["retrieval"]
+    drawn = set(re.findall(r'"(\w+\.png)"', inspect.getsource(result_charts.charts_of)))
+    assert drawn == {name for names in PLOTS.values() for name in names}
+    assert CORRUPTIONS == tuple(corruptions.CORRUPTIONS)
 
 
 def test_several_models_stand_in_one_table_and_one_plot(tmp_path):

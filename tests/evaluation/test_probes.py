@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -182,6 +183,25 @@ def test_few_shots_by_scikit_learn(model, tmp_path):
     assert (result.train_images, result.images, result.classes, result.num_seeds) == (48, 24, 6, 3)
     assert result.table().count("\n") == 4
     assert result.zero_shot_top_1 == evaluate_zero_shot(*model, test).top_1
+
+
+def test_wrong_labels_are_told_before_any_probe_is_fitted(model, tmp_path, monkeypatch):
+    train, test = squares(tmp_path / "train.parquet", 2), squares(tmp_path / "test.parquet", 1, first_seed=9)
+    monkeypatch.setattr(linear_probe.PenaltySearch, "fit", lambda *_: pytest.fail("a probe was fitted"))
+    with pytest.raises(ValueError, match="is none of the 2 classes"):
+        evaluate_few_shot(*model, train, test, shots=(1,), num_seeds=1, labels=["red", "blue"])
+
+
+def test_class_names_that_are_numbers_in_order_of_text_are_the_datas_own(model, tmp_path):
+    """As folders 0, 1, 10, 11, 2 are sorted: index 2 is class "10"."""
+    names = sorted(map(str, range(12)))
+    content = [{"image": row["image"], "label": index % 12} for index, row in enumerate(rows(2))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    table = datasets.Dataset.from_list(content, features=features)
+    table.to_parquet(str(tmp_path / "numbers.parquet"))
+    source = open_source(str(tmp_path / "numbers.parquet"))
+    result = evaluate_few_shot(*model, source, source, shots=(1,), num_seeds=1)
+    assert result.zero_shot_top_1 == evaluate_zero_shot(*model, source).top_1
 
 
 def test_one_trial_has_no_deviation_and_validation_is_never_drawn(model, tmp_path):

@@ -22,7 +22,6 @@ from hf_clip.evaluation.plots.canvas import (
     RED,
     WIDTH_INCHES,
     drawable,
-    import_matplotlib,
     new_figure,
     save,
     style,
@@ -234,18 +233,3 @@ def charts_of(result) -> dict[str, Callable[[Path], Path]]:
     elif isinstance(result, RobustnessResult):
         charts["robustness.png"] = partial(plot_robustness, result)
     return charts
-
-
-def draw_charts(result, folder: str | Path) -> list[Path]:
-    """Draws all plots that a result has into a folder; one that fails is a warning, and the others are drawn.
-
-    Raises ImportError without matplotlib.
-    """
-    import_matplotlib()
-    drawn = []
-    for name, draw in charts_of(result).items():
-        try:
-            drawn.append(draw(Path(folder) / name))
-        except Exception as error:
-            logger.warning(f"The plot {name} of {result.title} cannot be drawn: {type(error).__name__}: {error}")
-    return drawn
