@@ -24,6 +24,7 @@ from .loading import load
 from .locating import plain_name
 from .open_clip import open_clip_rules
 from .openai import openai_rules
+from .preprocessing import cleaning_of_transformers
 from .rules import export_tensors
 from .verify import Verification, verify_conversion
 
@@ -113,6 +114,7 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     is_siglip = export_configs.is_siglip(model.config)
     settings, missing = export_configs.transformers_image_settings(processor.image_processor)
     target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
+    missing += _missing_cleaning(processor, cleaning_of_transformers(model.config, processor.tokenizer))
     _refuse(target, export_configs.missing_in_transformers(model.config) + missing)
     with torch.device("meta"):
         peer_class = cast(type[PreTrainedModel], SiglipModel if is_siglip else CLIPModel)
@@ -130,6 +132,15 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     return False
 
 
+def _missing_cleaning(processor: HFCLIPProcessor, done: str | None) -> list[str]:
+    """A phrase for what is done to texts before the tokenizer, where the format does something else (`done`)."""
+    cleaning = processor.text_cleaning
+    # A tokenizer in lower case has that within itself.
+    if cleaning in (None, done, "lower", "whitespace"):
+        return []
+    return [f"text_cleaning={cleaning!r} of texts before its tokenizer"]
+
+
 def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
     """A folder that OpenCLIP loads as `local-dir:FOLDER`: its config, safetensors, and a tokenizer not OpenAI's."""
     preprocess_cfg, missing = export_configs.open_clip_preprocess_cfg(processor.image_processor, model.config)
@@ -138,7 +149,7 @@ def write_open_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path
     tokenizer = processor.tokenizer
     # OpenCLIP's own tokenizer has OpenAI's vocabulary and pads with zeros.
     pads_with_zeros = tokenizer.pad_token_id == 0 or not sees_padding(model.config.text_config)
-    if not (has_openai_vocabulary(tokenizer) and pads_with_zeros):
+    if not (has_openai_vocabulary(tokenizer) and pads_with_zeros and processor.text_cleaning is None):
         # It reads the files beside its config, whatever the name.
         model_cfg["text_cfg"]["hf_tokenizer_name"] = folder.name
         if processor.text_cleaning is not None:
@@ -159,6 +170,7 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
     missing += image_missing or export_configs.missing_in_openai_transform(preprocess_cfg)
     if not has_openai_vocabulary(processor.tokenizer):
         missing.append("a vocabulary other than OpenAI's")
+    missing += _missing_cleaning(processor, None)
     _refuse("OpenAI's format", missing)
     tensors = export_tensors(model.state_dict(), openai_rules(model.config))
     is_rounded = False

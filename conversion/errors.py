@@ -43,6 +43,8 @@ def one_line_errors(source: str | Path) -> Iterator[None]:
                 "a part of it needs code of its own, which is not run: pass `preprocessing` (its settings) and "
                 "`tokenizer` (a folder or Hub id)"
             )
+        elif isinstance(error, PermissionError):
+            reason = f"it cannot be read ({reason}): check the rights of the file and of the folders above it"
         elif not isinstance(error, ValueError):
             kind = type(error).__name__
             reason = f"the content does not fit any model of its kind ({kind}: {reason}): fetch it again"

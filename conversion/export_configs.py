@@ -72,7 +72,12 @@ _OPEN_CLIP_VIT = {
     "projection_bias": (False,),
     "hidden_act": ("quick_gelu", "gelu", "gelu_pytorch_tanh"),
 }
-_RESNET = {"tower": ("resnet",), "projection_type": ("linear",), "projection_bias": (True,)}
+_RESNET = {
+    "tower": ("resnet",),
+    "projection_type": ("linear",),
+    "projection_bias": (True,),
+    "layer_norm_eps": (1e-5,),
+}
 
 
 def is_siglip(config: HFCLIPConfig) -> bool:

@@ -1,6 +1,7 @@
 """Files of repositories on the Hub: asked for once, within bounded time, and one line of why where there are none."""
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 # Long enough for a slow line; without one, an answer comes within milliseconds.
 HUB_TIMEOUT_SECONDS = 10
-_SETTINGS_SUFFIXES = (".json", ".txt", ".model")
+# Small files that stand beside weights and are read: configs, tokenizers, indexes of shards.
+SETTINGS = re.compile(
+    r"([\w.-]*config|tokenizer[\w-]*|special_tokens_map|added_tokens|vocab[\w-]*|merges|.*\.index)\.(json|txt)"
+    r"|[\w.-]+\.model"
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Repository:
 
     def fetch_settings(self) -> Path:
         """The folder with all small files that stand beside weights: configs, vocabularies, indexes."""
-        return self.fetch(name for name in self.files if "/" not in name and name.endswith(_SETTINGS_SUFFIXES))
+        return self.fetch(name for name in self.files if SETTINGS.fullmatch(name))
 
     def fetch(self, names: Iterable[str]) -> Path:
         """The folder with these files, fetched where the cache lacks them.

@@ -1,5 +1,6 @@
 """`load`: any CLIP checkpoint as a model and its processor."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _POSITION_IDS = [
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 # Formats whose tensors have this package's names.
 _NATIVE_FORMATS = ("hf_clip", "transformers")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def load(
     Args:
         source: path, Hub id (OpenCLIP's prefixes `hf-hub:` and `local-dir:` may stand before it) or name.
         architecture: name of the model's architecture, such as "open_clip/ViT-B-32", for a file of weights alone.
-        hidden_act: "quick_gelu" or "gelu", for a file of weights alone. Enough where its shapes are those of known
-            architectures that differ in no more.
+        hidden_act: "quick_gelu", "gelu" or "gelu_pytorch_tanh", for a file of weights alone. Enough where its shapes
+            are those of known architectures that differ in no more.
         config: the shape of the model, for a file of weights alone whose architecture has no name.
         source_format: "openai" says that a state dict is what OpenAI's `build_model` takes, which needs no more.
         tokenizer: a tokenizer, or the folder or Hub id of one, in place of the source's.
@@ -131,6 +133,10 @@ def load(
             say; the message is one line, and says what to pass.
         ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
     """
+    if hidden_act is not None and hidden_act not in ACTIVATIONS:
+        raise ValueError(f"`hidden_act={hidden_act}` is not known: use {', '.join(ACTIVATIONS)}.")
+    # Both are fitted to each other: the caller's own may be used for another checkpoint.
+    config, tokenizer = copy.deepcopy(config), copy.deepcopy(tokenizer)
     options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
     hub = HubOptions(revision, cache_dir, token, local_files_only)
     dtype = _check_dtype(dtype)
@@ -221,11 +227,14 @@ def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub:
         # Only the modules that OpenAI scripted hold these three numbers.
         _refuse_options(located, options)
     elif options.source_format == "openai":
+        given = [name for name in ("architecture", "hidden_act", "config") if getattr(options, name) is not None]
+        if given:
+            raise ValueError(f"`source_format=openai` says all of the model: drop `{given[0]}`.")
         is_openai = layout in [Layout(image, "clip", False, "matrix") for image in ("vit", "resnet")]
         if not is_openai:
             raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: drop `source_format`.")
     elif options.source_format is not None:
-        raise ValueError(f"`source_format={options.source_format}` is unknown: 'openai' alone need be said.")
+        raise ValueError(f"`source_format={options.source_format}` is not known: use 'openai', or drop it.")
     if is_openai and layout is not None:
         # All that OpenAI published was trained with QuickGELU and has heads of 64; the rest is in the shapes.
         config = config_of_openai_shape(infer_shape(_shapes(outline, rules_of_layout(layout))))

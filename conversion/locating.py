@@ -60,12 +60,6 @@ class Located:
     config: Mapping[str, Any]
 
 
-def is_named_source(source: str | Path) -> bool:
-    """Whether `locate` would look for `source` on the Hub or among OpenAI's names, and not for a file or folder."""
-    name = plain_name(source)
-    return not Path(name).expanduser().exists() and (name in OPENAI_FILES or _is_repository(name))
-
-
 def locate(source: str | Path, hub: HubOptions) -> Located:
     """Finds what `source` names, fetching the needed files of a repository.
 
@@ -171,6 +165,8 @@ def read_json(file: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
         if (size := file.stat().st_size) > max_bytes:
             raise ConversionError(f"{file} has {size} bytes, more than the {max_bytes} that settings need.")
         content = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise ConversionError(f"{file} cannot be read ({error.strerror}): check its rights.") from error
     # Of text nested a thousand deep, the last.
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConversionError):

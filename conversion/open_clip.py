@@ -225,7 +225,8 @@ def _activation(model_cfg: dict[str, Any], tower: dict[str, Any]) -> str:
         return "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if arguments != {"approximate": "tanh"} or model_cfg.get("quick_gelu"):
         raise ConversionError(
-            f"act_kwargs={arguments} with quick_gelu={model_cfg.get('quick_gelu')}: GELU by tanh alone."
+            f"act_kwargs={arguments} with quick_gelu={model_cfg.get('quick_gelu')}: only approximate='tanh' "
+            "without quick_gelu can be read."
         )
     return "gelu_pytorch_tanh"
 

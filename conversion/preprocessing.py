@@ -17,7 +17,7 @@ from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, set_text_options
 from .check_processor import sees_padding
 from .confirm import refuse_absurd_counts
 from .errors import ConversionError, one_line_errors, short_reason
-from .hub_files import HubOptions, fetch_settings
+from .hub_files import SETTINGS, HubOptions, fetch_settings
 from .locating import MAX_CONFIG_BYTES, read_json
 
 # OpenAI's transform, and OpenCLIP's for every weights file that does not come with settings of its own.
@@ -99,7 +99,7 @@ def check_settings_files(folder: Path, vocab_size: int | None = None) -> None:
         refuse_absurd_counts(read_json(folder / "config.json"), folder / "config.json")
     for file in sorted(folder.iterdir()):
         is_vocabulary = file.name in _VOCABULARY_FILES
-        if file.suffix not in (".json", ".txt", ".model") or (is_vocabulary and vocab_size is None):
+        if not SETTINGS.fullmatch(file.name) or (is_vocabulary and vocab_size is None):
             continue
         if not is_vocabulary and file.name.endswith(".index.json"):
             continue
@@ -268,7 +268,9 @@ def open_clip_tokenizer(
     cleaning = cleaning or "whitespace"
     if cleaning not in CLEANINGS:
         raise ConversionError(f"clean={cleaning!r} is unknown: OpenCLIP has {', '.join(CLEANINGS)}.")
-    return tokenizer, None if isinstance(tokenizer, HFCLIPTokenizer) else cleaning
+    # CLIP's tokenizer cleans whitespace and lowers by itself.
+    does_so = isinstance(tokenizer, HFCLIPTokenizer) and cleaning in ("whitespace", "lower")
+    return tokenizer, None if does_so else cleaning
 
 
 def build_processor(

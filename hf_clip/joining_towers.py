@@ -174,7 +174,13 @@ def _backbone_of(source: str) -> Callable[[Any], object]:
 
 
 def _same_tower(kind: type[PreTrainedModel], source: str) -> Callable[[Any], object]:
-    return lambda tower: tower.load_state_dict(kind.from_pretrained(source).state_dict())
+    def fill(tower: Any) -> None:
+        pretrained, info = kind.from_pretrained(source, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(f"{source!r} has no weights for {', '.join(sorted(info['missing_keys'])[:5])}.")
+        tower.load_state_dict(pretrained.state_dict())
+
+    return fill
 
 
 def _timm_part(name: str) -> _Part:

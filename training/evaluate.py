@@ -58,8 +58,11 @@ def _check_labels(source: Source) -> None:
     assert column is not None
     rows = source.dataset.select_columns([column]).take(LABELS_TO_CHECK)
     labels = [row[column] for row in rows if row[column] not in (None, "")]
-    if any(isinstance(label, list | tuple) for label in labels):
-        raise SourceError(f"{source.name}: column {column!r} holds lists: set `label_column` to one of single labels.")
+    if several := [label for label in labels if isinstance(label, list | tuple) and len(set(map(str, label))) > 1]:
+        raise SourceError(
+            f"{source.name}: column {column!r} has rows of several labels, such as {several[0]!r:.80}: set "
+            "`label_column` to a column of single labels."
+        )
     if not labels:
         raise SourceError(f"{source.name}: column {column!r} has no label in its first rows: set `label_column`.")
     if all(isinstance(label, int | float) or str(label).lstrip("-").isdigit() for label in labels):

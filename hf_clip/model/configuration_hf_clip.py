@@ -140,26 +140,23 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
             self.backbone_config = _backbone_config(backbone)
-        _refuse_absurd_counts(self, kwargs)
+        _refuse_absurd_counts(kwargs)
         super().__post_init__(**kwargs)
         _require_sizes(self)
         # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
         self.validate_architecture()
 
 
-# Of these transformers makes lists, or modules, before it looks at any weights.
-_MOST_LABELS, _MOST_LAYERS = 100_000, 10_000
+# Of these transformers makes a list before it looks at any weights.
+_MOST_LABELS = 100_000
 
 
-def _refuse_absurd_counts(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+def _refuse_absurd_counts(kwargs: dict[str, Any]) -> None:
     """Raises ValueError for counts that no model has: a file of a few bytes would take all memory, or minutes."""
     labels, names = kwargs.get("num_labels"), kwargs.get("id2label") or ()
     count = max(labels if isinstance(labels, int) else 0, len(names) if isinstance(names, dict) else 0)
     if count > _MOST_LABELS:
         raise ValueError(f"num_labels={count} is more than any model has (at most {_MOST_LABELS}).")
-    layers = [getattr(config, "num_hidden_layers", 0), *(getattr(config, "stage_depths", None) or ())]
-    if max(layers) > _MOST_LAYERS:
-        raise ValueError(f"{max(layers)} layers are more than any model has (at most {_MOST_LAYERS}).")
 
 
 _SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")

@@ -200,7 +200,8 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """As transformers has it. A text tower that pools at the highest id pools at the end token from then on."""
         text = self.config.get_text_config()
-        if new_num_tokens and text.eos_token_id == POOL_AT_HIGHEST_ID and text.pooling != "first_eos":
+        is_marked = text.tower == "clip" and text.eos_token_id == POOL_AT_HIGHEST_ID
+        if new_num_tokens and is_marked and text.pooling != "first_eos":
             # So far the end token had the highest id; an added token would take its place.
             text.eos_token_id = text.vocab_size - 1
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)

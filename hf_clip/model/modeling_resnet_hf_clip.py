@@ -101,7 +101,8 @@ class HFCLIPResNetLayer(GradientCheckpointingLayer):
             self.is_recomputing = True
 
     def forward(self, map_BCHV: torch.Tensor) -> torch.Tensor:
-        with _running_statistics_kept(self) if self.is_recomputing else nullcontext():
+        is_again = self.is_recomputing and self.training and self.gradient_checkpointing
+        with _running_statistics_kept(self) if is_again else nullcontext():
             bent_BCHV = F.relu(self.norm1(self.conv1(map_BCHV)))
             bent_BCHV = F.relu(self.norm2(self.conv2(bent_BCHV)))
             if self.stride > 1:
@@ -206,7 +207,9 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
                 "processor does so), or pass `interpolate_pos_encoding=True`."
             )
         if height < 32 or width < 32:
-            raise ValueError(f"Images of {height} x {width} pixels are smaller than the ResNet's stride of 32.")
+            raise ValueError(
+                f"Images of {height} x {width} pixels are smaller than the ResNet's stride of 32: enlarge them."
+            )
         map_BCHV = self.stem(pixel_values)
         for stage in self.stages:
             for layer in stage.children():

@@ -56,7 +56,9 @@ class HFCLIPVisionEmbeddings(nn.Module):
                 "processor does so), or pass `interpolate_pos_encoding=True`."
             )
         if height < patch or width < patch:
-            raise ValueError(f"Images of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
+            raise ValueError(
+                f"Images of {height} x {width} pixels are smaller than one patch of {patch} x {patch}: enlarge them."
+            )
         patches_BMW = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         tokens_BTW = patches_BMW
         if self.class_embedding is not None:

@@ -12,11 +12,11 @@ The stock pipeline encodes all labels again for every image. Once this package i
 import base64
 import binascii
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Real
-from pathlib import Path
 from types import GeneratorType
 from typing import Any, cast
 
@@ -126,7 +126,8 @@ class HFCLIPZeroShotPipeline(Pipeline):
 
     def clear_cache(self) -> None:
         """Forgets all label embeddings."""
-        self._cache.clear()
+        with self._lock:
+            self._cache.clear()
 
     def save_pretrained(self, save_directory, **kwargs):
         """Saves model and processor. With the code, so that `trust_remote_code=True` finds the task too."""
@@ -235,7 +236,7 @@ def _fetched(image, fetching: dict):
         return image
     if image.startswith(("http://", "https://")):
         return fetch_image(image, **fetching)
-    if not image.startswith("data:image/") and (len(image) < 4096 and Path(image).exists()):
+    if not image.startswith("data:image/") and (len(image) < 4096 and os.path.exists(image)):
         return image
     try:
         # Nothing shorter is an image; a path that is mistyped shall be called a path.

@@ -141,6 +141,11 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
                 "`add_special_tokens=False` leaves the texts without the end token at which CLIP pools. "
                 "Drop the argument, or call the tokenizer alone."
             )
+        side = self.tokenizer.padding_side
+        if text_kwargs.get("padding_side") not in (None, side):
+            raise ValueError(
+                f"`padding_side={text_kwargs['padding_side']}`: this model's texts are padded on the {side}."
+            )
         if self.text_padding != "max_length":
             return kwargs
         length = self.tokenizer.model_max_length
@@ -183,4 +188,6 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
         rows = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
         for index, row in enumerate([rows] if isinstance(rows[0], int) else rows):
             if end not in row:
-                raise ValueError(f"text {index} has no end token (id {end}): CLIP has nowhere to pool.")
+                raise ValueError(
+                    f"text {index} has no end token (id {end}), at which CLIP pools: let the tokenizer add it."
+                )

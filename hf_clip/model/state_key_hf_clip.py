@@ -4,7 +4,7 @@
     probe = probe_embeds(model, processor, "text")              # kept beside the key
     check_probe(probe, model, processor, "text", "labels.st")   # when the file is read again
 
-`live_state` is the same question between two calls of one program, answered without reading a weight.
+`LiveState` is the same question between two calls of one program, answered without reading a weight.
 
 The tower is found as a module, through PEFT, DistributedDataParallel, torch.compile and any wrapper that passes
 `encode_text` and `encode_image` on, and never by the names of weights. What is not known to belong to the other tower
@@ -51,6 +51,7 @@ _IGNORED_ATTRIBUTES = {
     "_gradient_checkpointing_func",
     "_is_hf_initialized",
     "gradient_checkpointing",
+    "is_recomputing",
 }
 
 _SCALARS = {bool, float, int, str, torch.dtype, type(None)}
@@ -148,6 +149,8 @@ class LiveState:
         parts.append(_config_of(encoder, tower))
         values += [_live_attributes(part.__dict__) for part in parts if hasattr(part, "__dict__")]
         values.append(_text_options(processor))
+        # Tokens are added to what stands behind the tokenizer, and to no attribute of it.
+        values.append(repr(getattr(getattr(processor, "tokenizer", None), "added_tokens_decoder", None)))
         values += map(_version, tensors)
         self._values, self._kept = values, kept
         # Not kept alive, and never mistaken for another tensor that took the id of one that is gone.

@@ -260,13 +260,17 @@ class ZeroShotClassifier:
 
     def _logits(self, image_embeds_BD: torch.Tensor, class_embeddings_TD: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            scale = self.model.logit_scale.float().exp().reshape(())
+            device = class_embeddings_TD.device
+            scale = self.model.logit_scale.float().exp().reshape(()).to(device)
             logits_BT = scale * image_embeds_BD.to(class_embeddings_TD) @ class_embeddings_TD.T
             bias = getattr(self.model, "logit_bias", None)
-            return logits_BT if bias is None else logits_BT + bias.float().reshape(())
+            return logits_BT if bias is None else logits_BT + bias.float().reshape(()).to(device)
 
-    def embed(self, images, batch_size: int = 32, **options) -> torch.Tensor:
-        """(N, D) float32 unit embeddings of images on the model's device. Arguments, errors: those of `predict`."""
+    def embed(
+        self, images, batch_size: int = 32, *, image_column: str | None = None, show_progress: bool | None = None
+    ) -> torch.Tensor:
+        """(N, D) float32 unit embeddings of images on the model's device. Arguments and errors are as in `predict`."""
+        options = {"image_column": image_column, "show_progress": show_progress}
         batches = image_batches(self.model, self.processor, images, batch_size, **options)
         embeddings = [embeddings_BD for _, embeddings_BD in batches if embeddings_BD is not None]
         if not embeddings:
@@ -278,10 +282,13 @@ class ZeroShotClassifier:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores and indices of the best classes of (B, D) unit embeddings, both (B, K), best first.
 
-        Of equal scores the class that stands first comes first. Index C is the rejection class. Arguments and errors
-        are those of `predict`.
+        Of equal scores the class that stands first comes first. Index C is the rejection class.
+
+        Raises:
+            ValueError: as `predict`, for `top_k` and `multi_label`, and for embeddings of another width.
         """
         self._checked_embeds(image_embeds)
+        self._check_ranking(top_k, multi_label)
         is_softmax = not (multi_label or self.has_sigmoid)
         total = len(self.labels) + (self.rejection is not None and not multi_label)
         kept = total if top_k is None else min(top_k, total)
@@ -310,6 +317,16 @@ class ZeroShotClassifier:
             if self.rejection_embedding is not None and not self.has_sigmoid:
                 best_BK = best_BK - self._logits(image_embeds, self.rejection_embedding) / self.temperature
             return best_BK.sigmoid(), indices_BK
+
+    def _check_ranking(self, top_k: int | None, multi_label: bool) -> None:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k={top_k}` is below 1: set it to 1 or more, or to None for all labels.")
+        if multi_label and not self.has_sigmoid and self.rejection is None:
+            raise ValueError(
+                "`multi_label=True` scores each label by itself, and this model was trained with a softmax, which "
+                "compares labels. Make the classifier with a class to compare each with, such as "
+                "`rejection='something else'`."
+            )
 
     def rows(self, scores: torch.Tensor, indices: torch.Tensor, threshold: float = 0.0) -> list[list[dict]]:
         """What `rank` found, as `predict` gives it."""
@@ -364,14 +381,7 @@ class ZeroShotClassifier:
         show_progress: bool | None = None,
     ) -> Iterator[list[dict] | ImageDecodeError]:
         """`predict`, one image after the other: for streams longer than memory. Arguments are checked at once."""
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k={top_k}` is below 1: set it to 1 or more, or to None for all labels.")
-        if multi_label and not self.has_sigmoid and self.rejection is None:
-            raise ValueError(
-                "`multi_label=True` scores each label by itself, and this model was trained with a softmax, which "
-                "compares labels. Make the classifier with a class to compare each with, such as "
-                "`rejection='something else'`."
-            )
+        self._check_ranking(top_k, multi_label)
         batches = image_batches(
             self.model,
             self.processor,

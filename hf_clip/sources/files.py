@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 def is_hub_id(data: str) -> bool:
     """Whether `data`, of which no such file exists, reads as an id on the Hub rather than as a path."""
     path = Path(data)
-    if path.exists() or not HUB_ID.fullmatch(data) or path.suffix.lower() in (*FORMAT_OF_SUFFIX, *IMAGE_SUFFIXES):
+    if (
+        os.path.exists(path)
+        or not HUB_ID.fullmatch(data)
+        or path.suffix.lower() in (*FORMAT_OF_SUFFIX, *IMAGE_SUFFIXES)
+    ):
         return False
-    return "/" not in data or not path.parent.exists()
+    return "/" not in data or not os.path.exists(path.parent)
 
 
 def is_saved_to_disk(folder: Path) -> bool:
@@ -58,7 +63,7 @@ def list_files(data: str | Path | Sequence[str | Path]) -> tuple[list[Path], Pat
     paths = []
     for item in items:
         path = Path(item).expanduser()
-        if path.exists():
+        if os.path.exists(path):
             paths.append(path)
             continue
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))

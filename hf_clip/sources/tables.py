@@ -105,7 +105,10 @@ def csv_header(file: str) -> list[str]:
 def _layout(file: str) -> _Layout:
     # The whole process's: raised by whoever reads, never by an import, nor below what somebody chose.
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
-    status = os.stat(file)
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise SourceError(f"{file!r} cannot be read ({error.strerror}). Check the path and its rights.") from error
     return _layout_of_version(file, status.st_mtime_ns, status.st_size)
 
 

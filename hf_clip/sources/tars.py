@@ -98,6 +98,8 @@ def marks_of_tar(file: str) -> list[Mark] | None:
         archive = tarfile.open(file, "r:")
     except tarfile.ReadError:
         return None
+    except OSError as error:
+        raise SourceError(f"{file!r} cannot be read ({error.strerror}). Check the path and its rights.") from error
     marks, current = [], None
     with archive, open(file, "rb") as stream:
         try:

@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
 from hf_clip import load
 from hf_clip.conversion import ConversionError, hub_files
 from hf_clip.conversion.errors import CheckpointNotFoundError
-from hf_clip.conversion.locating import is_named_source
 from tests.helpers.checkpoints import TEXTS
 from tests.helpers.toys import tiny_clip
 
@@ -130,10 +129,3 @@ def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_read(tmp_
             load(tmp_path / "nowhere", **options)
     with pytest.raises(CheckpointNotFoundError, match="there is no .*nowhere"):
         load(tmp_path / "nowhere")
-
-
-def test_names_of_the_hub_and_of_openai_are_told_from_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "owner/name").mkdir(parents=True)
-    assert [is_named_source(name) for name in ("ViT-B/32", "hf-hub:owner/other", "owner/other")] == [True] * 3
-    assert not any(is_named_source(name) for name in ("owner/name", "./owner/other", "local-dir:x", "a/b.pt", "word"))

@@ -107,7 +107,7 @@ def test_a_text_without_an_end_token_is_an_error(processor):
 
 
 def test_what_the_model_cannot_use_is_refused(processor):
-    with pytest.raises(ValueError, match="'left'"):
+    with pytest.raises(ValueError, match="padding_side=left`: this model's texts are padded on the right"):
         processor(text=["a", "a red cat"], padding_side="left")
     with pytest.raises(ValueError, match=r"text\[1\] is None"):
         processor(text=["a", None])

@@ -130,7 +130,7 @@ def test_a_column_of_lists_is_no_column_of_single_labels(tmp_path):
         assert [s.label for s in read] == ["cat", None, None, "dog", "cat"]
     read = samples(write_pairs(tmp_path / "several.parquet", label=several))
     assert [s.labels for s in read] == [("cat", "dog"), ("cat",), (), ("dog",), ("dog", "cat")]
-    with pytest.raises(SourceError, match="parquet row 0 .*has 2 labels .cat, dog., and one is wanted. Set `mul"):
+    with pytest.raises(SourceError, match="parquet row 0 .*has 2 labels .cat, dog., and one is wanted. Set `label_c"):
         read[0].label  # noqa: B018
 
 
