@@ -60,6 +60,13 @@ class LoadOptions:
     tokenizer: str | Path | PreTrainedTokenizerBase | None
     preprocessing: Mapping[str, Any] | None
 
+    def __post_init__(self):
+        if self.hidden_act is not None and self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"`hidden_act={self.hidden_act}` is not known: use {', '.join(ACTIVATIONS)}.")
+        # Both are fitted to each other: the caller's own may be used for another checkpoint.
+        for name in ("config", "tokenizer"):
+            object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
+
 
 @dataclass
 class _Checkpoint:
@@ -133,10 +140,6 @@ def load(
             say; the message is one line, and says what to pass.
         ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
     """
-    if hidden_act is not None and hidden_act not in ACTIVATIONS:
-        raise ValueError(f"`hidden_act={hidden_act}` is not known: use {', '.join(ACTIVATIONS)}.")
-    # Both are fitted to each other: the caller's own may be used for another checkpoint.
-    config, tokenizer = copy.deepcopy(config), copy.deepcopy(tokenizer)
     options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
     hub = HubOptions(revision, cache_dir, token, local_files_only)
     dtype = _check_dtype(dtype)

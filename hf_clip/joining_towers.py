@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -175,7 +175,7 @@ def _backbone_of(source: str) -> Callable[[Any], object]:
 
 def _same_tower(kind: type[PreTrainedModel], source: str) -> Callable[[Any], object]:
     def fill(tower: Any) -> None:
-        pretrained, info = kind.from_pretrained(source, output_loading_info=True)
+        pretrained, info = cast(tuple[Any, Any], kind.from_pretrained(source, output_loading_info=True))
         if info["missing_keys"]:
             raise ValueError(f"{source!r} has no weights for {', '.join(sorted(info['missing_keys'])[:5])}.")
         tower.load_state_dict(pretrained.state_dict())
