@@ -176,9 +176,16 @@ def make_classifier(
 
 @contextmanager
 def _warnings_as_lines():
+    from hf_clip.messages import in_callers_words
+
+    flags = {"labels": "--labels", "templates": "--templates", "rejection": "--reject"}
+
+    def show(message, *_, **__) -> None:
+        print(f"hf-clip: {in_callers_words(str(message), flags)}", file=sys.stderr)
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"hf-clip: {message}", file=sys.stderr)
+        warnings.showwarning = show
         yield
 
 

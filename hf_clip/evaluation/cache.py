@@ -118,7 +118,7 @@ class FeatureCache:
         self._is_given_up = True
         reason = " ".join(str(error).split())
         fix = (
-            " Free some space, or set the variable HF_HOME, or `cache_dir`, to a folder that can be written."
+            " Free some space, or name another folder for features, or set the variable HF_HOME to one."
             if isinstance(error, OSError | SafetensorError)
             else ""
         )

@@ -80,8 +80,8 @@ class ImageDecodeError(ValueError):
 
     `reason` is one word for machines: `missing` (None, or no such file), `empty` (no bytes, no pixels),
     `unreadable` (the file cannot be read), `url`, `unknown_format`, `truncated`, `broken` (damaged data),
-    `too_large`, `out_of_range` (pixel values that have no 8-bit meaning), `unsupported_mode`, `bad_shape` or
-    `unsupported_type`. The message says what was found and the fix.
+    `too_large`, `out_of_memory`, `out_of_range` (pixel values that have no 8-bit meaning), `unsupported_mode`,
+    `bad_shape` or `unsupported_type`. The message says what was found and the fix.
     """
 
     # One required argument, and `reason` among the attributes: workers of a DataLoader rebuild the error so.

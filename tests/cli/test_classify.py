@@ -261,6 +261,12 @@ def test_a_first_classification_asks_the_hub_once_and_fetches_each_file_once(pla
         assert max(count for (_, path), count in hub.requests.items() if not path.startswith("/api/")) == 1
 
 
+def test_a_single_label_is_warned_of_in_flags(capsys):
+    assert cli.main(["classify", "photos/0.png", "--labels", "a dog", "--model", "model"]) == 0
+    err = capsys.readouterr().err
+    assert "--labels holds a single label" in err and "or a --reject such as" in err
+
+
 def test_a_classification_reads_the_weights_once(place, monkeypatch):
     read, kinds = loading.read_weights, []
     monkeypatch.setattr(

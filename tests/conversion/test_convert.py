@@ -91,6 +91,8 @@ LACKS = [
         ["text_config.num_attention_heads=3", "text_config.intermediate_size=96",
          "vision_config.num_attention_heads=2", "vision_config.intermediate_size=160"],
     ),
+    ("openai", {}, RESNET | {"layer_norm_eps": 1e-3}, ["vision_config.layer_norm_eps=0.001"]),
+    ("open_clip", {}, RESNET | {"layer_norm_eps": 1e-3}, ["vision_config.layer_norm_eps=0.001"]),
     ("openai", {}, RESNET | {"num_attention_heads": 8}, ["vision_config.num_attention_heads=8"]),
     ("openai", {"pooling": "first_eos"}, {}, ["text_config.pooling='first_eos'"]),
 ]  # fmt: skip
@@ -107,6 +109,23 @@ def test_a_target_names_everything_that_it_lacks(target, text, vision, named, tm
     for phrase in named:
         assert phrase in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_what_is_done_to_texts_first_is_kept_or_named(source, tmp_path):
+    _, processor = load(source)
+    processor.text_cleaning = "canonicalize"
+    processor.save_pretrained(source)
+    for target in ("transformers", "openai"):
+        with pytest.raises(ConversionError, match="text_cleaning='canonicalize' of texts before its tokenizer"):
+            convert(source, to=target, output_dir=tmp_path / "result")
+    convert(source, to="open_clip", output_dir=tmp_path / "theirs")
+    settings = json.loads((tmp_path / "theirs/open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert settings["tokenizer_kwargs"] == {"clean": "canonicalize"}
+    texts = ["A red, CAT!", "it's a dog"]
+    again = load(tmp_path / "theirs")[1]
+    assert again(text=texts)["input_ids"] == processor(text=texts)["input_ids"]
+    processor.text_cleaning = None
+    assert again(text=texts)["input_ids"] != processor(text=texts)["input_ids"]
 
 
 IMAGE_LACKS = [

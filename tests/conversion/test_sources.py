@@ -129,3 +129,42 @@ def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_read(tmp_
             load(tmp_path / "nowhere", **options)
     with pytest.raises(CheckpointNotFoundError, match="there is no .*nowhere"):
         load(tmp_path / "nowhere")
+
+
+def test_the_callers_config_and_tokenizer_stay_as_they_are(tmp_path):
+    """Each is used for several checkpoints; loading fits a model and its processor to each other."""
+    model, processor = tiny_clip(TEXTS)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    config, tokenizer = model.config, processor.tokenizer
+    tokenizer.model_max_length = 1000
+    config.text_config.pad_token_id = None
+    before = config.to_dict()
+    loaded, fitted = load(tmp_path / "weights.pt", config=config, tokenizer=tokenizer, hidden_act="gelu")
+    assert loaded.config.text_config.hidden_act == "gelu" != config.text_config.hidden_act
+    assert fitted.tokenizer.model_max_length < 1000 == tokenizer.model_max_length
+    assert config.to_dict() == before and loaded.config.text_config.pad_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"source_format": "openai", "hidden_act": "gelu"}, "says all of the model: drop `hidden_act`"),
+        ({"source_format": "openai", "architecture": "ViT-B/32"}, "says all of the model: drop `architecture`"),
+        ({"source_format": "clip"}, "`source_format=clip` is not known: use 'openai', or drop it"),
+        ({"hidden_act": "quickgelu"}, "`hidden_act=quickgelu` is not known: use quick_gelu, gelu"),
+        ({"hidden_act": "silu"}, "`hidden_act=silu` is not known"),
+    ],
+)
+def test_what_contradicts_weights_is_refused(options, problem, tmp_path):
+    torch.save(CLIP, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=problem):
+        load(tmp_path / "weights.pt", **options)
+
+
+def test_large_files_that_are_no_settings_do_not_matter(tmp_path):
+    for part in tiny_clip(TEXTS):
+        part.save_pretrained(tmp_path)
+    (tmp_path / "captions.json").write_bytes(b" " * 5_000_000)
+    assert load(tmp_path)[0].source_format == "hf_clip"
+    (tmp_path / "generation_config.json").write_bytes(b" " * 5_000_000)
+    assert "generation_config.json has 5000000 bytes" in line_of(tmp_path)

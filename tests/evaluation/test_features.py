@@ -230,7 +230,7 @@ def test_a_cache_that_cannot_be_used_costs_one_line_and_no_evaluation(fault, tmp
     (said,) = caplog.messages
     # Space and another folder help against a disk alone.
     is_of_the_disk = fault != "weights elsewhere"
-    assert ("HF_HOME" in said) == ("`cache_dir`" in said) == is_of_the_disk and str(cache.cache_dir) in said
+    assert ("HF_HOME" in said) == ("name another folder" in said) == is_of_the_disk and str(cache.cache_dir) in said
     if fault == "a full disk":
         # Not tried again, nothing half written stays, and what was written before is used.
         assert len(calls) == 3 and not list(tmp_path.rglob("*.tmp"))

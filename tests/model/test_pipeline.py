@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import json
 import os
 import subprocess
@@ -106,6 +107,12 @@ def test_what_comes_in_and_what_goes_out(pipe, tmp_path):
     sources = [image, str(file), file, content, np.asarray(image), text, f"data:image/png;base64,{text}"]
     for source in sources:
         assert pipe(source, LABELS) == single
+    # Without a slash, longer than any file's name, and shorter than what is never taken for a path.
+    black = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(black, "BMP")
+    encoded = base64.b64encode(black.getvalue()).decode()
+    assert "/" not in encoded and 255 < len(encoded) < 4096
+    assert pipe(encoded, LABELS) == pipe(Image.new("RGB", (8, 8)), LABELS)
     for found in (pipe(images=sources, candidate_labels=LABELS), pipe(tuple(sources), LABELS)):
         near(found, [single] * len(sources))
     stream = pipe((source for source in sources), candidate_labels=LABELS, batch_size=2)

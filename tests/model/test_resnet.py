@@ -123,8 +123,13 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_counts_a_batch_once
             images = make_images(count=4).requires_grad_()
             model.encode_image(images).sum().backward()
         gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        found.append((gradients, dict(model.named_buffers())))
-    assert found[0][1]["vision_model.stages.0.0.norm1.num_batches_tracked"] == 2
+        found.append((gradients, {name: each.clone() for name, each in model.named_buffers()}))
+        counted = model.vision_model.stages[0][0].norm1.num_batches_tracked
+        assert counted == 2
+        if is_checkpointing:
+            model.gradient_checkpointing_disable()
+            model.encode_image(make_images(count=4))
+            assert counted == 3
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 

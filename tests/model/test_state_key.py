@@ -121,8 +121,12 @@ def put_another_tokenizer(model, processor):
     processor.tokenizer = tiny_clip(["completely other captions", "of other words"])[1].tokenizer
 
 
+def add_a_token(model, processor):
+    processor.tokenizer.add_tokens(["dax"])
+
+
 TEXT_CHANGES = [change_a_weight, change_the_dtype, change_the_activation, change_the_pooling, change_an_epsilon,
-                add_a_buffer, change_the_cleaning, change_the_padding, change_the_context,
+                add_a_buffer, add_a_token, change_the_cleaning, change_the_padding, change_the_context,
                 put_another_tokenizer]  # fmt: skip
 
 

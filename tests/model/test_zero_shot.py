@@ -272,6 +272,10 @@ def test_what_cannot_be_predicted(arguments, error, said):
     classifier = ZeroShotClassifier(model, model.processor, ["cat", "dog"], TEMPLATES)
     with pytest.raises(error, match=said):
         classifier.predict(**arguments)
+    of_ranks = {name: value for name, value in arguments.items() if name in ("top_k", "multi_label")}
+    if of_ranks:
+        with pytest.raises(error, match=said):
+            classifier.rank(classifier.embed([gray(0)]), **of_ranks)
 
 
 def test_a_class_of_several_names_is_the_mean_over_all_of_them():

@@ -181,3 +181,13 @@ def test_a_column_that_begins_late_can_be_named(tmp_path):
     read = samples(table, caption_columns="late")
     assert len(read) == 151 and read[149].captions == [] and read[150].captions == ["b"]
     assert "no column 'later'" in error_of(table, caption_columns="later")
+
+
+def test_a_file_that_is_gone_is_one_line(tmp_path):
+    write_images(tmp_path, 1)
+    write(tmp_path / "train.csv", "image,caption\n0.png,a\n")
+    (tmp_path / "z.csv").symlink_to(tmp_path / "gone.csv")
+    assert "z.csv' cannot be read (No such file or directory)" in error_of(
+        [tmp_path / "train.csv", tmp_path / "z.csv"]
+    )
+    assert "is no file or folder" in error_of("a" * 300)
