@@ -145,7 +145,7 @@ def test_lists_in_one_order_may_differ_in_words():
         ([0, -2], "row 1: '-2' is none of the 5 classes"),
         ([1.5, 2.0], "row 0: '1.5' is none of the 5 classes"),
         ([-1, None], "none of its 2 rows has a label in column 'label'"),
-        ([["cat", "dog"], ["cat"]], "row 0 has 2 labels .cat, dog., and one is wanted. Set `multi_label=True`"),
+        ([["cat", "dog"], ["cat"]], "row 0 has 2 labels .cat, dog., and one is wanted. Set `label_column`"),
         ([{"name": "cat"}, {"name": "dog"}], "column 'label' of .* holds objects, not texts or numbers"),
     ],
 )

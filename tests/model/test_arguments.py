@@ -310,9 +310,9 @@ def test_a_tower_and_its_dual_encoder_share_one_config(tmp_path):
 def test_an_added_token_leaves_the_end_of_a_tower_of_transformers_as_it_is():
     """Where 2 is RoBERTa's end token, and not CLIP's sign for the highest id."""
     text = {**TEXTS["transformers"], "pooling": "eos", "eos_token_id": POOL_AT_HIGHEST_ID}
-    model = HFCLIPModel(HFCLIPConfig(text_config=text, vision_config=IMAGES["vit"], projection_dim=8))
+    model = HFCLIPTextModel(HFCLIPConfig(text_config=text).text_config)
     model.resize_token_embeddings(VOCABULARY + 1)
-    assert model.config.text_config.eos_token_id == POOL_AT_HIGHEST_ID
+    assert model.config.eos_token_id == POOL_AT_HIGHEST_ID
 
 
 def test_an_added_token_does_not_become_the_one_at_which_texts_are_pooled():
