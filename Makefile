@@ -9,8 +9,12 @@ INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
+# It takes seconds, and comes first. Types take most of a minute of one core, and are checked beside the tests.
+CHECK_FORM := $(PY) -m ruff format --check --output-format concise . && \
+	$(PY) -m ruff check --output-format concise . && $(PY) tools/check_sizes.py
+
 .DEFAULT_GOAL := help
-.PHONY: help setup tools format check quick test soak demo bench gpu clean
+.PHONY: help setup tools format check types every-test quick test soak demo bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,20 +43,25 @@ format: tools ## format the code and fix what ruff can fix
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-check: tools ## formatting, lint, types, and the sizes of files and functions
-	@$(PY) -m ruff format --check --output-format concise .
-	@$(PY) -m ruff check --output-format concise .
-	@$(PY) tools/check_types.py
-	@$(PY) tools/check_sizes.py
+check: tools types ## formatting, lint, types, and the sizes of files and functions
+	@$(CHECK_FORM)
 
 quick: tools ## the tests without kills, ranks, peers and subprocesses, in under two minutes
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test: check ## check, then every test, on two cores in under ten minutes
-	@$(PY) -m pytest -n 2 --durations=10
+test: tools ## check, then every test, on two cores in under ten minutes
+	@$(CHECK_FORM)
+	@$(MAKE) --no-print-directory -j 2 types every-test
 
-soak: check ## the same tests with far larger counts, within an hour
-	@HF_CLIP_SOAK=1 $(PY) -m pytest -n 2 --durations=10
+soak: tools ## the same tests with far larger counts, within an hour
+	@$(CHECK_FORM)
+	@HF_CLIP_SOAK=1 $(MAKE) --no-print-directory -j 2 types every-test
+
+types:
+	@$(PY) tools/check_types.py
+
+every-test:
+	@$(PY) -m pytest -n 2 --durations=10
 
 demo: setup ## train on the bundled images (five minutes) and show the model; a finished RUN is shown again
 	@if [ -f $(RUN)/results.json ]; then \

@@ -4,6 +4,7 @@ The environment is set here, at import, as the libraries read it when they are f
 """
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -61,6 +62,20 @@ def fixed_seeds() -> None:
 
 # Files whose tests start ranks or kill processes: by one worker, so that no two of them share the cores.
 PROCESSES = ("test_kills.py", "test_ranks.py", "test_sharded.py", "test_deepspeed.py", "test_stop.py")
+# Files that take half a minute or more, the longest first: the last one would keep one worker alone.
+LONGEST = (
+    *PROCESSES,
+    "test_loop.py",
+    "test_modeling.py",
+    "test_push.py",
+    "test_evaluate.py",
+    "test_peers.py",
+    "test_remote_code.py",
+    "test_resume.py",
+    "test_failures.py",
+    "test_knobs.py",
+    "test_step.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,4 +83,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = "processes" if item.path.name in PROCESSES else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: item.path.name not in PROCESSES)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' million objects are not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()

@@ -12,6 +12,7 @@ becomes a plain Python.
 import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -85,6 +86,7 @@ def serve() -> None:
     """Forks a process for each connection, which forks the program and is its parent."""
     for name in PRELOADED[sys.argv[2]]:
         __import__(name)
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     sys.path.remove("")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
