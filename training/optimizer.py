@@ -9,6 +9,7 @@ from torch import nn
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
 from .config import OptimizerConfig
+from .device import is_fast_at_bf16
 from .distributed import full_tensor, sharded_like
 from .layer_groups import learning_rate_factors
 
@@ -16,8 +17,6 @@ from .layer_groups import learning_rate_factors
 # values into about 0.7 to 1.2, not to 1, which does as well and takes five steps.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
-# Its 8 bits are enough: the spread that five steps leave in the singular values is far coarser.
-_NEWTON_SCHULZ_DTYPE = torch.bfloat16
 
 
 class Muon(torch.optim.AdamW):
@@ -69,8 +68,11 @@ def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
     Longer than wide, it is scaled by the square root of that ratio, so that outputs change alike whatever the shape.
     """
     matrix = gradient.flatten(1)
+    # bf16's 8 bits are enough: the spread that five steps leave in the singular values is far coarser. Emulated, its
+    # products take ten times as long as float32's, or longer.
+    dtype = torch.bfloat16 if is_fast_at_bf16(gradient.device) else torch.float32
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if is_tall else matrix).to(_NEWTON_SCHULZ_DTYPE)
+    x = (matrix.mT if is_tall else matrix).to(dtype)
     x = x / (x.norm() + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_NEWTON_SCHULZ_STEPS):

@@ -73,6 +73,18 @@ def test_an_orthogonalized_gradient_has_its_directions_and_even_singular_values(
     assert values.min() > 0.5 and values.max() < 1.35
 
 
+def test_orthogonalizing_is_in_float32_where_bf16_is_emulated(monkeypatch):
+    """Emulated products took 12 s where float32's took 0.14 s, for 512 x 2,048 on two AVX2 cores."""
+    gradient = torch.randn(6, 10)
+    found = {}
+    for is_fast in (True, False):
+        monkeypatch.setattr("hf_clip.training.optimizer.is_fast_at_bf16", lambda device, is_fast=is_fast: is_fast)
+        found[is_fast] = orthogonalized(gradient)
+    assert torch.equal(found[True].bfloat16().float(), found[True])
+    assert not torch.equal(found[False].bfloat16().float(), found[False])
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=0.05)
+
+
 def test_muon_takes_the_matrices_within_the_towers_and_adamw_all_else():
     model, _ = tiny_clip(["a cat"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
