@@ -35,6 +35,7 @@ from .preprocessing import (
 )
 from .rules import Rule, import_tensors, renamed_shapes
 from .safe_torch.weights import WeightsFile, read_weights
+from .wrapped import find_clip
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +158,18 @@ def _load(
     """Model and processor, and a description of what the source is. What is large is made last, when all agrees."""
     with one_line_errors(source):
         located = locate(source, hub)
-        outline = _without_module_prefix(read_weights(located.weights, on_meta=True))
-        checkpoint = _identify(located, outline, options, hub)
-        expected = expected_tensors(checkpoint.config, outline)
-        rules = _rules_of(checkpoint, outline, expected)
-        _refuse_other_weights(outline, rules, expected)
-        processor = _make_processor(checkpoint, options, hub)
-        fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
-        weights = _without_module_prefix(read_weights(located.weights))
-        model = _build(weights, checkpoint.config, rules, expected, dtype)
+        outline = read_weights(located.weights, on_meta=True)
+        within = find_clip(outline, may_be_wrapped=located.kind == "file")
+        with within.in_errors():
+            outline = within.take(outline)
+            checkpoint = _identify(located, outline, options, hub)
+            expected = expected_tensors(checkpoint.config, outline)
+            rules = _rules_of(checkpoint, outline, expected)
+            _refuse_other_weights(outline, rules, expected)
+            processor = _make_processor(checkpoint, options, hub)
+            fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
+            weights = within.take(read_weights(located.weights))
+            model = _build(weights, checkpoint.config, rules, expected, dtype)
     model.source_format = checkpoint.format
     return model, processor, checkpoint.description
 
@@ -191,16 +195,6 @@ def _check_device(device: torch.device | str | None) -> None:
         raise ValueError(
             f"`device={device}` cannot be used ({short_reason(error)[:160]}): drop it, or use cpu."
         ) from error
-
-
-def _without_module_prefix(weights: WeightsFile) -> WeightsFile:
-    """Names of a model that was saved within DistributedDataParallel or torch.compile, as without them."""
-    tensors = weights.tensors
-    for prefix in ("module.", "_orig_mod."):
-        while tensors and all(name.startswith(prefix) for name in tensors):
-            for name in list(tensors):
-                tensors[name.removeprefix(prefix)] = tensors.pop(name)
-    return weights
 
 
 def _refuse_options(located: Located, options: LoadOptions) -> None:
@@ -255,14 +249,6 @@ def _describe_unknown(path: Path, outline: WeightsFile) -> str:
             f"{path} holds an adapter (of PEFT, such as LoRA), not a model; its tensors are {some}, ...: put it on "
             "the model that it was trained on, call merge_and_unload(), save the result and load that."
         )
-    for marker in ("visual.", "vision_model."):
-        prefixes = {name.partition(marker)[0] for name in names if marker in name}
-        if prefixes:
-            wrapper = min(prefixes)
-            return (
-                f"{path} is a checkpoint of another model around a CLIP, whose tensors begin with {wrapper[:80]!r} "
-                f"({some}, ...): save the state dict of the CLIP alone, without that prefix, and load that."
-            )
     return f"{path} holds no CLIP of a known format; its tensors are {some}, ...."
 
 

@@ -56,6 +56,8 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Where trainers keep a model's state dict, in the order in which they are looked at.
+_HOLDERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
 _AGAIN = "fetch the file again."
 _ALONE = "save the model's state dict alone, with torch.save or as safetensors."
 
@@ -245,7 +247,7 @@ def _entries(root: Any, kind: type) -> tuple[dict[str, Any], dict[str, Scalar]]:
     """Tensors (of class `kind`) and plain values of a state dict, or of a training checkpoint with one in it."""
     if not isinstance(root, dict) or not isinstance(root.get("state_dict", root), dict):
         raise ConversionError(f"it holds a {type(root).__name__} without a state dict: {_ALONE}")
-    found = root.get("state_dict", root)
+    found = root.get(_holder(root, kind), root)
     tensors = {key: value for key, value in found.items() if isinstance(value, kind)}
     values = {key: value for key, value in root.items() if _is_scalar(value)}
     beside = found.keys() - tensors.keys() - (values.keys() if found is root else set())
@@ -254,6 +256,23 @@ def _entries(root: Any, kind: type) -> tuple[dict[str, Any], dict[str, Scalar]]:
     if not all(type(key) is str for key in (*tensors, *values)):
         raise ConversionError(f"it has numbers where names of tensors should be: {_ALONE}")
     return _require(tensors, found), values
+
+
+def _holder(root: dict, kind: type) -> str | None:
+    """The key of the state dict in what a trainer saved; None where there is none within."""
+    holders = [
+        key
+        for key, value in root.items()
+        if isinstance(value, dict) and any(isinstance(one, kind) for one in value.values())
+    ]
+    if "state_dict" in root:
+        return "state_dict"
+    # Numbers of a trainer may be tensors too; averages and teachers stand beside the model.
+    named = [key for key in _HOLDERS if key in holders]
+    if named:
+        return named[0]
+    is_bare = any(isinstance(value, kind) for value in root.values())
+    return holders[0] if len(holders) == 1 and not is_bare else None
 
 
 def _require(tensors: dict[str, Any], beside: dict) -> dict[str, Any]:

@@ -161,6 +161,13 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         self.logit_bias = nn.Parameter(torch.empty(shape)) if shape else None
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's, so that `resize_token_embeddings` works on the dual encoder."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
     def initialize_own(self, factor: float):
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
         if self.logit_bias is not None and self.config.logit_bias_init_value is not None:

@@ -204,7 +204,11 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
         if new_num_tokens and is_marked and text.pooling != "first_eos":
             # So far the end token had the highest id; an added token would take its place.
             text.eos_token_id = text.vocab_size - 1
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if getattr(text, "backbone_config", None) is not None:
+            # By which a tower of transformers is made again.
+            text.backbone_config.vocab_size = text.vocab_size
+        return embeddings
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

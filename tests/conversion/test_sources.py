@@ -23,11 +23,9 @@ CLIP = {"visual.conv1.weight": torch.zeros(4, 3, 2, 2), "token_embedding.weight"
 LORA = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
 FILES = [
     ({LORA: torch.zeros(2, 4)}, "an adapter .of PEFT, such as LoRA., not a model.*merge_and_unload"),
-    ({f"model.{name}": tensor for name, tensor in CLIP.items()}, "tensors begin with 'model.'.*without that prefix"),
-    (
-        {"model_state_dict": CLIP, "epoch": 3},
-        "holds no tensors, but 'epoch', 'model_state_dict': save the model's state",
-    ),
+    ({f"model.{name}": tensor for name, tensor in CLIP.items()}, "its tensors under the prefix 'model.'.*is missing"),
+    ({"model_state_dict": CLIP, "epoch": 3}, "is missing: it is not a complete CLIP"),
+    ({"weights_of": {"a": {"b": 1}}, "epoch": 3}, "holds no tensors, but 'epoch', 'weights_of': save the model's"),
     ({"state_dict": {}, "optimizer": {}}, "holds no tensors"),
     ({"conv.weight": torch.ones(1)}, "no CLIP of a known format; its tensors are conv.weight"),
     (CLIP, "is missing: it is not a complete CLIP"),

@@ -307,6 +307,21 @@ def test_a_tower_and_its_dual_encoder_share_one_config(tmp_path):
     assert again.config.text_config.vocab_size == VOCABULARY + 1
 
 
+@pytest.mark.parametrize("kind", ["clip", "transformers"])
+def test_the_vocabulary_of_a_dual_encoder_grows(kind, tmp_path):
+    model, ids = dual_encoder(text=kind).eval(), inputs()["input_ids"]
+    before = model.encode_text(ids)
+    grown = model.resize_token_embeddings(VOCABULARY + 3)
+    assert grown.weight.shape[0] == VOCABULARY + 3 == model.config.text_config.vocab_size
+    assert grown is model.get_input_embeddings() is model.text_model.get_input_embeddings()
+    torch.testing.assert_close(model.encode_text(ids), before, rtol=0, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    again = HFCLIPModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again.encode_text(ids), before, rtol=0, atol=1e-6)
+    assert again.get_input_embeddings().weight.shape[0] == VOCABULARY + 3
+    model.enable_input_require_grads()
+
+
 def test_an_added_token_leaves_the_end_of_a_tower_of_transformers_as_it_is():
     """Where 2 is RoBERTa's end token, and not CLIP's sign for the highest id."""
     text = {**TEXTS["transformers"], "pooling": "eos", "eos_token_id": POOL_AT_HIGHEST_ID}
