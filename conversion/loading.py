@@ -32,6 +32,7 @@ from .preprocessing import (
     load_tokenizer,
     open_clip_tokenizer,
     openai_tokenizer,
+    scale_image_processor,
 )
 from .rules import Rule, import_tensors, renamed_shapes
 from .safe_torch.weights import WeightsFile, read_weights
@@ -60,6 +61,7 @@ class LoadOptions:
     source_format: str | None
     tokenizer: str | Path | PreTrainedTokenizerBase | None
     preprocessing: Mapping[str, Any] | None
+    image_size: int | None = None
 
     def __post_init__(self):
         if self.hidden_act is not None and self.hidden_act not in ACTIVATIONS:
@@ -100,6 +102,7 @@ def load(
     source_format: str | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
@@ -126,8 +129,8 @@ def load(
         config: the shape of the model, for a file of weights alone whose architecture has no name.
         source_format: "openai" says that a state dict is what OpenAI's `build_model` takes, which needs no more.
         tokenizer: a tokenizer, or the folder or Hub id of one, in place of the source's.
-        preprocessing: `mean`, `std`, `interpolation`, `resize_mode` and `fill_color`, in place of the source's. A
-            missing setting is OpenAI's.
+        preprocessing: `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`; a missing one is OpenAI's.
+        image_size: another resolution than the checkpoint's, in pixels; see `HFCLIPModel.set_image_size`.
         dtype: of the model. None keeps the file's; where a file mixes several (OpenAI's), float32, which is exact.
         device: where the model goes; None is the CPU.
         revision: branch, tag or commit of a repository on the Hub.
@@ -141,7 +144,7 @@ def load(
             say; the message is one line, and says what to pass.
         ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
     """
-    options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing)
+    options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing, image_size)
     hub = HubOptions(revision, cache_dir, token, local_files_only)
     dtype = _check_dtype(dtype)
     _check_device(device)
@@ -170,6 +173,9 @@ def _load(
             fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
             weights = within.take(read_weights(located.weights))
             model = _build(weights, checkpoint.config, rules, expected, dtype)
+    if options.image_size is not None:
+        scale_image_processor(processor, options.image_size / model.config.vision_config.image_size)
+        model.set_image_size(options.image_size)
     model.source_format = checkpoint.format
     return model, processor, checkpoint.description
 

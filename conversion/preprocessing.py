@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.image_utils import SizeDict
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
@@ -271,6 +272,15 @@ def open_clip_tokenizer(
     # CLIP's tokenizer cleans whitespace and lowers by itself.
     does_so = isinstance(tokenizer, HFCLIPTokenizer) and cleaning in ("whitespace", "lower")
     return tokenizer, None if does_so else cleaning
+
+
+def scale_image_processor(processor: HFCLIPProcessor, factor: float) -> None:
+    """Resize and crop of a processor for images `factor` times as large, in place."""
+    image_processor = processor.image_processor
+    for name in ("size", "crop_size"):
+        edges = dict(getattr(image_processor, name) or {})
+        scaled = {edge: round(value * factor) for edge, value in edges.items() if value}
+        setattr(image_processor, name, SizeDict(**scaled) if scaled else None)
 
 
 def build_processor(

@@ -45,7 +45,8 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
     if config.start_from is not None:
         from hf_clip.conversion import load
 
-        model, processor = load(config.start_from, dtype=torch.float32, **config.reading())
+        image_size = config.config.get("vision_config", {}).get("image_size")
+        model, processor = load(config.start_from, dtype=torch.float32, image_size=image_size, **config.reading())
         _require_normalization(processor.image_processor, f"The processor of model.start_from={config.start_from}")
         for tower, given in config.config.items():
             for name, value in given.items():

@@ -17,7 +17,10 @@ from .card_sources import read_card_sources
 from .recipe_error import RecipeError, require, require_finite
 
 # What a model with weights can still be given: nothing that a weight's shape depends on.
-_DROPOUTS = {"vision_config": ("patch_dropout", "attention_dropout"), "text_config": ("attention_dropout",)}
+_WITH_START = {
+    "vision_config": ("image_size", "patch_dropout", "attention_dropout"),
+    "text_config": ("attention_dropout",),
+}
 # What alone says how a checkpoint is to be read.
 _READING = ("architecture", "hidden_act", "revision")
 
@@ -44,8 +47,9 @@ class ModelConfig:
     text_tower: str | None = None
     """A trained text tower (Hub id or folder) to join with `vision_tower`. It brings its tokenizer."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of `HFCLIPConfig`, which replace the architecture's. With `start_from`, dropouts alone
-    (`vision_config.patch_dropout`, `attention_dropout` of both towers); with two towers, what `join_towers` takes."""
+    """Fields of `HFCLIPConfig`, which replace the architecture's. With `start_from`, `vision_config.image_size`
+    (positions are resampled), `vision_config.patch_dropout` and `attention_dropout` of both towers alone; with two
+    towers, what `join_towers` takes."""
     vocabulary_size: int | None = None
     """Trains a byte-pair vocabulary of that size on the captions of the training data. Null takes OpenAI's 49,408
     tokens."""
@@ -101,7 +105,7 @@ class ModelConfig:
                     f"own: remove model.{name}.",
                 )
         if self.start_from is not None:
-            self._require_dropouts_alone()
+            self._require_what_fits_a_start()
             return
         for name in ("hidden_act", "revision"):
             require(
@@ -109,15 +113,15 @@ class ModelConfig:
                 f"model.{name}={getattr(self, name)} says how model.start_from is read, which is not set.",
             )
 
-    def _require_dropouts_alone(self) -> None:
+    def _require_what_fits_a_start(self) -> None:
         for tower, given in self.config.items():
-            allowed = _DROPOUTS.get(tower, ())
+            allowed = _WITH_START.get(tower, ())
             wrong = [key for key in given if key not in allowed] if isinstance(given, dict) and allowed else [""]
             require(
                 not wrong,
                 f"model.config.{'.'.join([tower, *wrong[:1]]).rstrip('.')} cannot be set with model.start_from: "
                 "the checkpoint has its shape. Only "
-                + " and ".join(f"{name}.{key}" for name, keys in _DROPOUTS.items() for key in keys)
+                + " and ".join(f"{name}.{key}" for name, keys in _WITH_START.items() for key in keys)
                 + " can.",
             )
 

@@ -82,6 +82,10 @@ class HFCLIPConvNetModel(PreTrainedModel):
         self.post_layernorm = nn.LayerNorm(config.pooled_size, eps=config.layer_norm_eps)
         self.post_init()
 
+    def set_image_size(self, image_size: int) -> None:
+        """See `HFCLIPModel.set_image_size`. There are no positions to resample."""
+        self.config.image_size = image_size
+
     def get_input_embeddings(self) -> nn.Module:
         return self.stem
 

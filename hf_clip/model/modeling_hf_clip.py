@@ -168,6 +168,25 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
 
+    def set_image_size(self, image_size: int) -> None:
+        """Has the image tower take images of another size, in pixels.
+
+        Positions are resampled, bicubic and antialiased, as OpenCLIP does it (`resize_pos_embed`); all other weights
+        stay. The processor has a size of its own: `hf_clip.load(..., image_size=...)` sets both.
+
+        Raises:
+            ValueError: for a tower that keeps its size (of transformers or timm), and a size below one patch, or the
+                ResNet's stride of 32.
+        """
+        vision, tower = self.config.vision_config, self.vision_model
+        smallest = 32 if vision.tower == "resnet" else vision.patch_size if vision.tower == "vit" else 1
+        if not hasattr(tower, "set_image_size"):
+            raise ValueError(f"`image_size={image_size}`: a tower of {vision.tower} keeps its {vision.image_size}.")
+        if image_size < smallest:
+            raise ValueError(f"`image_size={image_size}` is below {smallest}, the least that this tower takes.")
+        if image_size != vision.image_size:
+            tower.set_image_size(image_size)
+
     def initialize_own(self, factor: float):
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
         if self.logit_bias is not None and self.config.logit_bias_init_value is not None:

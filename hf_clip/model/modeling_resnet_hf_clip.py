@@ -129,7 +129,19 @@ class HFCLIPResNetPooling(nn.Module):
     def initialize_own(self, factor: float):
         init.copy_(self.position_ids, torch.arange(self.side**2 + 1)[None])
 
-    def _positions(self, rows: int, columns: int) -> torch.Tensor:
+    def set_image_size(self, image_size: int) -> None:
+        """Learned positions of another map, bicubic and antialiased, as OpenCLIP resamples them."""
+        side, width = image_size // 32, self.position_embedding.embedding_dim
+        with torch.no_grad():
+            positions_TW = self._positions(side, side, antialias=True)[0].clone()
+        resized = with_init_std(width**-0.5, nn.Embedding.from_pretrained(positions_TW, freeze=False))
+        resized.weight.requires_grad_(self.position_embedding.weight.requires_grad)
+        self.position_embedding, self.side = resized, side
+        self.position_ids = nn.Buffer(
+            torch.arange(len(positions_TW), device=positions_TW.device)[None], persistent=False
+        )
+
+    def _positions(self, rows: int, columns: int, *, antialias: bool = False) -> torch.Tensor:
         """(1, 1 + rows * columns, W), those of another grid by bicubic interpolation."""
         positions_1TW = self.position_embedding(self.position_ids)
         if (rows, columns) == (self.side, self.side):
@@ -137,7 +149,9 @@ class HFCLIPResNetPooling(nn.Module):
         mean_11W, grid_1TW = positions_1TW.tensor_split([1], dim=1)
         grid_1WHV = grid_1TW.transpose(1, 2).unflatten(2, (self.side, self.side))
         # Half precision has no bicubic kernel on every device.
-        resized_1WHV = F.interpolate(grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False)
+        resized_1WHV = F.interpolate(
+            grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False, antialias=antialias
+        )
         return torch.cat([mean_11W, resized_1WHV.flatten(2).transpose(1, 2).to(grid_1TW.dtype)], dim=1)
 
     def forward(self, map_BWHV: torch.Tensor) -> torch.Tensor:
@@ -188,6 +202,11 @@ class HFCLIPResNetModel(HFCLIPPreTrainedModel):
             self.stages.append(stage)
         self.head = HFCLIPResNetPooling(config)
         self.post_init()
+
+    def set_image_size(self, image_size: int) -> None:
+        """See `HFCLIPModel.set_image_size`."""
+        self.head.set_image_size(image_size)
+        self.config.image_size = image_size
 
     def get_input_embeddings(self) -> nn.Module:
         return self.stem.conv1

@@ -35,14 +35,29 @@ class HFCLIPVisionEmbeddings(nn.Module):
             init.normal_(self.class_embedding, std=self.config.hidden_size**-0.5 * factor)
         init.copy_(self.position_ids, torch.arange(self.num_positions)[None])
 
-    def _interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
+    def set_image_size(self, image_size: int) -> None:
+        """Learned positions of another grid, bicubic and antialiased, as OpenCLIP resamples them."""
+        side, width = image_size // self.config.patch_size, self.config.hidden_size
+        with torch.no_grad():
+            positions_TW = self._interpolated_positions(side, side, antialias=True)[0]
+        resized = with_init_std(width**-0.5, nn.Embedding.from_pretrained(positions_TW, freeze=False))
+        resized.weight.requires_grad_(self.position_embedding.weight.requires_grad)
+        self.position_embedding, self.num_positions = resized, len(positions_TW)
+        self.config.image_size = image_size
+        self.position_ids = nn.Buffer(
+            torch.arange(len(positions_TW), device=positions_TW.device)[None], persistent=False
+        )
+
+    def _interpolated_positions(self, rows: int, columns: int, *, antialias: bool = False) -> torch.Tensor:
         """Positions of another grid of patches, by bicubic interpolation, after the class token's: (1, T, W)."""
         first = int(self.config.has_class_token)
         class_W, grid_MW = self.position_embedding(self.position_ids)[0].tensor_split([first])
         side = self.config.image_size // self.config.patch_size
         grid_1WHV = grid_MW.T.reshape(1, -1, side, side)
         # Half precision has no bicubic kernel on every device.
-        resized_1WHV = F.interpolate(grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False)
+        resized_1WHV = F.interpolate(
+            grid_1WHV.float(), size=(rows, columns), mode="bicubic", align_corners=False, antialias=antialias
+        )
         resized_MW = resized_1WHV.flatten(2)[0].T.to(grid_MW.dtype)
         return torch.cat([class_W, resized_MW])[None]
 
@@ -158,6 +173,11 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
+
+    def set_image_size(self, image_size: int) -> None:
+        """See `HFCLIPModel.set_image_size`."""
+        self.embeddings.set_image_size(image_size)
+        self.config.image_size = image_size
 
     def _pool(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
         """One embedding an image, (B, W)."""

@@ -1,0 +1,65 @@
+"""Another resolution than a checkpoint's: positions are resampled as OpenCLIP does it, never drawn at random."""
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_clip import HFCLIPModel, load
+from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
+from hf_clip.training import load_recipe, train
+from tests.helpers.checkpoints import TEXTS, open_clip_config, unit_embeddings, write_open_clip_folder
+from tests.helpers.peers import load_open_clip
+from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
+from tests.helpers.toys import tiny_clip
+from tests.model.test_resnet import ours as resnet
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("image_size", [64, 24])
+def test_positions_are_those_that_open_clip_resamples(image_size, tmp_path):
+    peer = write_open_clip_folder(tmp_path / "theirs", open_clip_config())
+    _, processor = load(tmp_path / "theirs", tokenizer=tiny_clip(TEXTS)[1].tokenizer)
+    model, resized = load(tmp_path / "theirs", tokenizer=processor.tokenizer, image_size=image_size)
+    open_clip = load_open_clip()
+    config = open_clip_config(vision={"image_size": image_size})
+    theirs = open_clip.CLIP(**{key: value for key, value in config.items() if key != "custom_text"}).eval()
+    state = peer.state_dict()
+    open_clip.model.resize_pos_embed(state, theirs)
+    theirs.load_state_dict(state)
+    inputs = resized(images=[Image.new("RGB", (90, 70), "red")], text=TEXTS, return_tensors="pt")
+    assert inputs["pixel_values"].shape[-2:] == (image_size, image_size)
+    found = unit_embeddings(model, inputs["pixel_values"], inputs["input_ids"])
+    expected = unit_embeddings(theirs, inputs["pixel_values"], inputs["input_ids"])
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "ours")
+    again = HFCLIPModel.from_pretrained(tmp_path / "ours")
+    assert again.config.vision_config.image_size == image_size
+    torch.testing.assert_close(again.encode_image(inputs["pixel_values"]), model.encode_image(inputs["pixel_values"]))
+
+
+def test_a_resnet_takes_its_positions_along():
+    model = resnet()
+    images, weight = torch.rand(2, 3, 96, 96), model.vision_model.head.position_embedding.weight
+    grid = weight[1:].T.reshape(1, -1, 2, 2)
+    expected = torch.nn.functional.interpolate(grid, size=(3, 3), mode="bicubic", antialias=True)
+    near = model.encode_image(images, interpolate_pos_encoding=True)
+    model.set_image_size(96)
+    resampled = model.vision_model.head.position_embedding.weight
+    torch.testing.assert_close(resampled[1:].T.reshape(expected.shape), expected)
+    assert torch.equal(resampled[0], weight[0])
+    # Another cubic without antialiasing, and near.
+    torch.testing.assert_close(model.encode_image(images), near, rtol=0.1, atol=0.1)
+    with pytest.raises(ValueError, match="`image_size=16` is below 32"):
+        model.set_image_size(16)
+
+
+def test_a_recipe_starts_from_a_checkpoint_at_another_resolution(tmp_path):
+    for part in tiny_clip(TEXTS):
+        part.save_pretrained(tmp_path / "start")
+    content = recipe(write_parquet(tmp_path / "train.parquet", rows(1)), batch_size=12, steps=3)
+    content["model"] = {"start_from": str(tmp_path / "start"), "config": {"vision_config": {"image_size": 48}}}
+    train(load_recipe(write_recipe(tmp_path / "recipe.yaml", content)), tmp_path / "run")
+    model, processor = load(tmp_path / "run")
+    assert model.config.vision_config.image_size == 48
+    assert ZeroShotClassifier(model, processor, ["a", "b"]).predict([Image.new("RGB", (60, 50))])[0][0]["score"] > 0
