@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_clip.joining_towers import join_towers
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel, with_other_loss
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
@@ -48,9 +48,11 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
         image_size = config.config.get("vision_config", {}).get("image_size")
         model, processor = load(config.start_from, dtype=torch.float32, image_size=image_size, **config.reading())
         _require_normalization(processor.image_processor, f"The processor of model.start_from={config.start_from}")
-        for tower, given in config.config.items():
-            for name, value in given.items():
+        for tower in ("vision_config", "text_config"):
+            for name, value in config.config.get(tower, {}).items():
                 setattr(getattr(model.config, tower), name, value)
+        if "logit_bias_init_value" in config.config:
+            model = with_other_loss(model, config.config["logit_bias_init_value"])
         return model, processor
     if config.vision_tower is not None:
         known = ("projection_dim", "vision_config", "text_config")

@@ -48,8 +48,9 @@ class ModelConfig:
     """A trained text tower (Hub id or folder) to join with `vision_tower`. It brings its tokenizer."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `HFCLIPConfig`, which replace the architecture's. With `start_from`, `vision_config.image_size`
-    (positions are resampled), `vision_config.patch_dropout` and `attention_dropout` of both towers alone; with two
-    towers, what `join_towers` takes."""
+    (positions are resampled), `vision_config.patch_dropout`, `attention_dropout` of both towers, and
+    `logit_bias_init_value` (a number trains with the sigmoid loss, null with the softmax) alone; with two towers, what
+    `join_towers` takes."""
     vocabulary_size: int | None = None
     """Trains a byte-pair vocabulary of that size on the captions of the training data. Null takes OpenAI's 49,408
     tokens."""
@@ -114,15 +115,22 @@ class ModelConfig:
             )
 
     def _require_what_fits_a_start(self) -> None:
+        bias = self.config.get("logit_bias_init_value")
+        require(
+            bias is None or (isinstance(bias, int | float) and not isinstance(bias, bool) and math.isfinite(bias)),
+            f"model.config.logit_bias_init_value={bias} is not a number: give a sigmoid's bias, or null.",
+        )
         for tower, given in self.config.items():
+            if tower == "logit_bias_init_value":
+                continue
             allowed = _WITH_START.get(tower, ())
             wrong = [key for key in given if key not in allowed] if isinstance(given, dict) and allowed else [""]
             require(
                 not wrong,
                 f"model.config.{'.'.join([tower, *wrong[:1]]).rstrip('.')} cannot be set with model.start_from: "
                 "the checkpoint has its shape. Only "
-                + " and ".join(f"{name}.{key}" for name, keys in _WITH_START.items() for key in keys)
-                + " can.",
+                + ", ".join(f"{name}.{key}" for name, keys in _WITH_START.items() for key in keys)
+                + " and logit_bias_init_value can.",
             )
 
     def reading(self) -> dict[str, Any]:

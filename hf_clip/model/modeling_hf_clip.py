@@ -308,6 +308,28 @@ class HFCLIPSiglipModel(HFCLIPModel):
     config: HFCLIPSiglipConfig
 
 
+def with_other_loss(model: HFCLIPModel, logit_bias: float | None) -> HFCLIPModel:
+    """The model for the other loss, with the same towers, projections and logit scale; the tensors are shared.
+
+    Args:
+        model: of either loss.
+        logit_bias: the sigmoid's bias at the start: 0 leaves the logits as they are, and -10 is the paper's (Zhai et
+            al. 2023). None is for the softmax, to which a bias makes no difference.
+    """
+    kind, config_kind = (HFCLIPModel, HFCLIPConfig) if logit_bias is None else (HFCLIPSiglipModel, HFCLIPSiglipConfig)
+    fields: dict[str, Any] = model.config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "custom_pipelines"):
+        fields.pop(name, None)
+    state = dict(model.state_dict())
+    state.pop("logit_bias", None)
+    state["logit_scale"] = state["logit_scale"].reshape(() if logit_bias is None else (1,))
+    if logit_bias is not None:
+        state["logit_bias"] = torch.full_like(state["logit_scale"], logit_bias)
+    fields["logit_bias_init_value"] = logit_bias
+    config = config_kind(**fields)
+    return kind.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
+
+
 class HFCLIPTextModelWithProjection(HFCLIPPreTrainedModel):
     """The text tower and its projection, alone: `text_embeds` (B, D). Loads from a dual encoder's folder too."""
 

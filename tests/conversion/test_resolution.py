@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_clip import HFCLIPModel, load
+from hf_clip import HFCLIPModel, HFCLIPSiglipModel, load
+from hf_clip.model.modeling_hf_clip import with_other_loss
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.training import load_recipe, train
 from tests.helpers.checkpoints import TEXTS, open_clip_config, unit_embeddings, write_open_clip_folder
@@ -63,3 +64,25 @@ def test_a_recipe_starts_from_a_checkpoint_at_another_resolution(tmp_path):
     model, processor = load(tmp_path / "run")
     assert model.config.vision_config.image_size == 48
     assert ZeroShotClassifier(model, processor, ["a", "b"]).predict([Image.new("RGB", (60, 50))])[0][0]["score"] > 0
+
+
+@pytest.mark.parametrize("bias", [0.0, -10.0])
+def test_a_softmax_checkpoint_is_trained_with_the_sigmoid_loss_and_back(bias, tmp_path):
+    model, processor = tiny_clip(TEXTS)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "start")
+    inputs = processor(images=[Image.new("RGB", (40, 32), "red")], text=TEXTS, return_tensors="pt")
+    sigmoid = with_other_loss(model, bias)
+    assert type(sigmoid) is HFCLIPSiglipModel and sigmoid.config.model_type == "hf_clip_siglip"
+    torch.testing.assert_close(sigmoid(**inputs).logits_per_image, model(**inputs).logits_per_image + bias)
+    again = with_other_loss(sigmoid, None)
+    assert type(again) is HFCLIPModel and again.logit_bias is None and again.logit_scale.shape == ()
+    assert torch.equal(again(**inputs).logits_per_image, model(**inputs).logits_per_image)
+    content = recipe(write_parquet(tmp_path / "train.parquet", rows(1)), batch_size=12, steps=3)
+    content["model"] = {"start_from": str(tmp_path / "start"), "config": {"logit_bias_init_value": bias}}
+    train(load_recipe(write_recipe(tmp_path / "recipe.yaml", content)), tmp_path / "run")
+    trained, _ = load(tmp_path / "run")
+    assert type(trained) is HFCLIPSiglipModel and abs(trained.logit_bias.item() - bias) < 0.1
+    content["model"] = {"start_from": str(tmp_path / "run"), "config": {"logit_bias_init_value": None}}
+    train(load_recipe(write_recipe(tmp_path / "recipe.yaml", content)), tmp_path / "back")
+    assert type(load(tmp_path / "back")[0]) is HFCLIPModel
