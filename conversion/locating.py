@@ -122,8 +122,10 @@ def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]
     if not isinstance(kind, str | None):
         raise ConversionError(f"{folder / 'config.json'} has model_type={kind!r:.80}, which names no model.")
     weights = _first(_NATIVE_WEIGHTS, names)
-    # Some repositories hold OpenCLIP's format and transformers'. The latter needs no conversion.
-    if kind in NATIVE_TYPES and weights is not None:
+    # Some repositories hold OpenCLIP's format and transformers'. The latter needs no conversion, but there are those
+    # whose config.json has no towers, and names a class of their own code.
+    is_whole = OPEN_CLIP_CONFIG not in names or any(name in config for name in ("text_config", "vision_config"))
+    if kind in NATIVE_TYPES and weights is not None and is_whole:
         return NATIVE_TYPES[kind], config, weights
     if OPEN_CLIP_CONFIG in names:
         weights = _first(_OPEN_CLIP_WEIGHTS, names) or _only_weights(folder, names)

@@ -1,5 +1,7 @@
 """Checkpoints as trainers leave them: the one CLIP in a file is found, whole, and what stands beside it is named."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from hf_clip import load
 from hf_clip.conversion import ConversionError
 from hf_clip.conversion.open_clip import open_clip_rules
 from hf_clip.conversion.rules import export_tensors
-from tests.helpers.checkpoints import TEXTS
+from tests.helpers.checkpoints import TEXTS, open_clip_config, tokenizer, write_open_clip_folder
 from tests.helpers.toys import tiny_clip
 
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
@@ -83,3 +85,15 @@ def test_a_clip_is_loaded_whole_or_not_at_all(state, model_and_processor, tmp_pa
     torch.save({"state_dict": twice}, tmp_path / "x.ckpt")
     with pytest.raises(ConversionError, match="holds 2 models of CLIP, under the prefixes 'student.' and 'teacher.'"):
         load(tmp_path / "x.ckpt", **options)
+
+
+def test_a_config_without_towers_does_not_win_over_open_clips(tmp_path):
+    """As Marqo's repositories have it, for a class of their own code."""
+    write_open_clip_folder(tmp_path / "theirs", open_clip_config())
+    folder, options = tmp_path / "theirs", {"tokenizer": tokenizer()}
+    expected, _ = load(folder, **options)
+    (folder / "config.json").write_text('{"model_type": "clip", "architectures": ["OfTheirs"]}')
+    shutil.copy(folder / "open_clip_model.safetensors", folder / "model.safetensors")
+    found, _ = load(folder, **options)
+    assert found.source_format == "open_clip"
+    assert torch.equal(found.visual_projection.weight, expected.visual_projection.weight)
