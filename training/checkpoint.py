@@ -64,9 +64,11 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         _put_back(folder)
         if not _is_from_disk(error):
             raise
+        earlier = list_checkpoints(folder.parent)
+        left = f"{earlier[-1].name} is whole: free" if earlier else "there is no earlier checkpoint: free"
         raise CheckpointError(
-            f"{folder} could not be written ({str(error).splitlines()[0]}). Nothing of it is left and earlier "
-            "checkpoints are whole: free some space, then go on with `resume`."
+            f"{folder} could not be written ({str(error).splitlines()[0]}). Nothing of it is left and {left} some "
+            "space, then go on with `resume`."
         ) from error
 
 

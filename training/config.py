@@ -428,7 +428,7 @@ class CardConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are saved (at SIGTERM, SIGINT and the end too), which are kept, where they are copied to."""
+    """When checkpoints are saved (at a signal and at the end too), which are kept, where they are copied to."""
 
     save_every: int = 1000
     """Steps from one checkpoint to the next."""

@@ -32,6 +32,7 @@ class CheckpointPusher:
     def __init__(self, repo_id: str, folder: Path, fail: Callable[[str], None]):
         self.repo_id, self.folder, self.fail = repo_id, folder, fail
         self.in_use: Path | None = None
+        self._is_ours = False
         self._next: Path | None = None
         self._changed = threading.Condition()
         self._is_closing = threading.Event()
@@ -82,9 +83,24 @@ class CheckpointPusher:
                 break
         self.fail(f"{checkpoint.name} could not be pushed to {self.repo_id} ({reason[:300]}).")
 
+    def _refuse_others(self, api: HfApi) -> None:
+        """Raises ValueError for a repository that anyone can read, or that holds the checkpoints of another run."""
+        if self._is_ours:
+            return
+        if not api.model_info(self.repo_id).private:
+            raise ValueError("it is public: make it private on the Hub, or set checkpoints.push_to to another")
+        if RECIPE in api.list_repo_files(self.repo_id):
+            theirs = Path(api.hf_hub_download(self.repo_id, RECIPE)).read_bytes()
+            if theirs != (self.folder / RECIPE).read_bytes():
+                raise ValueError(
+                    "it holds another run, of another recipe: set checkpoints.push_to to another repository"
+                )
+        self._is_ours = True
+
     def _upload(self, checkpoint: Path) -> None:
         api, copy = HfApi(), f"{CHECKPOINTS}/{checkpoint.name}"
         api.create_repo(self.repo_id, private=True, exist_ok=True)
+        self._refuse_others(api)
         # The manifest is among the files: a copy that was cut short shows.
         api.upload_folder(
             repo_id=self.repo_id,

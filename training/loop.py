@@ -150,6 +150,8 @@ def _start(
     """Model, objective and optimizer, at the first step or at that of the newest checkpoint."""
     checkpoint = newest_checkpoint(folder / CHECKPOINTS, log.say) if resume else None
     if checkpoint is None:
+        if resume:
+            log.say("There is no checkpoint to go on from: the run begins again at its first step.")
         model, processor = build_start(config.model, data.captions(), config.seed)
     else:
         model, processor = build_again(checkpoint)
@@ -201,7 +203,7 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                     logged_step, seconds = progress.step, 0.0
                 signal, is_late = trainer.agree(trainer.stop.signal, clock.is_due())
                 if signal or is_late or is_last or progress.step % config.checkpoints.save_every == 0:
-                    trainer.save(stream)
+                    _save(trainer, stream, is_last=is_last)
                     clock.restart()
                 if not signal and not is_last and progress.step % config.eval_every == 0:
                     run_evaluations(trainer, evaluations, during_training=True)
@@ -210,12 +212,22 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                         trainer.save(stream)
                 if signal and not is_last:
                     raise StopNow(signal)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _save_before_it_ends(trainer, stream, error)
             raise
 
 
-def _save_before_it_ends(trainer: Trainer, stream: PairStream, error: Exception) -> None:
+def _save(trainer: Trainer, stream: PairStream, *, is_last: bool) -> None:
+    """Saves a checkpoint. Behind the last step one that cannot be written is reported: the model takes less space."""
+    try:
+        trainer.save(stream)
+    except CheckpointError as error:
+        if not is_last or trainer.decisions.processes > 1:
+            raise
+        trainer.log.fail(f"The last checkpoint could not be written: {one_line(error)}")
+
+
+def _save_before_it_ends(trainer: Trainer, stream: PairStream, error: BaseException) -> None:
     """Saves the steps behind the last checkpoint where an error ends the run and its weights are sound."""
     progress = trainer.progress
     # Saving is collective, and only the stream's errors are known to be raised on all processes at one step.

@@ -10,8 +10,12 @@ class StopNow(BaseException):
     """The signal's name. Like KeyboardInterrupt, it is no Exception: whoever copes with those lets it pass."""
 
 
+# Ctrl-C, a scheduler's kill, a terminal that closes, and what Slurm sends by `--signal`.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+
 class StopRequest:
-    """Within `with StopRequest() as stop:`, `stop.signal` is None until SIGINT or SIGTERM comes, then its name."""
+    """Within `with StopRequest() as stop:`, `stop.signal` is None until one of `STOPPING` comes, then its name."""
 
     def __init__(self):
         self.signal: str | None = None
@@ -21,8 +25,10 @@ class StopRequest:
         self._before = {}
         # Python takes signals in its main thread only; a run inside another thread is stopped by its caller.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take)
+            for number in STOPPING:
+                # What `nohup` has ignored stays ignored.
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_) -> None:

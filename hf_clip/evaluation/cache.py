@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+from PIL import Image, ImageFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
+from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image, readable_formats
 from hf_clip.model.state_key_hf_clip import check_probe, probe_embeds, state_key
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 
@@ -56,7 +58,7 @@ class FeatureCache:
         if self._is_given_up:
             return None
         try:
-            key = f"{state_key(model, processor, 'image')}-{version('hf-clip')}-{kind}"
+            key = f"{state_key(model, processor, 'image')}-{version('hf-clip')}-{kind}-{_decoder()}"
             file = self.cache_dir / key / PROBE
             if file.is_file():
                 check_probe(load_file(file)["probe"], model, processor, "image", file)
@@ -125,6 +127,12 @@ class FeatureCache:
         logger.warning(
             f"Features of images are not kept in {self.cache_dir}, and are made again next time ({reason}).{fix}"
         )
+
+
+def _decoder() -> str:
+    """A hash of what says which images can be decoded: an opener that is registered later, truncated files allowed."""
+    state = (PIL.__version__, readable_formats(), ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+    return hashlib.blake2b(repr(state).encode(), digest_size=4).hexdigest()
 
 
 def _hash(embeddings: torch.Tensor, metadata: Mapping[str, str]) -> str:

@@ -17,10 +17,13 @@ import hashlib
 import json
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import PreTrainedModel
 
 from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, unit_image_embeds
@@ -143,14 +146,16 @@ class LiveState:
                 if tensor is not None and name not in skipped:
                     tensors.append(tensor)
             kept += (type(module), *held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+            # A method that somebody put over the class's, such as `forward`.
+            kept += [value for value in held.values() if isinstance(value, FunctionType | MethodType | partial)]
             if _has_settings(module):
                 values.append(_live_attributes(held))
                 kept += [value for value in held.values() if isinstance(value, torch.ScriptObject)]
         parts.append(_config_of(encoder, tower))
         values += [_live_attributes(part.__dict__) for part in parts if hasattr(part, "__dict__")]
         values.append(_text_options(processor))
-        # Tokens are added to what stands behind the tokenizer, and to no attribute of it.
-        values.append(repr(getattr(getattr(processor, "tokenizer", None), "added_tokens_decoder", None)))
+        values.append(_backend_of(processor))
+        kept += [*_global_forward_hooks.values(), *_global_forward_pre_hooks.values()]
         values += map(_version, tensors)
         self._values, self._kept = values, kept
         # Not kept alive, and never mistaken for another tensor that took the id of one that is gone.
@@ -166,6 +171,17 @@ class LiveState:
         return all(one is two for one, two in kept) and all(one() is two() is not None for one, two in tensors)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def _backend_of(processor: Processor | None) -> list[str]:
+    """What can be changed behind a tokenizer, and is no attribute of it: added tokens, and how texts are prepared."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    names = ("normalizer", "pre_tokenizer", "post_processor")
+    return [
+        repr(getattr(tokenizer, "added_tokens_decoder", None)),
+        *(repr(getattr(backend, name, None)) for name in names),
+    ]
 
 
 def _live_attributes(held: Mapping[str, Any]) -> list:

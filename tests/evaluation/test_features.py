@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import PartialState
-from PIL import Image
+from PIL import Image, ImageFile
 from safetensors import SafetensorError
 
 from hf_clip.evaluation import Encoding, FeatureCache, encode_images, encode_texts, features
@@ -98,6 +98,22 @@ def test_another_model_crop_kind_or_image_is_not_found(tmp_path):
     assert not is_found() and is_found()
     processor.image_processor.image_mean = [0.0, 0.0, 0.0]
     assert not is_found() and is_found()
+
+
+def test_images_that_can_be_decoded_later_are_found_then(tmp_path, monkeypatch):
+    """An opener that is registered, or leave to read files that are cut short."""
+    model, processor = tiny_clip(["a"])
+    with io.BytesIO() as stream:
+        Image.effect_noise((64, 64), 50).convert("RGB").save(stream, "JPEG")
+        cut = stream.getvalue()[:-200]
+    images = [Image.new("RGB", (8, 8), "red"), cut]
+
+    def kept() -> list[int]:
+        return encode_images(model, processor, images, encoding=Encoding(cache=FeatureCache(tmp_path))).kept
+
+    assert kept() == kept() == [0]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert kept() == [0, 1]
 
 
 def test_a_damaged_file_is_made_again(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from tokenizers import normalizers
 from torch.testing._internal.two_tensor import TwoTensor
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, HFCLIPZeroShotPipeline, ZeroShotClassifier, load
@@ -125,9 +126,13 @@ def add_a_token(model, processor):
     processor.tokenizer.add_tokens(["dax"])
 
 
+def change_the_normalizer(model, processor):
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+
+
 TEXT_CHANGES = [change_a_weight, change_the_dtype, change_the_activation, change_the_pooling, change_an_epsilon,
-                add_a_buffer, add_a_token, change_the_cleaning, change_the_padding, change_the_context,
-                put_another_tokenizer]  # fmt: skip
+                add_a_buffer, add_a_token, change_the_normalizer, change_the_cleaning, change_the_padding,
+                change_the_context, put_another_tokenizer]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", TEXT_CHANGES, ids=lambda function: function.__name__)
@@ -329,3 +334,19 @@ def test_a_dual_encoder_of_ones_own_has_a_key_of_all_its_weights():
     with torch.no_grad():
         model.text_embeds[0, 1] = 2
     assert state_key(model, model.processor, "text") != key and LiveState(model, None, "text") != live
+
+
+def test_a_method_put_over_a_layers_is_seen_between_calls(pair):
+    model, processor = pair
+    before, layer = LiveState(model, processor, "text"), model.text_model.encoder.layers[0]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    changed = LiveState(model, processor, "text")
+    assert changed != before and changed == LiveState(model, processor, "text")
+    del layer.forward
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert LiveState(model, processor, "text") != before
+    finally:
+        handle.remove()
+    assert LiveState(model, processor, "text") == before

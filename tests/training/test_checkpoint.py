@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,7 +332,15 @@ class FakeHub:
     def __init__(self, failures: int = 0):
         self.files: dict[str, bytes] = {}
         self.failures, self.calls = failures, []
-        self.gate = None
+        self.gate, self.is_private = None, True
+
+    def model_info(self, repo_id):
+        return SimpleNamespace(private=self.is_private)
+
+    def hf_hub_download(self, repo_id, name):
+        file = Path(tempfile.mkdtemp()) / name
+        file.write_bytes(self.files[name])
+        return str(file)
 
     def create_repo(self, repo_id, private, exist_ok):
         self.calls.append("create")
@@ -371,6 +380,26 @@ def start_pusher(monkeypatch, run_folder, hub) -> tuple[CheckpointPusher, list[s
     monkeypatch.setattr(push, "HfApi", lambda: hub)
     monkeypatch.setattr(push, "RETRY_SECONDS", (0.0, 0.0, 0.0))
     return CheckpointPusher("owner/name", run_folder, lines.append), lines
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_repository_of_another_run_or_of_everyone_is_left_alone(run_folder, monkeypatch, is_private):
+    hub = FakeHub()
+    hub.is_private = is_private
+    theirs = {"recipe.yaml": b"steps: 2", "checkpoints/checkpoint-50/model.safetensors": b"theirs"}
+    hub.files = dict(theirs) if is_private else {}
+    pusher, lines = start_pusher(monkeypatch, run_folder, hub)
+    pusher.push(run_folder / "checkpoints/checkpoint-10")
+    pusher.close()
+    assert hub.files == (theirs if is_private else {})
+    assert ("it holds another run, of another recipe" if is_private else "it is public") in lines[0]
+    if is_private:
+        # A run that goes on finds its own recipe, and replaces its own copies.
+        hub.files = {"recipe.yaml": b"steps: 1", "checkpoints/checkpoint-2/model.safetensors": b"old"}
+        pusher, _ = start_pusher(monkeypatch, run_folder, hub)
+        pusher.push(run_folder / "checkpoints/checkpoint-10")
+        pusher.close()
+        assert {name.split("/")[1] for name in hub.files if "/" in name} == {"checkpoint-10"}
 
 
 def test_the_copy_on_the_hub_is_a_run_that_can_be_resumed(run_folder, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,9 @@ class QuietHub:
     def create_repo(self, *_, **__) -> None: ...
     def upload_folder(self, **__) -> None: ...
     def delete_folder(self, *_, **__) -> None: ...
+    def model_info(self, *_) -> SimpleNamespace:
+        return SimpleNamespace(private=True)
+
     def list_repo_files(self, *_) -> list[str]:
         return []
 

@@ -15,14 +15,14 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hf_clip import HFCLIPModel, HFCLIPProcessor
+from hf_clip import HFCLIPModel, HFCLIPProcessor, load
 from hf_clip.hub import check_model_card
 from hf_clip.sources import SourceError
 from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import CheckpointError, load_state
 from hf_clip.training.config import CheckpointConfig, RecipeError
 from hf_clip.training.device import choose_precision, is_fast_at_bf16
-from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
+from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingIncomplete, TrainingStopped
 from hf_clip.training.run_folder import FolderError, require_space
 from hf_clip.training.signals import StopRequest
 from hf_clip.training.step import TrainStep
@@ -425,6 +425,38 @@ def test_a_disk_that_fills_up_at_the_end_loses_nothing(data, tmp_path, monkeypat
     assert not (tmp_path / "run/results.json").exists() and not (tmp_path / "run/model.safetensors").exists()
     train(config, tmp_path / "run", resume=True)
     assert (tmp_path / "run/README.md").is_file() and len(metrics(tmp_path / "run")) == 3
+
+
+def test_a_last_checkpoint_that_does_not_fit_costs_no_model(data, tmp_path, monkeypatch):
+    """The model takes a third of the space of its checkpoint."""
+    config = configure(tmp_path, data, steps=3)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_clip.training.trainer.save_state", full_disk)
+    with pytest.raises(
+        TrainingIncomplete, match="The last checkpoint could not .* there is no earlier checkpoint: free"
+    ):
+        train(config, tmp_path / "run")
+    assert load(tmp_path / "run")[0].config.model_type == "hf_clip"
+    assert (tmp_path / "run/results.json").is_file()
+
+
+@pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGHUP), lambda: sys.exit(7)])
+def test_a_terminal_that_closes_and_an_exit_leave_a_checkpoint(data, tmp_path, monkeypatch, end):
+    update, config = Trainer.update, configure(tmp_path, data, steps=9)
+
+    def update_and_end(run, batch):
+        result = update(run, batch)
+        if run.progress.step == 3:
+            end()
+        return result
+
+    monkeypatch.setattr(Trainer, "update", update_and_end)
+    with pytest.raises((TrainingStopped, SystemExit)):
+        train(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] in (["checkpoint-4"], ["checkpoint-3"])
 
 
 def test_it_trains_without_matplotlib_tensorboard_and_evaluations(data, tmp_path, monkeypatch, capfd):
