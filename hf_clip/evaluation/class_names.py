@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hf_clip.sources import class_index
 
@@ -10,6 +10,8 @@ from hf_clip.sources import class_index
 MOST_CONTRADICTIONS = 0.02
 # Names that say nothing, such as WordNet's n01440764: in sorted order they are all that a folder knows.
 CODE = re.compile(r"[A-Za-z]{0,2}[\W_]*\d+")
+# A minus and the point of a decimal number tell names apart, as a hyphen and a full stop do not.
+OF_NUMBERS = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)[.,](?=\d)")
 LEADING_NUMBER = re.compile(r"^\d+[\s._-]+(?=\D)")
 
 
@@ -111,8 +113,10 @@ class ClassNames:
             )
         return next(iter(by_name))
 
-    def _beyond(self, label: str) -> str:
-        first = " Indices begin at 0, not at 1." if class_index(label) == len(self) else ""
+    def _beyond(self, label: str, index: int | None = None) -> str:
+        """Why a label is no index; `index` is the number in it, where it is more than a number."""
+        index = class_index(label) if index is None else index
+        first = " Indices begin at 0, not at 1." if index == len(self) else ""
         return (
             f"label {label!r} is beyond the {len(self)} names of `labels`, whose indices are 0 to {len(self) - 1}."
             f"{first}"
@@ -138,8 +142,9 @@ class ClassNames:
         if not has_given:
             return {name: index for index, name in enumerate(own)}
         found = (self._by_number(own) if self._takes_indices else None) or self._by_words(own)
-        if found is None and self._takes_indices and self._may_be_in_order(own):
-            found = list(range(len(own)))
+        if found is None and self._takes_indices:
+            self._refuse_numbers_from_one(own)
+            found = list(range(len(own))) if self._may_be_in_order(own) else None
         if found is None:
             raise ValueError(self._no_match(own))
         return dict(zip(own, found, strict=True))
@@ -166,6 +171,17 @@ class ClassNames:
                 )
         return indices
 
+    def _refuse_numbers_from_one(self, own: Sequence[str]) -> None:
+        """Raises ValueError for folders c1 to c10 and ten names: by their letters, c10 would be the second of them."""
+        prefix = own[0].rstrip("0123456789")
+        numbers = _numbers_after(own, prefix)
+        if numbers is not None and max(numbers) == len(self):
+            last = own[numbers.index(len(self))]
+            raise ValueError(
+                f"{self._data}: {self._beyond(last, len(self))} Number them from 0, or give each class the data's "
+                "name among its own."
+            )
+
     def _by_words(self, own: Sequence[str]) -> list[int] | None:
         """Each name's class, if every one has its own; the same words suffice where both lists are of one length."""
         exact = [self._candidates(name, by_words=False) for name in own]
@@ -177,20 +193,23 @@ class ClassNames:
 
     def _candidates(self, name: str, by_words: bool = True) -> set[int]:
         """Classes that a name of the data may mean; it may list several with commas, or begin with a number."""
-        variants = {name, LEADING_NUMBER.sub("", name), *name.split(",")}
+        variants = {name, LEADING_NUMBER.sub("", name), *re.split(r",(?!\d)", name)}
         if not by_words:
             return set().union(*(self._with_name(variant) for variant in variants))
         wanted = [found for variant in variants if (found := _words(variant))]
         if "_word_sets" not in vars(self):
             self._word_sets = [(_words(name), index) for index, names in enumerate(self.names) for name in names]
-        return {index for words, index in self._word_sets if any(one <= words or words <= one for one in wanted)}
+        return {
+            index for words, index in self._word_sets if words and any(one <= words or words <= one for one in wanted)
+        }
 
     def _may_be_in_order(self, own: Sequence[str]) -> bool:
         """Whether the given names are the data's in its order: most are alike there, and hardly one elsewhere."""
         if len(own) != len(self):
             return False
         if all(CODE.fullmatch(name) for name in own):
-            return True
+            # Codes of one length have one order. Of others nobody knows whether the names follow letters or numbers.
+            return sorted(own) == sorted(own, key=_by_their_numbers)
         candidates = [self._candidates(name, by_words=False) or self._candidates(name) for name in own]
         alike = sum(index in one for index, one in enumerate(candidates))
         contradictions = sum(bool(one) and index not in one for index, one in enumerate(candidates))
@@ -214,11 +233,46 @@ def _numbers_after(names: Sequence[str], prefix: str) -> list[int] | None:
     return numbers if len(set(numbers)) == len(names) else None
 
 
+def _by_their_numbers(name: str) -> list[tuple[int, str]]:
+    """The key that sorts c2 before c10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
+
+
 def _simple(name: str) -> str:
-    return "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
+    """A name but for case, spaces, hyphens and quotes; one that is nothing else stays as it is.
+
+    What else is no letter may be all that tells two names apart: vowel signs in Hindi, C++ and C#, emoji.
+    """
+    text = _normalized(name)
+    parts = " ".join(_spaced(text, _is_space_or_mark).split())
+    # Between digits something must stay: 1-5 is not 15.
+    return re.sub(r"(?<!\d) | (?!\d)", "", parts) or text
 
 
 def _words(name: str) -> frozenset[str]:
-    """The words of a name, those of CamelCase and snake_case too."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", unicodedata.normalize("NFKC", name))
-    return frozenset(re.findall(r"\w+", apart.casefold()))
+    """The words of a name, those of CamelCase and snake_case too; symbols and vowel signs belong to their words."""
+    text = _normalized(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)))
+    return frozenset(_spaced(text, _is_between_words).split())
+
+
+def _normalized(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold().replace("\N{MINUS SIGN}", "-")
+
+
+def _spaced(text: str, is_space: Callable[[str], bool]) -> str:
+    """The text with spaces for what counts as such, numbers kept whole."""
+    kept = {found.start() for found in OF_NUMBERS.finditer(text)}
+    return "".join(
+        " " if is_space(letter) and position not in kept else letter for position, letter in enumerate(text)
+    )
+
+
+def _is_space_or_mark(letter: str) -> bool:
+    """Spaces, underscores, dashes, quotes, full stops, commas, and the slash, which no folder can have in its name."""
+    return letter.isspace() or letter in ".,;/'\"`" or unicodedata.category(letter) in ("Pc", "Pd", "Pi", "Pf")
+
+
+def _is_between_words(letter: str) -> bool:
+    # Cf joins the parts of one emoji, and letters of Hindi and Persian.
+    category = unicodedata.category(letter)
+    return letter in "|~^`" or letter != "#" and category[0] not in "LMNS" and category != "Cf"

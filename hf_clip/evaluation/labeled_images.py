@@ -11,7 +11,7 @@ import torch
 
 from hf_clip.evaluation.features import Encoding, encode_images
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
-from hf_clip.sources import Sample, Source, SourceError, as_text, iterate_samples
+from hf_clip.sources import Sample, Source, SourceError, as_text, iterate_samples, spellings
 from hf_clip.sources.values import ValueKindError
 
 
@@ -59,8 +59,8 @@ def embed_labeled(
     def make_images() -> Iterator:
         for sample, row in iterate_rows(source, by):
             labels_of_row = sample.labels if multi_label else (sample.label,)
-            # The mark of a row without a label, where the column has no names too.
-            found = tuple(label for label in labels_of_row if label not in (None, "-1"))
+            # The mark of a row without a label, where the column has no names too; -1.0 in a CSV of pandas with gaps.
+            found = tuple(label for label in labels_of_row if label is not None and "-1" not in spellings(label))
             if not found:
                 unlabeled["no_label"] += 1
                 continue

@@ -3,6 +3,7 @@
 # Shapes: N images, M texts, P pairs that belong together, D width of the shared space, I and J a tile's
 # sides.
 
+import re
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -369,7 +370,8 @@ def evaluate_retrieval(
 
 
 def _split_lines(captions: Iterable[str]) -> list[str]:
-    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+    # `splitlines` would also cut where no line ends, such as at U+0085, which latin-1 makes of the "..." of Windows.
+    return [line.strip() for caption in captions for line in re.split(r"\r\n|\r|\n", caption) if line.strip()]
 
 
 def _evaluate_items(

@@ -27,7 +27,7 @@ from .sample import ROW_KEY, Source, image_of, iterate_samples
 from .shards import Keep, find_indexed_rows, find_marked_rows, find_row_groups
 from .tables import csv_header, looks_like_a_row
 from .tars import explain_columns, require_whole_samples
-from .values import ValueKindError, as_text, spellings
+from .values import ValueKindError, as_text, spellings, whole_number
 
 ROWS_TO_LOOK_AT = 100
 # So many rows more are looked at for a column that the caller names and the first do not have.
@@ -358,8 +358,9 @@ def _finish(
     label = getattr(label, "feature", label)
     unfiltered, keep = dataset, None
     if request.where:
-        names = {column: getattr(features[column], "names", None) for column in columns.where}
-        wanted = {"where": request.where, "names": names}
+        named = {column: names for column in columns.where if (names := getattr(features[column], "names", None))}
+        classes = {column: _accepted_classes(names, request.where[column]) for column, names in named.items()}
+        wanted = {"where": request.where, "classes": classes}
         dataset = dataset.filter(_has_values, fn_kwargs=wanted)
         keep = partial(_has_values, **wanted)
         num_rows, file_starts = None, ()
@@ -396,15 +397,35 @@ def _no_rows(dataset: datasets.IterableDataset, name: str, request: Request) -> 
     return SourceError(f"no row of {name!r} has {asked}. Values there, among others: {'; '.join(there)}.")
 
 
-def _has_values(row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], names: Mapping[str, Any]) -> bool:
+def _has_values(
+    row: Mapping[str, Any], where: Mapping[str, tuple[str, ...]], classes: Mapping[str, frozenset[int]]
+) -> bool:
     for column, accepted in where.items():
         value = row[column]
+        if column in classes and isinstance(value, int):
+            if value not in classes[column]:
+                return False
+            continue
         texts = {spelling for text in _texts(value) for spelling in spellings(text)}
-        if names[column] and isinstance(value, int) and 0 <= value < len(names[column]):
-            texts.add(names[column][value])
         if texts.isdisjoint(accepted):
             return False
     return True
+
+
+def _accepted_classes(names: Sequence[str], accepted: Sequence[str]) -> frozenset[int]:
+    """The indices of the classes that values of `where` mean: by name, or by index where no name is a number."""
+    numbers = [whole_number(name) for name in names]
+    found: set[int] = set()
+    for value in accepted:
+        number = whole_number(value)
+        if value in names:
+            found.update(index for index, name in enumerate(names) if name == value)
+        elif number is not None and any(each is not None for each in numbers):
+            # Of folders 1 to 3, the value 2 must not be the one of index 2 as well.
+            found.update(index for index, each in enumerate(numbers) if each == number)
+        elif number is not None:
+            found.add(number)
+    return frozenset(found)
 
 
 def _texts(value: Any) -> list[str]:

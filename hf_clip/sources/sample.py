@@ -1,7 +1,9 @@
 """A stream of undecoded images, and its samples."""
 
+import ast
 import json
 import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ class Source:
         caption_columns: each holds a string, a list of strings or such a list as JSON. May be empty if there
             are labels.
         keyword_columns: likewise, of single words for what an image shows.
-        label_column: the column of class labels, if any.
+        label_column: the column of class labels, if any: one, a list, or a list as JSON.
         label_names: the names of the classes where the data knows them (`ClassLabel`, class folders).
         concept_column: rows with equal values show one concept: they are positives of each other.
         num_rows: where it is known without reading everything.
@@ -155,6 +157,8 @@ def _labels_of(source: Source, row: Mapping[str, Any], key: str) -> tuple[str, .
     if source.label_column is None:
         return ()
     value, labels = row[source.label_column], []
+    if source.label_names is None:
+        value = _labels_in(value, source.label_column, key)
     for item in value if isinstance(value, list | tuple) else [value]:
         if source.label_names is not None and isinstance(item, int):
             # datasets writes -1 for rows without a label.
@@ -163,6 +167,43 @@ def _labels_of(source: Source, row: Mapping[str, Any], key: str) -> tuple[str, .
         if text and text.strip():
             labels.append(text)
     return tuple(dict.fromkeys(labels))
+
+
+def _labels_in(value: Any, column: str, key: str) -> Any:
+    """The list that a text is in JSON, as tables without lists have it; other values as they are."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            _refuse_python(item, column, key)
+        return value
+    items = _json_list(value.strip()) if isinstance(value, str) else None
+    if items is not None and not any(isinstance(item, list | dict) for item in items):
+        return items
+    _refuse_python(value, column, key)
+    return value
+
+
+def _refuse_python(value: Any, column: str, key: str) -> None:
+    """Raises SourceError for a text that is a list or an object as pandas writes them into CSV.
+
+    Lists of numbers alone are texts: a caption may well be "[1]".
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
+        return
+    try:
+        with warnings.catch_warnings():
+            # Python has something to say about backslashes in texts.
+            warnings.simplefilter("ignore")
+            found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return
+    if found and (isinstance(found, dict) or any(not isinstance(item, int | float) for item in found)):
+        what = "an object" if isinstance(found, dict) else "a list"
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise SourceError(
+            f"{key}: column {column!r} holds the text of {what}, {shown!r}. Write lists of texts as JSON "
+            "(json.dumps), or the table as parquet."
+        )
 
 
 def single_text(value: Any, column: str, key: str, group: str) -> str | None:
@@ -180,7 +221,10 @@ def texts_of(value: Any, column: str, key: str, group: str) -> list[str]:
     """The captions or words in a field, as `clean_captions` has them; a line names the row that has other values."""
     if wrong := _wrong_kind(value):
         report_row(key, f"column {column!r} holds {wrong}, not texts.", f"{group} {column}")
-    return clean_captions(value)
+    captions = clean_captions(value)
+    for caption in captions:
+        _refuse_python(caption, column, key)
+    return captions
 
 
 def _wrong_kind(value: Any) -> str | None:
@@ -203,14 +247,21 @@ def clean_captions(value: Any) -> list[str]:
     if _wrong_kind(value) is not None:
         return []
     text = (as_text(value) or "").strip()
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError):
-            items = None
-        if isinstance(items, list) and all(item is None or isinstance(item, str) for item in items):
-            return [item.strip() for item in items if item is not None and item.strip() and _has_utf8(item)]
+    items = _json_list(text)
+    if items is not None and all(item is None or isinstance(item, str) for item in items):
+        return [item.strip() for item in items if item is not None and item.strip() and _has_utf8(item)]
     return [text] if text and _has_utf8(text) else []
+
+
+def _json_list(text: str) -> list | None:
+    """The list that a text is in JSON, if it is one."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return items if isinstance(items, list) else None
 
 
 def _has_utf8(text: str) -> bool:

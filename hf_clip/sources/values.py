@@ -56,10 +56,8 @@ def class_index(text: str) -> int | None:
     text = text.strip()
     if text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
-    if not _WHOLE_NUMBER.fullmatch(text):
-        return None
-    index = int(text.partition(".")[0])
-    return index if index >= 0 else None
+    index = whole_number(text)
+    return index if index is not None and index >= 0 else None
 
 
 def spellings(text: str) -> set[str]:
@@ -70,6 +68,12 @@ def spellings(text: str) -> set[str]:
     elif _WHOLE_NUMBER.fullmatch(text) and "." in text:
         found.add(text.partition(".")[0])
     return found
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text is, if it is whole: -1 for "-1.0"; None for words."""
+    text = text.strip()
+    return int(text.partition(".")[0]) if _WHOLE_NUMBER.fullmatch(text) else None
 
 
 def is_single(value: Any) -> bool:

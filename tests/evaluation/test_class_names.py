@@ -93,6 +93,61 @@ def test_folders_with_numbers_are_indices_not_lines_in_sorted_order(pattern, tmp
     assert counts(result) == {f"name{number}": number + 1 for number in range(12)} and result.top_1 == 1
 
 
+def test_folders_with_numbers_from_one_are_not_taken_in_the_order_of_their_letters(tmp_path):
+    """Sorted by their letters, c10 comes second."""
+    names = [f"name {letter}" for letter in "abcdefghij"]
+    source = folders(tmp_path / "f", [f"c{number}" for number in range(1, 11)])
+    with pytest.raises(ValueError, match="label 'c10' is beyond the 10 names .* Indices begin at 0, not at 1. Number"):
+        evaluate(source, names)
+    from_zero = [f"c{number}" for number in (0, 1, 9, 2)]
+    found = ClassNames(names, from_zero, "f").indices(from_zero)
+    assert found == {"c0": 0, "c1": 1, "c9": 9, "c2": 2}
+    # Each class may have the data's name as one of its own.
+    both = ClassNames([(name, f"c{number}") for number, name in enumerate(names, 1)], source.label_names, "f")
+    assert both.find("c10", "") == 9 and both.find("c2", "") == 1
+    # Codes whose lengths differ have two orders; those of one length have one.
+    with pytest.raises(ValueError, match="cannot be matched"):
+        ClassNames(NAMES[:3], ["x100", "x20", "x7"], "f")
+    assert ClassNames(NAMES[:3], ["x007", "x020", "x100"], "f").find("x100", "") == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        (["C", "Java"], "C++"),
+        (["C++", "Java"], "C#"),
+        (["5 C", "10 C"], "-5 C"),
+        (["5 C", "10 C"], "\N{MINUS SIGN}5 C"),
+        (["15", "1.5"], "1-5"),
+        (["15 kg", "1 kg"], "1.5 kg"),
+        (["दिन", "रात"], "दीन"),
+        (["😀", "cat"], "😡"),
+        (["...", "cat"], "--"),
+    ],
+)
+def test_signs_that_tell_names_apart_are_not_dropped(given, label):
+    with pytest.raises(ValueError, match="is none of the 2 classes"):
+        ClassNames(given, None, "rows").find(label, "row 0")
+    assert ClassNames([*given, label], None, "rows").find(label, "row 0") == 2
+    # Nor do words leave them out.
+    with pytest.raises(ValueError, match="cannot be matched"):
+        ClassNames(given, [given[1], label], "folders")
+
+
+@pytest.mark.parametrize("label", ["T-shirt", "t_shirt", " T SHIRT.", "tshirt"])
+def test_case_spaces_hyphens_and_quotes_tell_no_names_apart(label):
+    names = ClassNames(["T-Shirt", "jack-o'-lantern"], None, "rows")
+    assert ClassNames(["F-16A", "F-16A/B"], None, "rows").find("f_16A-B", "") == 1
+    assert names.find(label, "") == 0 and names.find("Jack o\N{RIGHT SINGLE QUOTATION MARK} Lantern", "") == 1
+
+
+def test_names_without_words_match_nothing():
+    """No words are among the words of every name."""
+    for given in (["😀", "😢", "😡"], ["!", "?", "&"]):
+        with pytest.raises(ValueError, match="'angry' is not one class there"):
+            ClassNames(given, ["angry", "happy", "sad"], "faces")
+
+
 def test_folders_of_words_take_their_names_whatever_the_order_and_number_of_the_list(tmp_path):
     result = evaluate(folders(tmp_path / "f", ["cat", "dog", "fish"]), ["fish", "cow", "dog", "cat", "bird"])
     assert counts(result) == {"cat": 1, "dog": 2, "fish": 3} and (result.top_1, result.classes) == (1, 5)
@@ -145,6 +200,7 @@ def test_lists_in_one_order_may_differ_in_words():
         ([0, -2], "row 1: '-2' is none of the 5 classes"),
         ([1.5, 2.0], "row 0: '1.5' is none of the 5 classes"),
         ([-1, None], "none of its 2 rows has a label in column 'label'"),
+        (["-1", "-1.0"], "none of its 2 rows has a label in column 'label'"),
         ([["cat", "dog"], ["cat"]], "row 0 has 2 labels .cat, dog., and one is wanted. Set `label_column`"),
         ([{"name": "cat"}, {"name": "dog"}], "column 'label' of .* holds objects, not texts or numbers"),
     ],

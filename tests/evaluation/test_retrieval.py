@@ -51,6 +51,17 @@ def test_every_caption_is_a_candidate(source):
     assert found["mean_reciprocal_rank"] == pytest.approx((3 + 1 / 3) / 4)
 
 
+@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\x0c", "\x1c", "\x0b"])
+def test_captions_are_cut_at_the_ends_of_lines_alone(sign, tmp_path):
+    captions = [f"a dog{sign} 1", "a cat\r\na kitten\ra puppy\na car"]
+    texts = [f"a dog{sign} 1", "a cat", "a kitten", "a puppy", "a car"]
+    data = write_parquet(tmp_path / "a.parquet", [png(0), png(1)], caption=captions)
+    known = {name: [1.0, 0, 0] for text in texts for name in (text, " ".join(text.split()))}
+    model = LookupEncoder(torch.eye(3), known)
+    result = evaluate_retrieval(model, model.processor, open_source(data), captions="all")
+    assert result.metrics["text_to_image"]["queries"] == 5 and result.caption_counts == (1, 4)
+
+
 def test_images_of_one_concept_share_their_captions(tmp_path):
     data = write_parquet(
         tmp_path / "b.parquet",

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_clip.sources import SourceError, iterate_samples, open_source
+from hf_clip.sources import SourceError, iterate_samples, list_shards, open_source
 from tests.helpers.data_files import (
     CAPTIONS,
     dataset_of,
@@ -153,6 +153,30 @@ def test_keywords_and_labels_of_tables_may_be_lists(tmp_path):
     read = samples(table, keyword_columns="tags")
     assert [(s.keywords, s.labels) for s in read] == [(["x", "y"], ("cat", "dog")), (["z"], ("cat",))]
     assert len(samples(table, where={"label": "dog"})) == 1
+
+
+def test_lists_in_a_table_of_texts_are_json(tmp_path):
+    write_images(tmp_path, 1)
+    lines = ["image,caption,label", '0.png,"[""a cat"", ""a pet""]","[""cat"", ""dog""]"']
+    lines += ["0.png,[blurry] a cat,cat", '0.png,"[a, b]","[3, null]"', "0.png,[1],[]"]
+    read = samples(write(tmp_path / "x.csv", "\n".join(lines)))
+    assert [s.labels for s in read] == [("cat", "dog"), ("cat",), ("3",), ()]
+    assert [s.captions for s in read] == [["a cat", "a pet"], ["[blurry] a cat"], ["[a, b]"], ["[1]"]]
+
+
+@pytest.mark.parametrize("column", ["caption", "label"])
+@pytest.mark.parametrize("text", ["['bird', 'cat']", "{'raw': 'a cat'}", "['it''s', None]"])
+def test_lists_as_pandas_writes_them_are_refused(tmp_path, column, text):
+    write_images(tmp_path, 1)
+    row = {"caption": "a cat", "label": "cat"} | {column: text}
+    lines = ["image,caption,label", "0.png,a,b", f'0.png,"{row["caption"]}","{row["label"]}"']
+    source = open_source(write(tmp_path / "x.csv", "\n".join(lines)))
+    for read in (lambda: list(iterate_samples(source)), lambda: [list(shard.read()) for shard in list_shards(source)]):
+        with pytest.raises(
+            SourceError, match=f"x.csv line 3.*: column '{column}' holds the text of .*json.dumps"
+        ) as error:
+            read()
+        assert "\n" not in str(error.value)
 
 
 def test_a_label_beyond_the_names_is_called_so(tmp_path):

@@ -21,6 +21,18 @@ def test_class_folders(tmp_path):
         source.require_captions()
 
 
+def test_where_takes_a_number_for_a_name_where_names_are_numbers(tmp_path):
+    for name in ("1", "2", "3", "cat", "dog"):
+        write(tmp_path / ("words" if name.isalpha() else "numbers") / name / "0.png", image_bytes(1))
+    for wanted, kept in ((1, ["1"]), ("2", ["2"]), (3, ["3"]), ("001", ["1"]), ([1, 3.0], ["1", "3"])):
+        assert [s.label for s in samples(tmp_path / "numbers", where={"label": wanted})] == kept
+    assert "has label=0. Values there, among others: label: 1, 2, 3" in error_of(
+        tmp_path / "numbers", where={"label": 0}
+    )
+    assert [s.label for s in samples(tmp_path / "words", where={"label": 1})] == ["dog"]
+    assert [s.label for s in samples(tmp_path / "words", where={"label": ["cat", "1"]})] == ["cat", "dog"]
+
+
 def test_class_folders_in_split_folders(tmp_path):
     for name in ("train/cat/0.png", "train/dog/1.png", "test/dog/2.png", "test/cat/3.png", "test/cat/4.png"):
         write(tmp_path / name, image_bytes(1))
