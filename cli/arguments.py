@@ -292,6 +292,8 @@ def existing_file(flag: str, file: Path) -> None:
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    if int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than any count here: give a smaller number")
     return int(text)
 
 

@@ -45,5 +45,6 @@ def run(options: argparse.Namespace) -> int:
     )
     if verification is not None:
         print(verification)
-    print(f"{options.output_dir} holds {options.source} in the format {options.to}.")
+    written = options.output_dir / "model.pt" if options.to == "openai" else options.output_dir
+    print(f"{written} holds {options.source} in the format {options.to}.")
     return 0

@@ -111,7 +111,7 @@ def _add_outcome(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_words(parser: argparse.ArgumentParser) -> None:
-    labels = "class names in the order of their indices, or @FILE"
+    labels = "class names, matched by words, or @FILE"
     parser.add_argument("--labels", action=OrderedLabels, metavar="NAME", help=labels)
     add_templates(parser)
 

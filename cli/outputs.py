@@ -100,6 +100,8 @@ class Outputs:
     def file(self, flag: str, file: Path, kind: str) -> None:
         """Checks a file of one of KINDS."""
         example, is_kind = KINDS[kind]
+        if "\0" in str(file):
+            raise UsageError(f"{flag} {str(file)!r} holds a null byte, which no name has: name another file.")
         if file.is_dir():
             raise UsageError(f"{flag} {file} is a folder: name a file, such as {file / example}.")
         if not file.absolute().parent.is_dir():

@@ -21,7 +21,7 @@ from hf_clip.model.configuration_hf_clip import (
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
-from .errors import ConversionError
+from .errors import ConversionError, short_reason
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,25 @@ def fit_processor(processor: HFCLIPProcessor, config: HFCLIPConfig, *, is_own: b
     _fit_texts(processor, text)
     _check_sizes(processor.image_processor, config.vision_config)
     _check_pixels(processor.image_processor, config.vision_config)
+    _try(processor, config.vision_config.image_size)
+
+
+def _try(processor: HFCLIPProcessor, image_size: int) -> None:
+    """Raises ConversionError unless texts of two lengths and an image that is no square become a batch."""
+    try:
+        texts = [_SAMPLE_TEXT, f"{_SAMPLE_TEXT} {_SAMPLE_TEXT}"]
+        inputs = processor(images=[Image.new("RGB", (5, 4))], text=texts, return_tensors="pt")
+    except Exception as error:
+        raise ConversionError(
+            f"its processor makes no batch of two texts and an image ({short_reason(error)}): the files of tokenizer "
+            "and processor are damaged, or of another model."
+        ) from error
+    found = tuple(inputs["pixel_values"].shape[-2:])
+    if found != (image_size, image_size):
+        raise ConversionError(
+            f"its processor makes images of {found[1]} x {found[0]} pixels, and the model takes {image_size}: one of "
+            "the two files is of another model."
+        )
 
 
 def _fit_vocabulary(tokenizer: PreTrainedTokenizerBase, text: HFCLIPTextConfig) -> None:

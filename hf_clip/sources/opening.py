@@ -126,7 +126,7 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
                 groups.append((str(file), group, start))
                 start += parquet.metadata.row_group(group).num_rows
             if schema is None or features is None:
-                schema, features = found, datasets.Features.from_arrow_schema(parquet.schema_arrow)
+                schema, features = found, _features_of(parquet.schema_arrow)
         if set(found.names) != set(schema.names):
             raise different_columns(str(files[0]), schema.names, str(file), found.names)
     assert features is not None
@@ -143,6 +143,20 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
     find_rows = partial(find_row_groups, files, columns)
     known = {"num_rows": total, "file_starts": tuple(starts)}
     return _finish(dataset, name, columns, request, all_columns=features, find_rows=find_rows, **known)
+
+
+def _features_of(schema: pa.Schema) -> datasets.Features:
+    """Types of the columns that `datasets` has a type for: one of maps, which nothing reads, refuses no file."""
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except (ValueError, NotImplementedError, TypeError):
+        pass
+    for field in list(schema):
+        try:
+            datasets.Features.from_arrow_schema(pa.schema([field]))
+        except (ValueError, NotImplementedError, TypeError):
+            schema = schema.remove(schema.get_field_index(field.name))
+    return datasets.Features.from_arrow_schema(schema)
 
 
 def _stream(generate: Callable, features: Mapping[str, Any], arguments: dict[str, Any]) -> datasets.IterableDataset:

@@ -162,3 +162,24 @@ def test_siglip_2_from_transformers_sees_lower_case(name, tmp_path):
         in again(text=["A <MyCat>!"], return_tensors="pt")["input_ids"]
     )
     assert processor(images=IMAGES[0])["pixel_values"][0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("tokenizer_config.json", lambda content: content.update(pad_token=None), "makes no batch of two texts"),
+        (
+            "processor_config.json",
+            lambda content: content["image_processor"].update(do_center_crop=False),
+            "makes images of 40 x 32 pixels, and the model takes 32",
+        ),
+    ],
+)
+def test_a_processor_that_fails_at_its_first_use_fails_at_loading(file, change, problem, tmp_path):
+    for part in tiny_clip(["a photo of 2 cats"]):
+        part.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    change(content)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match=problem):
+        load(tmp_path)

@@ -191,3 +191,10 @@ def test_a_file_that_is_gone_is_one_line(tmp_path):
         [tmp_path / "train.csv", tmp_path / "z.csv"]
     )
     assert "is no file or folder" in error_of("a" * 300)
+
+
+def test_a_column_of_maps_that_nothing_reads_refuses_no_file(tmp_path):
+    pairs = pa.array([[("a", "b")]] * 3, pa.map_(pa.string(), pa.string()))
+    images = [{"bytes": image_bytes(index), "path": None} for index in range(3)]
+    pq.write_table(pa.table({"image": images, "caption": ["x", "y", "z"], "extra": pairs}), tmp_path / "maps.parquet")
+    assert [sample.captions for sample in samples(tmp_path / "maps.parquet")] == [["x"], ["y"], ["z"]]
