@@ -17,11 +17,32 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 _PASSWORD = rb"(?:pass(?:word|wd|phrase)|pwd|api_?key|secret(?:_?(?:access_?)?key)?|(?:access|auth)_?token)"
-# Words that stand for a password, not one: variables, masks, and what code calls.
-_NO_PASSWORD = (
-    rb"(?!(?:none|null|true|false|password|passwd|secret|token|redacted|example|changeme|str|string|your[\w-]*)"
-    rb"[\"']?(?![\w-])|[*x.$<{%[]|(?:os|self|config|args|getpass)\b)"
+# What stands for a password, from its first letter to an end: words, masks, variables, what templates fill, and code.
+_WORDS = (
+    rb"none|null|true|false|undefined|password|passwd|secret|token|redacted|placeholder|example|change[_-]?me|str|string"
+    rb"|your[\w-]*"
 )
+_VARIABLES = (
+    rb"\$\{[\w.:]+\}|\$\{\{[^{}\n]*\}\}|\$\([^()\n]*\)|\$\d|\$env:\w+"
+    # Of small letters only what a variable is named: "$uper5ecret" is a password.
+    rb"|\$(?:(?-i:[A-Z_][A-Z0-9_]*)|\w*(?:pass|pwd?|secret|key|token)\w*)"
+    rb"|%\([^()\n]*\)[a-z]|%\w+%"
+)
+_BRACKETED = rb"<[^<>\n]*>|\{{1,3}[^{}\n]*\}{1,3}|\[[^\[\]\n]*\]"
+_CODE = rb"(?:os|self|config|args|getpass)(?:[.(\[]|(?![^\s)\]},;]))"
+_STANDS_FOR_IT = _WORDS + rb"|[*x._-]+|" + _VARIABLES + rb"|" + _BRACKETED
+_NO_PASSWORD = rb"(?!(?:" + _STANDS_FOR_IT + rb")[.:!?*]*(?:[\s\"'`,;&|()\[\]{}<\\]|\Z)|" + _CODE + rb")"
+# Between quotes the end is the quote, so that words may follow on words.
+_NO_QUOTED_PASSWORD = (
+    rb"(?!(?:" + _STANDS_FOR_IT + rb"|your[\w\s-]*|(?:enter|insert)\s[a-z\s]*)[.:!?*]*[\"'\\]|" + _CODE + rb")"
+)
+
+
+def _quoted(content: bytes) -> bytes:
+    """The pattern of a password between quotes of either kind; `%` in `content` stands for the quote."""
+    forms = (quote + _NO_QUOTED_PASSWORD + content.replace(b"%", quote) + quote for quote in (b'"', b"'"))
+    return rb"(?:" + rb"|".join(forms) + rb")"
+
 
 _PASSWORD_PARTS = (b"pass", b"pwd", b"key", b"secret", b"token")
 
@@ -94,29 +115,46 @@ PATTERNS = (
         (b"://",),
         re.compile(
             rb"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://"
-            rb"[^\s/:@'\"<>{}*]*:(?!//)[^\s/@'\"<>{}*$]+@[A-Za-z0-9[]"
+            rb"[^\s/:@'\"<>{}*]*:(?!//|(?:(?i:" + _VARIABLES + rb")|\*+)@)[^\s/@'\"<>{}]+@[A-Za-z0-9[]"
         ),
     ),
     Pattern(
         "a password",
         _PASSWORD_PARTS,
-        re.compile(rb"(?i:" + _PASSWORD + rb"\s*=\s*" + _NO_PASSWORD + rb"[\"']?[^\s\"'()&,;]{4,})"),
+        re.compile(rb"(?i:" + _PASSWORD + rb"\s*=\s*[\"']?" + _NO_PASSWORD + rb"[^\s\"'()&,;]{4,})"),
     ),
     Pattern(
         "a password",
         _PASSWORD_PARTS,
-        re.compile(rb"(?i:" + _PASSWORD + rb"[\"']?\s*:\s*[\"']" + _NO_PASSWORD + rb"[^\s\"']{4,}[\"'])"),
+        re.compile(rb"(?i:" + _PASSWORD + rb"[\"']?\s*[:=]\s*" + _quoted(rb"[^\s%]{4,}") + rb")"),
+    ),
+    # With spaces, of which keys and tokens have none.
+    Pattern(
+        "a password",
+        (b"pass", b"pwd"),
+        re.compile(
+            rb"(?i:(?:pass(?:word|wd|phrase)|pwd)[\"']?\s*[:=]\s*" + _quoted(rb"[^\s%][^%\r\n]{2,}[^\s%]") + rb")"
+        ),
     ),
     # Without quotes, but alone on its line: a setting in YAML, and not a sentence of a card.
     Pattern(
         "a password",
         _PASSWORD_PARTS,
-        re.compile(rb"(?im:^[^\w\n]*[\w-]*" + _PASSWORD + rb":[ \t]+" + _NO_PASSWORD + rb"[^\s\"'|>]{4,}[ \t\r]*$)"),
+        re.compile(
+            rb"(?im:^[^\w\n]*[\w-]*" + _PASSWORD + rb":[ \t]+" + _NO_PASSWORD + rb"[^\s\"'|>][^\s\"']{3,}"
+            rb"(?:[ \t]+#[^\r\n]*)?[ \t\r]*$)"
+        ),
     ),
 )
 _LINE_END = rb"(?:\\[rn]|[\r\n])+[ \t]*"
-# Wrapped or not; the last line may be of one letter.
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}(?:" + _LINE_END + rb"[A-Za-z0-9+/_-]+)*")
+_LETTERS = rb"[A-Za-z0-9+/_-]"
+# Fewer letters hold no credential.
+_SHORTEST = 16
+# Wrapped or not, at whatever width; the last line may be of one letter.
+_BASE64 = re.compile(
+    rb"(?:%b{%d,}|%b{4,}(?=%b%b{4}))(?:%b%b+)*"
+    % (_LETTERS, _SHORTEST, _LETTERS, _LINE_END, _LETTERS, _LINE_END, _LETTERS)
+)
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -135,7 +173,7 @@ def find_credential(content: bytes) -> str | None:
         for run in _BASE64.finditer(text):
             lines = re.split(_LINE_END, run[0])
             # As one, and line by line: words that follow on the next line are letters of base64 too.
-            for letters in {b"".join(lines), *lines}:
+            for letters in {b"".join(lines), *(line for line in lines if len(line) >= _SHORTEST)}:
                 for decoded in _decode_base64(letters):
                     for spelling in _spellings(decoded):
                         if (kind := _match(spelling, token)) is not None:

@@ -43,8 +43,20 @@ SECRETS = {
     "password-yaml": "db_password: " + "hunter22",
     "password-json": '"passwd": "' + 'hunter2"',
     "password-in-query": "host/x?user=a&password=" + "hunter2&b=1",
+    "password-of-an-x": "password: " + "xK9mPq2vLw",
+    "password-of-a-capital-x": "password=" + "Xylophone77",
+    "password-of-a-dollar": '"password": "$' + 'uper5ecret"',
+    "password-of-a-dot": "password=" + ".hunter22",
+    "password-of-a-percent": "passwd=" + "%hunter22",
+    "password-of-a-bracket": "password=" + "<hunter22",
+    "password-of-a-word": "password=" + "none.of9",
+    "password-with-a-comment": "db_password: " + "hunter22pw  # prod",
+    "password-of-words": "password: '" + "two words here'",
+    "password-of-words-json": '"password": "' + 'none of them 4me"',
     "url": "https://user:" + "pw1@example.org/x",
     "database-url": "postgresql://me:" + "s3cret@db:5432/x",
+    "url-dollars": "postgres://admin:" + "Pa$$w0rd@db.example.com/x",
+    "url-asterisk": "mysql://root:" + "s*cret9@db.example.com",
     "redis-url": "redis://:" + "s3cret@db",
 }
 ENCODINGS = ("utf-8", "utf-16", "utf-16-be", "utf-32")
@@ -79,6 +91,13 @@ def test_every_kind_is_found_in_every_encoding(secret):
         "The passwords of users are no part of the data.",
         "git@github.com:owner/name.git and https://example.org:8080/x@y and mailto:a@b.org",
         "https://user:***@example.org",
+        "https://user:$PASSWORD@example.org https://user:${PASSWORD}@example.org mysql://%(user)s:%(password)s@db",
+        "password=xxxxxxxx, password='XXXX-XXXX' password: '...' password=none. password='changeme'",
+        "password: $DB_PASSWORD  # of the environment",
+        "password=%(password)s password=%PASSWORD% password={password} password=$(pass show db) password=$db_password",
+        '"password": "your password here", "passwd": "Enter your password", "api_key": "${{ secrets.KEY }}"',
+        "password = config.password",
+        "compass: 'an instrument that points north'",
         "hf_clip hf_clip_siglip hf_model_of_many_words_that_is_no_token",
         "sk-learn task-sk-something",
         'the_token: <|endoftext|>, "bos_token": "<|startoftext|>"',
@@ -91,6 +110,14 @@ def test_every_kind_is_found_in_every_encoding(secret):
 def test_what_is_none_is_not_taken_for_one(text):
     assert find_credential(text.encode()) is None
     assert find_credential(base64.b64encode(text.encode())) is None
+
+
+@pytest.mark.parametrize("width", [4, 8, 12, 76])
+def test_base64_is_read_at_whatever_width_it_is_wrapped(width):
+    letters = base64.b64encode(b"password=" + b"hunter22xyz")
+    lines = [letters[start : start + width] for start in range(0, len(letters), width)]
+    for line_end in (b"\n", b"\r\n", b"\\n"):
+        assert find_credential(b"data:\n" + line_end.join(lines)) == "a password in base64"
 
 
 def test_nothing_of_a_models_files_is_taken_for_one(saved):
