@@ -15,6 +15,8 @@ from .usage import UsageError
 PNG_MARK = b"Software\x00hf-clip"
 # And in those of plots.
 PLOT_MARK = b"Software\x00hf_clip"
+# The keys that `hf_clip.prompts` reads: a recipe has `templates` too, and others besides.
+PROMPT_KEYS = ("name", "classes", "templates", "best_templates", "source", "license")
 
 
 def is_result(file: Path) -> bool:
@@ -43,11 +45,15 @@ def is_plot(file: Path) -> bool:
 
 def is_prompts(file: Path) -> bool:
     """Whether a file reads as templates in YAML."""
+    import yaml
+
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    # Whatever it is: what the parser stumbles over is not replaced.
+    except Exception:
         return False
-    return "templates:" in lines
+    is_table = isinstance(content, dict) and content.keys() <= set(PROMPT_KEYS)
+    return is_table and isinstance(content.get("templates"), list)
 
 
 def _json(file: Path) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hf_clip import prompts
 from hf_clip_cli import main as cli
-from hf_clip_cli.outputs import Outputs, is_prompts, is_result, is_sheet
+from hf_clip_cli.outputs import PROMPT_KEYS, Outputs, is_prompts, is_result, is_sheet
 from hf_clip_cli.sheet import write_sheet
 from hf_clip_cli.usage import UsageError
 
@@ -118,6 +119,28 @@ def test_what_the_command_wrote_itself_may_be_replaced(place):
     Outputs(overwrite=True).file("--output", Path("notes.txt"), "a result in JSON")
     with pytest.raises(UsageError, match="there is no folder gone"):
         outputs.file("--output", Path("gone/x.json"), "a result in JSON")
+
+
+@pytest.mark.parametrize(
+    ("content", "replaced"),
+    [
+        ("name: x\nsource: chosen\ntemplates:\n- a {}\nclasses:\n- a\n", True),
+        ("\ufefftemplates: ['a {}']\n", True),
+        # As a run keeps its recipe.
+        ("steps: 3\ndata:\n  train: [a.parquet]\ntemplates:\n- a photo of a {}\n", False),
+        ("templates:\n", False),
+        ("? [a]\n: 1\ntemplates:\n- a {}\n", False),
+        ("templates:\n- " + "[" * 3000 + "]" * 3000, False),
+        ("|\n templates:\n", False),
+    ],
+)
+def test_templates_replace_templates_and_no_recipe(tmp_path, content, replaced):
+    (tmp_path / "x.yaml").write_text(content, encoding="utf-8")
+    assert is_prompts(tmp_path / "x.yaml") is replaced
+
+
+def test_the_command_knows_the_keys_of_prompts():
+    assert set(PROMPT_KEYS) == prompts._KEYS
 
 
 def test_links_among_folders_that_go_round_are_followed_once(place):
