@@ -14,6 +14,11 @@ from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, OTHER_SUFFIXES,
 
 from .errors import SourceError, one_line, report_row
 from .marks import Mark, MarkedRows
+from .tables import LARGEST_FIELD
+from .values import Unread, describe
+
+# Compressed, a member of gigabytes is a few kilobytes of a tar.
+LARGEST_IMAGE = 2**28
 
 _APART = (
     "A tar holds the members of a sample one after the other, such as 0001.jpg, 0001.txt, 0002.jpg: sort its members "
@@ -39,8 +44,7 @@ def read_tar(file: str, start: Mark | None) -> MarkedRows:
                     if key in ended:
                         report_row(f"{file} sample {key}", f"has members apart from each other. {_APART}", file)
                 current = key
-                content = archive.extractfile(member)
-                _add_member(row, suffix, b"" if content is None else content.read(), f"{file}/{member.name}")
+                _add_member(row, suffix, _content_of_member(archive, member, suffix), f"{file}/{member.name}")
             _require_end(file, archive, stream, first)
     if current is not None:
         yield mark, f"{file} sample {current}", row
@@ -60,6 +64,10 @@ def require_whole_samples(file: str, rows: Sequence[tuple[str, dict[str, Any]]])
 
 def explain_columns(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """What may be wrong with the names of the members, where no column for the images or captions is found."""
+    unread = [(key, name, value) for key, row in rows for name, value in row.items() if isinstance(value, Unread)]
+    if unread:
+        key, name, value = unread[0]
+        return f" {key}: the member {name!r} has {describe(value)}. Write smaller ones."
     dotted = [(key.rpartition(" sample ")[2], name) for key, row in rows for name in row if "." in name]
     if dotted:
         sample, name = dotted[0]
@@ -123,14 +131,47 @@ def _sample_of_member(member: tarfile.TarInfo) -> tuple[str | None, str]:
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
-def _add_member(row: dict[str, Any], suffix: str, content: bytes, path: str) -> None:
-    """Put a tar's member into its row: the image as `image`, the fields of a JSON object by their names."""
-    last = "." + suffix.rpartition(".")[2]
-    if last in IMAGE_SUFFIXES or (last not in OTHER_SUFFIXES and is_image(content)):
+def _content_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Unread:
+    """A member's bytes, of which images may have more than texts."""
+    stream = archive.extractfile(member)
+    if stream is None:
+        return b""
+    if member.size <= LARGEST_FIELD:
+        return stream.read()
+    head, last = b"", _last_suffix(suffix)
+    if last not in IMAGE_SUFFIXES:
+        head = b"" if last in OTHER_SUFFIXES else stream.read(LARGEST_FIELD)
+        if not is_image(head):
+            return Unread(member.size, LARGEST_FIELD)
+    return head + stream.read() if member.size <= LARGEST_IMAGE else Unread(member.size, LARGEST_IMAGE)
+
+
+def _last_suffix(suffix: str) -> str:
+    return "." + suffix.rpartition(".")[2]
+
+
+def _is_image_member(suffix: str, content: bytes | Unread) -> bool:
+    if isinstance(content, Unread):
+        return content.limit == LARGEST_IMAGE
+    last = _last_suffix(suffix)
+    return last in IMAGE_SUFFIXES or (last not in OTHER_SUFFIXES and is_image(content))
+
+
+def _add_member(row: dict[str, Any], suffix: str, content: bytes | Unread, path: str) -> None:
+    """Put a tar's member into its row: the image as `image`, the fields of a JSON object by their names.
+
+    What was too large stands there as such: whoever reads that column says so, and nobody does of another.
+    """
+    if _is_image_member(suffix, content):
         # One shard may hold jpg, png and webp side by side, so these are one column; `left.jpg` is its own.
         column = suffix if "." in suffix else "image"
         if not _is_image_field(row.get(column)):
-            row[column] = {"bytes": content, "path": path}
+            row[column] = content if isinstance(content, Unread) else {"bytes": content, "path": path}
+    elif isinstance(content, Unread):
+        if suffix == "json":
+            report_row(path, f"has {describe(content)}.", path.rpartition("/")[0])
+        else:
+            row[suffix] = content
     elif suffix == "json":
         try:
             fields = json.loads(content)

@@ -6,6 +6,7 @@ the file can hold. Nothing else has a text of its own: the `str` of a list or an
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,14 @@ _BOOLEANS = {"false": 0, "true": 1}
 
 class ValueKindError(ValueError):
     """A value is of a kind that has no text; the message says of which, and is the end of a sentence on its column."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands in the place of a value that is too large to be read: its size and the largest, in bytes."""
+
+    size: int
+    limit: int
 
 
 def as_text(value: Any) -> str | None:
@@ -95,4 +104,6 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple | set):
         kinds = sorted({"an object" if isinstance(item, Mapping) else type(item).__name__ for item in value})
         return f"a list of {len(value)} ({', '.join(kinds)})" if kinds else "an empty list"
+    if isinstance(value, Unread):
+        return f"{value.size / 2**20:.0f} MB (at most {value.limit / 2**20:.0f} MB are read)"
     return f"a value of type {type(value).__name__}"

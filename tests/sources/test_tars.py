@@ -3,6 +3,7 @@
 import gzip
 import json
 import tarfile
+import tracemalloc
 
 import pytest
 
@@ -82,3 +83,45 @@ def test_names_with_dots_of_another_meaning_are_explained(tmp_path):
     members = {"v1.0/photo.2021.01.jpg": image_bytes(1), "v1.0/photo.2021.01.txt": "january"}
     message = error_of(write_tar(tmp_path / "x.tar", members))
     assert "'v1.0/photo.2021.01.jpg' is the member '2021.01.jpg' of the sample 'v1.0/photo'" in message
+
+
+def test_members_that_are_too_large_are_not_read(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_clip.sources.tars.LARGEST_FIELD", 2**20)
+    monkeypatch.setattr("hf_clip.sources.tars.LARGEST_IMAGE", 2**22)
+    large, huge = image_bytes(1) + bytes(2**21), image_bytes(2) + bytes(2**23)
+    members = {
+        # No column reads it: the sample is whole.
+        **{"0.png": image_bytes(0), "0.txt": "a", "0.bin": bytes(2**24), "0.npy": bytes(2**21)},
+        **{"1.png": large, "1.txt": "b", "2.image": large, "2.txt": "c"},
+        **{"3.png": huge, "3.txt": "d", "4.image": huge, "4.txt": "e"},
+        **{"5.png": image_bytes(5), "5.txt": b"f" * 2**21, "6.png": image_bytes(6), "6.txt": "g"},
+        **{"7.png": image_bytes(7), "7.txt": "h", "7.json": b" " * 2**21 + b"{}"},
+    }
+    read = samples(write_tar(tmp_path / "x.tar", members))
+    assert [sample.captions for sample in read] == [["a"], ["b"], ["c"], ["d"], ["e"], [], ["g"], ["h"]]
+    assert [sample.image["bytes"] for sample in read[:3]] == [image_bytes(0), large, large]
+    assert [sample.image["bytes"] for sample in read[3:5]] == [None, None]
+    assert [sample.image["bytes"] for sample in read[5:]] == [image_bytes(index) for index in (5, 6, 7)]
+    assert "sample 3 holds 8 MB (at most 4 MB are read) where an image belongs." in caplog.text
+    assert "sample 5 column 'txt' holds 2 MB (at most 1 MB are read), not texts." in caplog.text
+    assert "x.tar/7.json has 2 MB (at most 1 MB are read)." in caplog.text
+    assert "bin" not in caplog.text and "npy" not in caplog.text
+
+
+def test_a_large_member_of_zeros_takes_no_memory(tmp_path):
+    members = {"0.png": image_bytes(0), "0.txt": "a", "0.bin": bytes(2**27)}
+    packed = write(tmp_path / "b.tar", gzip.compress(write_tar(tmp_path / "a.tar", members).read_bytes(), 1))
+    del members
+    tracemalloc.start()
+    try:
+        assert [sample.captions for sample in samples(packed)] == [["a"]]
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tar_whose_images_are_all_too_large_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_clip.sources.tars.LARGEST_FIELD", 2**20)
+    monkeypatch.setattr("hf_clip.sources.tars.LARGEST_IMAGE", 2**22)
+    file = write_tar(tmp_path / "x.tar", {"0.png": image_bytes(0) + bytes(2**23), "0.txt": "a"})
+    assert "sample 0: the member 'image' has 8 MB (at most 4 MB are read). Write smaller ones." in error_of(file)
