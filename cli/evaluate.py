@@ -268,7 +268,7 @@ def read_baselines(file: Path) -> list[tuple[float, float]]:
     """Pairs (top-1, top-1 on shifted data) of other models from a JSON file."""
     try:
         return [(float(row["top_1"]), float(row["shifted_top_1"])) for row in json.loads(file.read_text("utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"--baselines {file} is no JSON list of objects with top_1 and shifted_top_1 ({error})."
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 _FOLDER = Path(__file__).with_name("assets") / "prompts"
 _KEYS = {"name", "classes", "templates", "best_templates", "source", "license"}
+_FORM = "write one text a line under `templates`, each after a dash"
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,20 @@ def _parsed(path: Path) -> tuple[Any, dict[tuple, tuple[int, str]]]:
     if path.suffix.lower() == ".json":
         try:
             return json.loads(text), {}
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}.") from None
+        except RecursionError:
+            raise ValueError(f"{path} is nested too deeply: {_FORM}.") from None
     import yaml
 
     try:
-        places = dict(_places(yaml.compose(text, yaml.SafeLoader)))
-        return yaml.safe_load(text), places
-    except yaml.YAMLError as error:
+        # First, for PyYAML says where a key stands that is a list.
+        content = yaml.safe_load(text)
+        return content, dict(_places(yaml.compose(text, yaml.SafeLoader)))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply: {_FORM}.") from None
+    # What PyYAML makes no error of its own of, such as dates that are none.
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
 
 

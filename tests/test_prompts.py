@@ -65,6 +65,10 @@ def test_own_templates_and_classes_from_yaml(tmp_path):
         ("templates: ['{}']\nclasses: ['']", "an entry of `classes` is empty"),
         ("templates: [", "is not YAML"),
         ("- a {}", "holds no prompts"),
+        ("? [a]\n: 1\ntemplates: ['a {}']", "own.yaml is not YAML: while constructing a mapping"),
+        ("templates: &b [*b]", "own.yaml is nested too deeply: write one text a line under `templates`"),
+        ("templates: " + "[" * 3000 + "]" * 3000, "own.yaml is nested too deeply"),
+        ("templates: [2024-13-45]", "own.yaml is not YAML: month must be in 1..12"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path, content, said):
@@ -72,13 +76,16 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path, content, said):
     file.write_text(content, "utf-8")
     with pytest.raises(ValueError, match="own.yaml|own") as caught:
         load_prompts(file)
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_json_file_and_one_that_is_no_text_say_where(tmp_path):
     file = tmp_path / "own.json"
     file.write_text('{"templates": ["{}"], "classes": ["a", ["b", false]]}', "utf-8")
     with pytest.raises(ValueError, match=r"own.json, classes 1 1: False in `classes` is read as bool"):
+        load_prompts(file)
+    file.write_text("[" * 100_000, "utf-8")
+    with pytest.raises(ValueError, match="own.json is nested too deeply"):
         load_prompts(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="own.json cannot be read as text in UTF-8"):

@@ -68,6 +68,8 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Train
         return _build(TrainConfig, given, "")
     except RecipeError:
         raise
+    except RecursionError as error:
+        raise RecipeError(f"Recipe {recipe} is nested too deeply: remove brackets.") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise RecipeError(f"Recipe {recipe}: {' '.join(str(error).split())}") from error
 
@@ -110,6 +112,9 @@ class _Reader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            # One that is a list or a table is refused below, with its place.
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
             seen.add(key.value)

@@ -87,8 +87,10 @@ def read_suite(file: str | Path, only: Iterable[str] | None = None) -> list[Suit
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
         found = content["datasets"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no suite: a YAML file with a key `datasets` ({error}).") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no suite: a YAML file with a key `datasets` ({' '.join(str(error).split())})."
+        ) from None
     of_data = {each.name for each in fields(DataSpec)}
     known = {each.name for each in fields(SuiteEntry)} - {"name"} | of_data
     entries = []

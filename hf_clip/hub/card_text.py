@@ -28,13 +28,13 @@ class CardError(ValueError):
 
 
 def read_card_text(path: Path) -> str:
-    """The text of a card's file, with its ends of lines as they are.
+    """The text of a card's file, with its ends of lines as they are, and without a byte order mark.
 
     Raises:
         CardError: if it cannot be read as UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CardError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
     except OSError as error:
@@ -50,11 +50,16 @@ def read_front_matter(text: str, name: str) -> dict[str, Any]:
     Raises:
         CardError: if it is not YAML, or a field is of a kind that the Hub does not take.
     """
-    found = FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    found = FRONT_MATTER.match(text.removeprefix("\ufeff").replace("\r\n", "\n"))
     try:
         data = yaml.safe_load(found["yaml"]) if found else None
     except yaml.YAMLError as error:
         raise CardError(f"{name}: the front matter is not YAML ({_place(error)}): fix it there.") from None
+    except RecursionError:
+        raise CardError(f"{name}: the front matter is nested too deeply: remove brackets.") from None
+    # What PyYAML makes no error of its own of, such as dates that are none.
+    except (TypeError, ValueError) as error:
+        raise CardError(f"{name}: the front matter cannot be read ({error}): correct that value.") from None
     data = {} if data is None else data
     _require(data, (dict,), "the front matter", name)
     for key, value in data.items():
@@ -72,7 +77,7 @@ def parse_card(text: str, name: str) -> ModelCard:
     """The card of a text. Raises CardError as `read_front_matter` does."""
     read_front_matter(text, name)
     try:
-        return ModelCard(text)
+        return ModelCard(text.removeprefix("\ufeff"))
     # Whatever it is: what people write reaches code of the Hub's library that trusts it.
     except Exception as error:
         raise CardError(f"{name}: the front matter cannot be read ({' '.join(str(error).split())[:300]}).") from None

@@ -153,14 +153,15 @@ def _png_texts(file: Path) -> dict[str, str] | None:
 def _is_recipe(file: Path) -> bool:
     try:
         return isinstance(yaml.safe_load(file.read_bytes()), dict)
-    except (yaml.YAMLError, UnicodeDecodeError):
+    # What PyYAML makes no error of its own of, too, such as deep nesting and dates that are none.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return False
 
 
 def _is_results(file: Path) -> bool:
     try:
         content = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "evaluations" in content
 

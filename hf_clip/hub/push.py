@@ -161,6 +161,6 @@ def _facts(source: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
         if (source / "results.json").is_file():
             measured = json.loads((source / "results.json").read_bytes())
             results = list(measured["evaluations"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         say(f"The card is written without results: {source / 'results.json'} has none ({one_line(error)}).")
     return CardFacts(model_name=repo_id.split("/")[-1], training_data=[], results=results, repo_id=repo_id)

@@ -58,6 +58,8 @@ def place(tmp_path_factory):
     (place / "names.txt").write_text("\n".join(COLOURS), encoding="utf-8-sig")
     (place / "gap.txt").write_text("red\n\nblue\n")
     (place / "none.json").write_text("{}")
+    (place / "deep.json").write_text("[" * 100_000)
+    (place / "huge.json").write_text(f'[{{"top_1": 1{"0" * 400}, "shifted_top_1": 0.4}}]')
     (place / "photos").mkdir()
     (place / "photos/confusion.png").write_bytes(rows(1)[0]["image"]["bytes"])
     (place / "one.json").write_text('[{"top_1": 0.5, "shifted_top_1": 0.4}]')
@@ -366,6 +368,14 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path, monkeypatch):
         (f"zero-shot {DATA} --revision v1 --push-to-card", "give it without --revision"),
         (f"robustness {DATA} --baselines names.txt", "name the second with --shifted-data"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines names.txt", "is no JSON list of objects"),
+        (
+            f"robustness {DATA} --shifted-data squares.parquet --baselines deep.json",
+            "deep.json is no JSON list of obj",
+        ),
+        (
+            f"robustness {DATA} --shifted-data squares.parquet --baselines huge.json",
+            "huge.json is no JSON list of obj",
+        ),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines none.json", "0 baselines make no line"),
         (f"robustness {DATA} --shifted-data squares.parquet --baselines one.json", "1 baselines make no line"),
         (f"zero-shot {DATA} --plots names.txt/plots", "--plots names.txt/plots cannot be made (Not a directory)"),

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_clip.hub import CardError, adapt_card, check_model_card, put_results
-from hf_clip.hub.card_text import read_card_text
+from hf_clip.hub.card_text import read_card_text, read_front_matter
 from hf_clip.hub.card_updates import push_to_card
 from tests.helpers.model_cards import ZERO_SHOT
 
@@ -29,10 +29,13 @@ BROKEN = [
     ("model-index: [{name: x, results: [{task: 3}]}]\n", "'task' of a result of 'model-index' is 3"),
     ("model-index: [{name: x, results: [{metrics: {a: 1}}]}]\n", "'metrics' of a result of 'model-index' is a table"),
     ("model-index: [{name: x, results: [{metrics: [1]}]}]\n", "a metric of 'model-index' is 1"),
+    ("date: 2024-13-45\n", "the front matter cannot be read (month must be in 1..12): correct that value"),
+    ("? {a: 1}\n: 2\n", "the front matter "),
+    ("tags: " + "[" * 3000 + "]" * 3000 + "\n", "the front matter is nested too deeply: remove brackets"),
 ]
 
 
-@pytest.mark.parametrize(("front", "said"), BROKEN, ids=[front.strip() for front, _ in BROKEN])
+@pytest.mark.parametrize(("front", "said"), BROKEN, ids=[front.strip()[:60] for front, _ in BROKEN])
 def test_front_matter_that_cannot_be_used_is_one_line(tmp_path, front, said):
     (tmp_path / "README.md").write_text(f"---\n{front}---\n# x\n", encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model_type": "hf_clip"}')
@@ -56,6 +59,13 @@ def test_a_card_that_is_not_utf_8_is_called_so(tmp_path):
         read_card_text(tmp_path / "README.md")
     with pytest.raises(CardError, match=r"README\.md is not UTF-8"):
         push_to_card(tmp_path, ZERO_SHOT)
+
+
+def test_a_card_that_begins_with_a_byte_order_mark_keeps_its_front_matter(tmp_path):
+    text = "---\nlicense: mit\n---\n# x\n"
+    (tmp_path / "README.md").write_bytes(f"\ufeff{text}".encode())
+    assert read_card_text(tmp_path / "README.md") == text
+    assert read_front_matter(f"\ufeff{text}", "x") == {"license": "mit"}
 
 
 @pytest.mark.parametrize("front", ["language: en\n", "language: [en, fr]\ndatasets: owner/name\n", "tags: null\n", ""])

@@ -194,7 +194,16 @@ def test_a_push_that_failed_goes_on_where_it_stopped(hub, trained, capsys):
     assert (hub.branches[NAME, "next"] / "model.safetensors").is_file()
 
 
-def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "results"),
+    [
+        ("[not, a, recipe]\n", "[]"),
+        ("steps: " + "[" * 3000 + "]" * 3000, "[" * 100_000),
+        ("steps: 2024-13-45\n", "{"),
+    ],
+    ids=["of another kind", "nested", "broken"],
+)
+def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path, recipe, results):
     source = tmp_path / "source"
     shutil.copytree(trained, source)
     text = PngInfo()
@@ -207,8 +216,8 @@ def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path):
     for name in ("LICENSE.pem", "LICENSE_KEYS.json", "notes.txt", ".env", "train.py", "data.parquet"):
         (source / name).write_text("of mine alone\n")
     (source / "COPYING").write_bytes(b"PK\x03\x04\x00\xff")
-    (source / "recipe.yaml").write_text("[not, a, recipe]\n")
-    (source / "results.json").write_text("[]")
+    (source / "recipe.yaml").write_text(recipe)
+    (source / "results.json").write_text(results)
     said = []
     prepare(source, tmp_path / "prepared", NAME, say=said.append)
     sent = {path.relative_to(tmp_path / "prepared").as_posix() for path in (tmp_path / "prepared").rglob("*")}

@@ -382,7 +382,13 @@ def test_a_model_that_cannot_be_built_is_refused(file):
 def test_a_recipe_that_is_not_there_or_none(tmp_path):
     with pytest.raises(RecipeError, match="no recipe 'emojis': name one that comes with the package .*emoji"):
         load_recipe("emojis")
-    for text, message in (("- a\n- b\n", "not a table"), ("steps: [", "while parsing"), ("", "model is missing")):
+    for text, message in (
+        ("- a\n- b\n", "not a table"),
+        ("steps: [", "while parsing"),
+        ("", "model is missing"),
+        ("steps: " + "[" * 3000 + "]" * 3000, "^Recipe .*recipe.yaml is nested too deeply: remove brackets"),
+        ("? [a]\n: 1\n", "^Recipe .*recipe.yaml: while constructing a mapping .* found unhashable key"),
+    ):
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(RecipeError, match=message):
             load_recipe(tmp_path / "recipe.yaml")
