@@ -113,7 +113,7 @@ def plot_retrievals(result: RetrievalResult, images, output: str | Path, *, coun
         top = height
         for title, color, indices in (
             ("Best: the true name first, by the widest margin", GREEN, best),
-            ("Worst: the true name placed last", RED, worst),
+            ("Worst: the true name ranked lowest", RED, worst),
         ):
             place = (0.12 / WIDTH_INCHES, (top - 0.26) / height)
             figure.text(*place, title, color=color, fontsize=10.5, fontweight="bold")

@@ -10,6 +10,9 @@ import numpy as np
 
 from hf_clip.evaluation.plots.canvas import BLUE, GREEN, INK, RED, WIDTH_INCHES, drawable, new_figure, save, style
 
+# Of the number at a curve's end, in units of R@1.
+LABEL_HEIGHT = 0.06
+
 
 def plot_training(metrics: str | Path, output: str | Path) -> Path:
     """Loss by step, and R@1 where it was measured on the way, as PNG.
@@ -49,12 +52,16 @@ def plot_training(metrics: str | Path, output: str | Path) -> Path:
 def _plot_recalls(axes, recalls: dict[str, dict[int, float]]) -> None:
     axes.grid(False)
     axes.spines["right"].set_visible(True)
+    heights: list[float] = []
     for color, (label, curve) in zip(cycle((GREEN, RED, "#8250df", "#9a6700")), recalls.items()):
         steps, values = zip(*sorted(curve.items()), strict=True)
         axes.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.5, label=drawable(label))
+        # Above the last point, and above what stands there already.
+        height = max([values[-1], *(one + LABEL_HEIGHT for one in heights if abs(one - values[-1]) < LABEL_HEIGHT)])
+        heights.append(height)
         axes.annotate(
             f"{values[-1]:.2f}",
-            (steps[-1], values[-1]),
+            (steps[-1], height),
             xytext=(-4, 6),
             textcoords="offset points",
             ha="right",
