@@ -59,7 +59,8 @@ def warm_python(preloaded: str = "package") -> list[str]:
     """
     if not hasattr(os, "pidfd_open"):
         return [sys.executable]
-    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+    # In the home of the tests, whatever a test has for a folder of temporary files.
+    address = str(Path(tempfile.mkdtemp(prefix="warm-", dir=Path.home())) / "socket")
     settings = warm_client.settings(os.environ) if preloaded == "package" else None
     Path(f"{address}.environment").write_text(json.dumps(settings), encoding="utf-8")
     server = subprocess.Popen(
