@@ -571,7 +571,7 @@ def test_places_without_a_file_are_named(files, tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"model": {"w": torch.ones(1)}, "args": 1}, "holds no tensors, but 'args', 'model'"),
+        ({"model": {"towers": {"w": torch.ones(1)}}, "args": 1}, "holds no tensors, but 'args', 'model'"),
         ({}, "holds no tensors"),
         ([torch.ones(1)], "list without a state dict"),
         ({"state_dict": [torch.ones(1)]}, "without a state dict"),

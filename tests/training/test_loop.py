@@ -454,8 +454,13 @@ def test_a_terminal_that_closes_and_an_exit_leave_a_checkpoint(data, tmp_path, m
         return result
 
     monkeypatch.setattr(Trainer, "update", update_and_end)
-    with pytest.raises((TrainingStopped, SystemExit)):
-        train(config, tmp_path / "run")
+    # What runs under nohup ignores it, and its tests too.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises((TrainingStopped, SystemExit)):
+            train(config, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] in (["checkpoint-4"], ["checkpoint-3"])
 
 
