@@ -9,6 +9,8 @@ from huggingface_hub import HfApi
 from hf_clip.hub import redact
 from hf_clip.hub.credentials import find_credential_in_file
 
+from .recipe import load_recipe, recipe_changes
+from .recipe_error import RecipeError
 from .run_folder import CHECKPOINTS, RECIPE
 
 # Seconds before another try; after the last one the push is given up.
@@ -90,8 +92,8 @@ class CheckpointPusher:
         if not api.model_info(self.repo_id).private:
             raise ValueError("it is public: make it private on the Hub, or set checkpoints.push_to to another")
         if RECIPE in api.list_repo_files(self.repo_id):
-            theirs = Path(api.hf_hub_download(self.repo_id, RECIPE)).read_bytes()
-            if theirs != (self.folder / RECIPE).read_bytes():
+            theirs = Path(api.hf_hub_download(self.repo_id, RECIPE))
+            if not _is_of_one_run(theirs, self.folder / RECIPE):
                 raise ValueError(
                     "it holds another run, of another recipe: set checkpoints.push_to to another repository"
                 )
@@ -112,3 +114,13 @@ class CheckpointPusher:
         copies = {"/".join(file.split("/")[:2]) for file in there if file.startswith(f"{CHECKPOINTS}/")}
         for older in sorted(copies - {copy}):
             api.delete_folder(older, self.repo_id, commit_message=f"{copy} replaces it")
+
+
+def _is_of_one_run(one: Path, other: Path) -> bool:
+    """Whether two recipes are of one run, which may be resumed with other logging, evaluations and the like."""
+    if one.read_bytes() == other.read_bytes():
+        return True
+    try:
+        return not recipe_changes(load_recipe(one), load_recipe(other))
+    except RecipeError:
+        return False
