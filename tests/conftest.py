@@ -60,11 +60,13 @@ def fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
-# Files whose tests start ranks or kill processes: by one worker, so that no two of them share the cores.
-PROCESSES = ("test_kills.py", "test_ranks.py", "test_sharded.py", "test_deepspeed.py", "test_stop.py")
 # Files that take half a minute or more, the longest first: the last one would keep one worker alone.
 LONGEST = (
-    *PROCESSES,
+    "test_kills.py",
+    "test_ranks.py",
+    "test_sharded.py",
+    "test_deepspeed.py",
+    "test_stop.py",
     "test_loop.py",
     "test_modeling.py",
     "test_push.py",
@@ -79,10 +81,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay with one worker, which makes its fixtures once; the longest group is begun first."""
-    for item in items:
-        name = "processes" if item.path.name in PROCESSES else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(name))
+    """The files that take longest are begun first."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
