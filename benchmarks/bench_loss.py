@@ -126,8 +126,8 @@ def main() -> None:
     has_peer = importlib.util.find_spec("sentence_transformers") is not None
     if not has_peer:
         print("sentence-transformers can't be imported: it is skipped.")
-    print(f"{options.dimensions} dimensions, float32, {torch.get_num_threads()} threads")
-    print(f"{'pairs':>7}  {'method':24}{'time':>11}{'over embeddings':>15}{'ours is faster':>17}{'loss':>12}")
+    print(f"{options.dimensions} dimensions, float32, {torch.get_num_threads()} threads; memory above the embeddings'")
+    print(f"{'pairs':>7}  {'method':24}{'time':>11}{'memory':>15}{'ours is faster':>17}{'loss':>12}")
     for batch in options.batches:
         ours_seconds = {}
         for method in METHODS:

@@ -60,29 +60,41 @@ def fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
-# Files that take half a minute or more, the longest first: the last one would keep one worker alone.
-LONGEST = (
+# Files that run commands, train, convert and push as a user would, the longest first. They are begun first, as the
+# last file would keep one worker alone, and `make quick` skips them.
+WHOLE_RUNS = (
     "test_kills.py",
     "test_ranks.py",
     "test_sharded.py",
     "test_deepspeed.py",
     "test_stop.py",
     "test_loop.py",
-    "test_modeling.py",
     "test_push.py",
     "test_evaluate.py",
     "test_peers.py",
+    "test_plan.py",
     "test_remote_code.py",
     "test_resume.py",
+    "test_convert.py",
+    "test_safe_torch.py",
+    "test_finetuning.py",
     "test_failures.py",
-    "test_knobs.py",
     "test_step.py",
+    "test_main.py",
+    "test_classify.py",
+    "test_docs.py",
+    "test_stream.py",
+    "test_suite.py",
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest are begun first."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """Before pytest selects by markers, and sorts no more."""
+    for item in items:
+        if item.path.name in WHOLE_RUNS:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: WHOLE_RUNS.index(item.path.name) if item.path.name in WHOLE_RUNS else len(WHOLE_RUNS))
 
 
 def pytest_collection_finish() -> None:

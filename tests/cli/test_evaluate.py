@@ -418,7 +418,6 @@ def evaluate_on_this_rank(place: str, folder: str) -> list[str]:
     return printed
 
 
-@pytest.mark.slow
 def test_started_by_a_launcher_two_processes_write_what_one_writes(place, tmp_path, capsys):
     """The command as users start it: two processes by torchrun, whose first one alone prints and writes."""
     content = [{**row, "label": row["caption"].split(" ")[1]} for row in rows(12)]
@@ -437,7 +436,6 @@ def test_started_by_a_launcher_two_processes_write_what_one_writes(place, tmp_pa
     assert completed.stdout == printed and printed.startswith("squares\n") and one["images"] == 286
 
 
-@pytest.mark.slow
 def test_two_processes_give_what_one_gives_and_one_of_them_prints(place, tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

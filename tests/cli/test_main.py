@@ -175,7 +175,6 @@ print(codes)
 """
 
 
-@pytest.mark.slow
 def test_without_what_training_needs_doctor_and_classify_work_and_train_says_what_is_missing(place):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -283,7 +283,6 @@ def test_verify_finds_a_wrong_activation_and_leaves_nothing(source, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
-@pytest.mark.slow
 def test_the_peers_own_code_runs_what_was_written(source, tmp_path, monkeypatch):
     """With OpenCLIP's model and tokenizer; its transform, which needs torchvision, has golden values of its own."""
     convert(source, to="open_clip", output_dir=tmp_path / "result")
@@ -301,7 +300,6 @@ def test_the_peers_own_code_runs_what_was_written(source, tmp_path, monkeypatch)
     assert measured.result_code == "open_clip" and measured.images <= 1e-5 and measured.texts <= 1e-5
 
 
-@pytest.mark.slow
 def test_openais_own_code_runs_what_was_written(openai_file, tmp_path, monkeypatch):
     convert(openai_file, to="openai", output_dir=tmp_path / "result")
     model, processor = load(openai_file)

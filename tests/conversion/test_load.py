@@ -130,6 +130,7 @@ def test_openais_archives_need_no_word(vision, container, tmp_path, caplog):
         load(file, hidden_act="gelu")
 
 
+@pytest.mark.slow
 def test_what_a_state_dict_does_not_say_must_be_said(tmp_path, monkeypatch):
     file = tmp_path / "weights"
     torch.save(openai_model().state_dict(), file)
@@ -197,6 +198,7 @@ def shape_of(config: HFCLIPConfig, activation: str) -> dict:
     return {"model_type": "hf_clip", "projection_dim": config.projection_dim, **fields}
 
 
+@pytest.mark.slow
 def test_shapes_tell_published_architectures_apart():
     """From the shapes alone, each is known again, up to its activation and to those that differ in nothing seen."""
     for name in ("RN50x4", "ViT-L/14@336px", "ViT-H-14-CLIPA", "ViT-B-16-SigLIP2", "ViT-H-14-worldwide"):

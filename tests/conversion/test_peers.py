@@ -35,8 +35,6 @@ from tests.helpers.counts import soak_count
 from tests.helpers.peers import load_open_clip, load_openai_module, load_openai_tokenize, load_timm
 from tools.make_golden_pixels import GOLDEN, SIZE, TRANSFORMS, image_of
 
-pytestmark = pytest.mark.slow
-
 TOLERANCE = 1e-5
 
 RESNET = {"layers": [1, 2, 1, 1], "width": 8, "head_width": 64, "patch_size": None, "image_size": 64}

@@ -106,7 +106,6 @@ def openai_model():
     return load_openai_module("model")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_half", [False, True])
 @pytest.mark.parametrize("vision", [(2, 64, 8), ((1, 1, 1, 1), 2, None)], ids=["vit", "resnet"])
 def test_openais_archives_give_the_state_dict_of_the_module(openai_model, vision, is_half, tmp_path):
@@ -460,7 +459,6 @@ def test_damaged_files_without_checksums_give_an_error_or_no_more_than_they_hold
         assert sum(value.nbytes for value in read.tensors.values()) <= 4 * len(damaged)
 
 
-@pytest.mark.slow
 def test_bombs_cost_neither_memory_nor_time(tmp_path):
     """One process with 600 MB more than torch itself takes, where a stack overflow would be a crash."""
     for number, (name, content) in enumerate(hostile.bombs().items()):
@@ -485,7 +483,6 @@ for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     assert (run.returncode, run.stdout) == (0, ""), run.stderr[-2000:]
 
 
-@pytest.mark.slow
 def test_reading_takes_the_weights_memory_once(tmp_path):
     """Peak of a process of its own for each file of 80 MB, read and cast tensor by tensor."""
     script = """

@@ -9,8 +9,6 @@ import torch.distributed as dist
 
 from tests.helpers.ranks import RankError, run_on_ranks
 
-pytestmark = pytest.mark.slow
-
 
 def sum_over_ranks(number: torch.Tensor) -> tuple[int, torch.Tensor]:
     total = number * (dist.get_rank() + 1)

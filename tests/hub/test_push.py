@@ -80,7 +80,6 @@ def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-@pytest.mark.slow
 def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, trained, tmp_path, capsys):
     assert cli.main(["push", str(trained), NAME, "--private"]) == 0
     printed = capsys.readouterr()
@@ -106,7 +105,6 @@ def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, train
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_siglip", [False, True])
 def test_as_transformers_it_needs_no_other_code(hub, tmp_path, is_siglip):
     model, processor = tiny("vit")
@@ -148,7 +146,6 @@ def test_what_transformers_cannot_express_is_refused_before_anything_is_sent(hub
     assert not hub.requests and not leftovers(tmp_path / "model")
 
 
-@pytest.mark.slow
 def test_push_to_hub_leaves_a_repository_that_loads(hub, tmp_path):
     model, processor = tiny("resnet")
     model.push_to_hub(NAME, private=True)

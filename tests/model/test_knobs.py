@@ -391,6 +391,7 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing():
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph_in_training_and_behind_it():
     model = scatter_weights(everything())
     for training in (False, True):

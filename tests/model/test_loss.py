@@ -259,6 +259,7 @@ def test_memory_grows_with_the_batch_not_with_its_square(name, ids, monkeypatch)
     assert large < 1024 * 1024 * 8 / 10
 
 
+@pytest.mark.slow
 @each_loss
 def test_a_compiled_step_gives_the_same_loss_and_gradients(name):
     loss, *numbers = LOSSES[name]

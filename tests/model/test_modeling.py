@@ -194,6 +194,7 @@ def test_towers_load_alone_from_a_dual_folder(source, tmp_path, caplog):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("implementation", "masked"),
     [("sdpa", False), ("sdpa", True), ("flex_attention", True), *soak_count([], [("flex_attention", False)])],
@@ -520,6 +521,7 @@ def test_parts_that_must_stay_on_one_device_are_modules_of_the_model():
     assert set(HFCLIPModel._no_split_modules) <= classes
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     model = ours()
     expected = model(texts()[:3], make_images())
@@ -530,6 +532,7 @@ def test_compiles_as_one_graph():
     torch.testing.assert_close(encode(texts(), mask), model.encode_text(texts(), mask), **CLOSE)
 
 
+@pytest.mark.slow
 def test_compiled_with_its_loss_it_trains_as_uncompiled():
     model, losses, gradients = ours(), [], []
     for forward in (model, torch.compile(model, backend="eager")):
@@ -541,6 +544,7 @@ def test_compiled_with_its_loss_it_trains_as_uncompiled():
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor():
     model = ours()
     with torch.no_grad():
@@ -548,6 +552,7 @@ def test_compiles_with_inductor():
         torch.testing.assert_close(encode(make_images()), model.encode_image(make_images()), **CLOSE)
 
 
+@pytest.mark.slow
 def test_exports_with_any_number_of_images_and_texts(tmp_path):
     model = ours()
     batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=2, max=CONTEXT)

@@ -118,7 +118,6 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
     return torch.load(folder / "outputs.pt", weights_only=True)
 
 
-@pytest.mark.slow
 def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
     expected = {}
     for name, kind in [(name, HFCLIPConfig) for name in TOWERS] + [("vit", HFCLIPSiglipConfig)]:
@@ -134,7 +133,6 @@ def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
         assert CODE <= {file.name for file in again.iterdir()}
 
 
-@pytest.mark.slow
 def test_from_the_hub(tmp_path):
     model, processor = tiny("vit", HFCLIPSiglipConfig)
     model.save_pretrained(tmp_path / "repository")

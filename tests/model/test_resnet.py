@@ -221,6 +221,7 @@ def test_initial_weights_also_of_a_model_made_without_memory():
     assert_initial(model)
 
 
+@pytest.mark.slow
 def test_compiles_exports_and_takes_channels_last(tmp_path):
     model = ours()
     expected = model.encode_image(make_images())

@@ -155,7 +155,6 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
 def test_deepspeed_itself_trains_stops_and_goes_on_as_one_process_would(file, tmp_path, monkeypatch):  # noqa: F811

@@ -156,7 +156,6 @@ def assert_exported(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
         assert (folder / name).is_file(), name
 
 
-@pytest.mark.slow
 def test_a_run_ends_well_where_all_else_fails(file, undisturbed, tmp_path, monkeypatch, capfd):
     """All at once, but for what writes the lines that say so."""
     failed = {line: disturb(monkeypatch, target, ERRORS[1]) for target, line, _ in TOLD if line is not None}
@@ -170,7 +169,6 @@ def test_a_run_ends_well_where_all_else_fails(file, undisturbed, tmp_path, monke
     assert "could not be pushed to owner/copies (" in said and any(failed.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", random.Random(7).sample(range(200), soak_count(1, 200)))
 def test_a_failure_of_what_is_not_training_ends_no_run(file, undisturbed, tmp_path, monkeypatch, capfd, number):
     choice, (target, line, is_asked_for) = random.Random(number), TOLD[number % len(TOLD)]
@@ -200,7 +198,6 @@ def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(file, tmp_path,
     assert seen == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_sound", [True, False])
 def test_an_error_between_steps_ends_a_run_that_is_saved_if_its_weights_are_sound(
     file, undisturbed, tmp_path, monkeypatch, capfd, is_sound
@@ -227,7 +224,6 @@ def test_an_error_between_steps_ends_a_run_that_is_saved_if_its_weights_are_soun
         assert_exported(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.slow
 def test_card_recipe_and_a_later_evaluation_give_one_number(file, tmp_path):
     """With the templates of the recipe, which travel in the model's config."""
     results = train(load_recipe(file, ["evaluations.held_out=null", "checkpoints.push_to=null"]), tmp_path / "run")
@@ -289,7 +285,6 @@ def test_a_resumed_run_is_not_told_to_change_what_it_keeps(file, tmp_path, monke
         train(load_recipe(file), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_a_reader_that_leaves_a_home_that_cannot_be_written_and_jupyters_plots_end_no_run(file, undisturbed, tmp_path):
     """`hf-clip train ... 2>&1 | head -1`, with Jupyter's MPLBACKEND and an HF_HOME where nothing can be made."""
     train_it = f"{shlex.join(warm_python('libraries'))} -m hf_clip train --recipe '{file}' --output-dir run"

@@ -19,8 +19,6 @@ from tests.helpers.counts import soak_count
 from tests.helpers.ranks import process_context
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 
-pytestmark = pytest.mark.slow
-
 # What Python's audit hooks tell of the file system: each comes before the thing is done.
 TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 STEP, SAVE, ANY = "before a step", "in a save", "anywhere"

@@ -189,7 +189,6 @@ def uninterrupted(folder, careful):
     return folder / "uninterrupted"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 10])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp_path, monkeypatch, step):
     update = Trainer.update
@@ -211,7 +210,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp
     assert_same_run(tmp_path / "run", uninterrupted, 14)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 5])
 def test_a_run_stopped_while_it_seeks_its_next_pairs_goes_on_too(uninterrupted, careful, tmp_path, monkeypatch, step):
     decode, decoded = Decoder.decode, []
@@ -243,7 +241,6 @@ def signal_within(monkeypatch, function: str) -> None:
     monkeypatch.setattr(f"hf_clip.training.{module}.{function}", take_long)
 
 
-@pytest.mark.slow
 def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, tmp_path, monkeypatch, capfd):
     evaluations = {"held_out": {"data": [str(held_out)], "during_training": True}}
     config = configure(tmp_path, data, steps=4, eval_every=3, ema_decay=0.9, evaluations=evaluations)
@@ -293,7 +290,6 @@ def test_a_crashed_run_goes_on_from_its_last_whole_checkpoint(uninterrupted, car
     assert_same_run(tmp_path / "run", uninterrupted, 14)
 
 
-@pytest.mark.slow
 def test_a_command_stopped_by_a_signal_exits_with_3_and_goes_on(folder, data, tmp_path, capfd):
     """And where there is no terminal, it prints lines of progress."""
     content = recipe(data, steps=60)

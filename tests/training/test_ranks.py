@@ -21,8 +21,6 @@ from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import AUGMENTATION, configure, gradients, make_batch, make_train_step
 from tests.helpers.warm_python import warm_python
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 
 

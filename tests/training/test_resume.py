@@ -156,7 +156,6 @@ def train_as_long_as(file, folder, is_inside, may_end) -> None:
     train(load_recipe(file), folder)
 
 
-@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(file, tmp_path):
     context = process_context()
     is_inside, may_end = context.Event(), context.Event()
@@ -268,7 +267,6 @@ def train_on_rank(file: Path, folder: Path, stop: int | None, resume: bool) -> t
     return "finished", seen
 
 
-@pytest.mark.slow
 def test_a_run_may_go_from_two_processes_to_one_and_to_four(tmp_path):
     """The order of the pairs stays; the weights are those of one process, but for the rounding of sums."""
     content = recipe(write_parquet(tmp_path / "train.parquet", rows(3)), steps=7, batch_size=16)

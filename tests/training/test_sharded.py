@@ -104,7 +104,6 @@ def sharded_updates(folder: Path, overrides: list[str]) -> tuple:
     return outcomes, own, averaged, resumed.model.visual_projection.weight.to_local().numel()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "micro"),
     soak_count([("adamw", "4"), ("muon", "null")], list(product(["adamw", "muon"], ["null", "4"]))),
@@ -148,7 +147,6 @@ def spoilt_updates(folder: Path) -> tuple:
     return outcome, before, (full_model(train_step.model).state_dict(), train_step.average.state_dict()["weights"])
 
 
-@pytest.mark.slow
 def test_no_shard_is_updated_where_one_is_bad(folder):
     for outcome, before, now in run_on_ranks(spoilt_updates, 2, folder):
         assert not outcome.is_update and not outcome.gradient_norm.isfinite()
@@ -165,7 +163,6 @@ def copied_updates(folder: Path, dtype: torch.dtype) -> dict:
     return weights(train_step)
 
 
-@pytest.mark.slow
 def test_muon_leaves_the_same_weights_on_all_processes(folder):
     first, second = run_on_ranks(copied_updates, 2, folder, torch.float32)
     assert all(torch.equal(each, second[name]) for name, each in first.items())
@@ -184,7 +181,6 @@ def half_precision_gradients(folder: Path, micro: str) -> tuple[torch.dtype, dic
     return loss.dtype, {name: full_tensor(each.grad) for name, each in train_step.model.named_parameters()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("micro", ["null", "2"])
 def test_gradients_of_layers_in_bf16_are_added_up_in_float32(folder, micro):
     exact = make_train_step(configure(folder), torch.float32)
@@ -256,7 +252,6 @@ def test_the_pages_config_is_one_that_accelerate_reads(tmp_path):
     assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback's name is Linux's")
 def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp_path, monkeypatch):
     """The page's config on 2 processes, by Muon, killed and resumed."""

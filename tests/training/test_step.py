@@ -189,7 +189,6 @@ print(faults())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
 def test_freed_memory_is_used_again_instead_of_asked_for_again():
     """But for those who have told malloc themselves."""
@@ -294,7 +293,6 @@ def bad_run(folder: Path, bad_rank: int) -> tuple:
     return ()
 
 
-@pytest.mark.slow
 def test_no_rank_updates_where_one_is_bad_and_the_run_stops_with_the_ids(tmp_path):
     for rank in range(2):
         (tmp_path / f"{rank}").mkdir()

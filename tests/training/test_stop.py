@@ -10,8 +10,6 @@ from hf_clip.training.stream import PairStream, TrainingData
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import rows
 
-pytestmark = pytest.mark.slow
-
 PROCESSOR = HFCLIPImageProcessor(size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4})
 
 
