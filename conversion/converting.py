@@ -1,5 +1,6 @@
 """A checkpoint of any format to a folder of another: read into our model, written by the tables read backwards."""
 
+import copy
 import json
 import re
 import tempfile
@@ -9,7 +10,18 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedModel, SiglipModel, SiglipProcessor
+from transformers import (
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    MetaClip2Model,
+    PreTrainedModel,
+    SiglipModel,
+    SiglipProcessor,
+)
+from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -19,6 +31,7 @@ from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary
 
 from . import export_configs
 from .check_processor import sees_padding
+from .chinese_clip import CHINESE_CLIP_RULES
 from .errors import ConversionError, one_line_errors
 from .loading import load
 from .locating import plain_name
@@ -43,9 +56,9 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
 
     Args:
         source: whatever `load` takes.
-        to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel` or `SiglipModel` with its
-            processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai", `model.pt` with a plain state dict in
-            OpenAI's names, float16 where theirs is.
+        to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel`, `SiglipModel`, `MetaClip2Model`
+            or `ChineseCLIPModel` with its processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai",
+            `model.pt` with a plain state dict in OpenAI's names, float16 where theirs is.
         output_dir: a folder that is empty or does not exist yet, outside of the source.
         verify: run source and result on the same images and texts before the result takes its place.
         options: arguments of `load` about what the source does not say.
@@ -110,23 +123,25 @@ def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) 
 
 
 def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
-    """A folder that transformers alone loads, as `CLIPModel` or `SiglipModel`, with its own processor."""
-    is_siglip = export_configs.is_siglip(model.config)
+    """A folder that transformers alone loads, as one of TRANSFORMERS_CLASSES, with its own processor."""
+    kind = export_configs.transformers_type(model.config)
+    peer_class, processor_class = TRANSFORMERS_CLASSES[kind]
     settings, missing = export_configs.transformers_image_settings(processor.image_processor)
-    target = "transformers' SiglipModel" if is_siglip else "transformers' CLIPModel"
     missing += _missing_cleaning(processor, cleaning_of_transformers(model.config, processor.tokenizer))
-    _refuse(target, export_configs.missing_in_transformers(model.config) + missing)
+    missing = export_configs.missing_in_transformers(model.config) + missing
+    _refuse(f"transformers' {peer_class.__name__}", missing)
     with torch.device("meta"):
-        peer_class = cast(type[PreTrainedModel], SiglipModel if is_siglip else CLIPModel)
         peer = peer_class(export_configs.transformers_config(model.config))
-    peer.load_state_dict(model.state_dict(), assign=True)
+    state = dict(model.state_dict())
+    peer.load_state_dict(export_tensors(state, CHINESE_CLIP_RULES) if kind == "chinese_clip" else state, assign=True)
     peer.config.dtype = model.dtype
     peer.save_pretrained(folder)
     # The two differ in what they do without being told: the one crops.
-    image_processor = (CLIPImageProcessorPil if settings["do_center_crop"] else SiglipImageProcessorPil)(**settings)
+    image_class = CLIPImageProcessorPil if settings["do_center_crop"] else SiglipImageProcessorPil
+    image_processor = (ChineseCLIPImageProcessorPil if kind == "chinese_clip" else image_class)(**settings)
     # SigLIP's texts see their padding, which a mask would hide.
-    tokenizer = plain_tokenizer(processor.tokenizer, ["input_ids", *([] if is_siglip else ["attention_mask"])])
-    (SiglipProcessor if is_siglip else CLIPProcessor)(image_processor, tokenizer).save_pretrained(folder)
+    tokenizer = plain_tokenizer(processor.tokenizer, ["input_ids", *([] if kind == "siglip" else ["attention_mask"])])
+    processor_class(image_processor, tokenizer).save_pretrained(folder)
     # Where transformers 4 looks for it.
     image_processor.save_pretrained(folder)
     return False
@@ -189,8 +204,11 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
 
 
 def plain_tokenizer(tokenizer, model_input_names: Sequence[str] = ("input_ids", "attention_mask")):
-    """transformers' own `CLIPTokenizer` of the same vocabulary; a tokenizer that is not ours as it is."""
+    """transformers' own `CLIPTokenizer` of the same vocabulary; a copy of a tokenizer that is not ours."""
     if not isinstance(tokenizer, HFCLIPTokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        # This package asks for a mask by an option of its own.
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = list(model_input_names)
         return tokenizer
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     # Pairs, which transformers takes as `tokenizers` does, and does not declare.
@@ -209,6 +227,13 @@ def has_openai_vocabulary(tokenizer) -> bool:
     return isinstance(tokenizer, CLIPTokenizer) and tokenizer.get_vocab() == build_vocabulary(read_openai_merges())
 
 
+# The classes of a model and its processor, by the type of its config.
+TRANSFORMERS_CLASSES: dict[str, tuple[type[PreTrainedModel], Callable[..., Any]]] = {
+    "clip": (CLIPModel, CLIPProcessor),
+    "siglip": (SiglipModel, SiglipProcessor),
+    "metaclip_2": (MetaClip2Model, CLIPProcessor),
+    "chinese_clip": (ChineseCLIPModel, ChineseCLIPProcessor),
+}
 # Each writes a model to an empty folder, and says whether weights were rounded.
 WRITERS: dict[str, Callable[[HFCLIPModel, HFCLIPProcessor, Path], bool]] = {
     "hf_clip": write_hf_clip,

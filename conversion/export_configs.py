@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from PIL.Image import Resampling
-from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
+from transformers import ChineseCLIPConfig, CLIPConfig, MetaClip2Config, PretrainedConfig, SiglipConfig
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 
+from .chinese_clip import chinese_clip_config, is_chinese_clip
 from .open_clip import config_from_model_cfg
 
 Allowed = Mapping[str, tuple]
@@ -55,6 +56,14 @@ _SIGLIP_VIT = {
     "norm_before_pooling": (True,),
     "layer_scale_init_value": (None,),
     "projection_type": ("none",),
+}
+# Of the text and the image tower, by the model type of transformers' class.
+_TRANSFORMERS: dict[str, tuple[Allowed, Allowed]] = {
+    "clip": (_PLAIN_TEXT, _PLAIN_VIT),
+    "siglip": (_SIGLIP_TEXT, _SIGLIP_VIT),
+    # Whatever ends its texts, it pools there.
+    "metaclip_2": (_PLAIN_TEXT | {"pooling": ("first_eos",)}, _PLAIN_VIT),
+    "chinese_clip": ({"projection_type": ("linear",), "projection_bias": (False,)}, _PLAIN_VIT),
 }
 _OPENAI_NUMBERS = {"hidden_act": ("quick_gelu",), "layer_norm_eps": (1e-5,)}
 _OPEN_CLIP_TEXT = {
@@ -96,9 +105,18 @@ def _missing_fields(config: PretrainedConfig, allowed: Allowed, tower: str) -> l
     ]
 
 
+def transformers_type(config: HFCLIPConfig) -> str:
+    """The model type of transformers' class that a model is written as, which may not be able to express all of it."""
+    if is_siglip(config):
+        return "siglip"
+    if is_chinese_clip(config):
+        return "chinese_clip"
+    return "metaclip_2" if config.text_config.pooling == "first_eos" else "clip"
+
+
 def missing_in_transformers(config: HFCLIPConfig) -> list[str]:
-    """What neither `CLIPModel` nor, for a model trained with the sigmoid loss, `SiglipModel` can express."""
-    text, vision = (_SIGLIP_TEXT, _SIGLIP_VIT) if is_siglip(config) else (_PLAIN_TEXT, _PLAIN_VIT)
+    """What transformers' class for the model, by its `transformers_type`, cannot express."""
+    text, vision = _TRANSFORMERS[transformers_type(config)]
     return _missing_fields(config.text_config, text, "text_config") + _missing_fields(
         config.vision_config, vision, "vision_config"
     )
@@ -144,17 +162,20 @@ def pools_at_highest_id(text: HFCLIPTextConfig) -> bool:
     return text.pooling == "eos" and text.eos_token_id in (POOL_AT_HIGHEST_ID, text.vocab_size - 1)
 
 
-def transformers_config(config: HFCLIPConfig) -> CLIPConfig | SiglipConfig:
+def transformers_config(config: HFCLIPConfig) -> CLIPConfig | MetaClip2Config | SiglipConfig | ChineseCLIPConfig:
     """The config of transformers' own model for the same weights. `missing_in_transformers` must be empty."""
-    config_class = SiglipConfig if is_siglip(config) else CLIPConfig
+    kind = transformers_type(config)
+    if kind == "chinese_clip":
+        return chinese_clip_config(config)
+    config_class = {"siglip": SiglipConfig, "metaclip_2": MetaClip2Config}.get(kind, CLIPConfig)
     towers = {}
     for name in ("text_config", "vision_config"):
         ours, theirs = getattr(config, name).to_dict(), getattr(config_class(), name).to_dict()
         towers[name] = {key: ours[key] for key in theirs if key in ours and key not in ("model_type", "architectures")}
-    if is_siglip(config):
+    if kind == "siglip":
         return SiglipConfig(**towers)
     scale = config.logit_scale_init_value
-    return CLIPConfig(**towers, projection_dim=config.projection_dim, logit_scale_init_value=scale)
+    return config_class(**towers, projection_dim=config.projection_dim, logit_scale_init_value=scale)
 
 
 def missing_in_open_clip(config: HFCLIPConfig) -> list[str]:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from .errors import ConversionError, one_line_errors, short_reason
 from .hub_files import HubOptions, fetch_settings
 from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, match_architecture
 from .locating import OPEN_CLIP_CONFIG, Located, locate
+from .long_clip import is_long_clip, join_positions
 from .open_clip import Layout, config_from_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
 from .preprocessing import (
     OPENAI_TRANSFORM,
@@ -36,6 +37,7 @@ from .preprocessing import (
 )
 from .rules import Rule, import_tensors, renamed_shapes
 from .safe_torch.weights import WeightsFile, read_weights
+from .transformers_sources import TRANSFORMERS_SOURCES, TransformersSource
 from .wrapped import find_clip
 
 logger = logging.getLogger(__name__)
@@ -76,12 +78,13 @@ class _Checkpoint:
     """What a source is, found from its settings and from the names and shapes of its weights.
 
     Attributes:
-        format: "hf_clip", "transformers", "open_clip" or "openai".
+        format: "hf_clip", "transformers", "open_clip", "openai" or "long_clip".
         description: for the log.
         folder: with image processor and tokenizer in the files of transformers; None for other formats.
         preprocessing: OpenCLIP's `preprocess_cfg`, where there is no such folder.
         tokenizer: "clip" for OpenAI's vocabulary, or the folder or Hub id of another, where there is no such folder.
         tokenizer_options: OpenCLIP's `tokenizer_kwargs`.
+        rules: the table of its names, where the names of the weights do not tell it.
     """
 
     format: str
@@ -91,6 +94,7 @@ class _Checkpoint:
     preprocessing: Mapping[str, Any] | None = None
     tokenizer: str | Path = "clip"
     tokenizer_options: Mapping[str, Any] | None = None
+    rules: Sequence[Rule] | None = None
 
 
 def load(
@@ -112,12 +116,12 @@ def load(
 ) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     """The model of a checkpoint, in evaluation mode, with the processor that makes its inputs.
 
-    The format is found from the content: a folder or Hub id of this package, of transformers' CLIP or SigLIP (SigLIP 2
-    of fixed resolution too), or of OpenCLIP; a file of weights (OpenAI's TorchScript archive, a state dict, a training
-    checkpoint of OpenCLIP's; of torch.save or safetensors); or one of OpenAI's names, such as "ViT-B/32", where its
-    file is on this machine. Nothing in a file is run, and what a config says is compared with the weights before
-    anything of that size is made. `model.source_format` says what was found: "hf_clip", "transformers", "open_clip" or
-    "openai".
+    The format is found from the content: a folder or Hub id of this package, of OpenCLIP, or of transformers' CLIP,
+    SigLIP (SigLIP 2 of fixed resolution too), MetaCLIP 2, Chinese-CLIP, OWL-ViT or OWLv2 (the CLIP in it); a file of
+    weights (OpenAI's TorchScript archive, a state dict, LongCLIP's, a training checkpoint of OpenCLIP's; of torch.save
+    or safetensors); or one of OpenAI's names, such as "ViT-B/32", where its file is on this machine. Nothing in a file
+    is run, and what a config says is compared with the weights before anything of that size is made.
+    `model.source_format` says what was found: "hf_clip", "transformers", "open_clip", "openai" or "long_clip".
 
     The Hub is asked once about a repository, within seconds; where it gives no answer, the cache is used.
 
@@ -162,16 +166,19 @@ def _load(
     with one_line_errors(source):
         located = locate(source, hub)
         outline = read_weights(located.weights, on_meta=True)
-        within = find_clip(outline, may_be_wrapped=located.kind == "file")
+        theirs = _transformers_source(located)
+        holds_more = theirs is not None and theirs.holds_more
+        within = find_clip(outline, may_be_wrapped=located.kind == "file" or holds_more)
         with within.in_errors():
             outline = within.take(outline)
             checkpoint = _identify(located, outline, options, hub)
+            outline = join_positions(outline)
             expected = expected_tensors(checkpoint.config, outline)
             rules = _rules_of(checkpoint, outline, expected)
             _refuse_other_weights(outline, rules, expected)
             processor = _make_processor(checkpoint, options, hub)
             fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
-            weights = within.take(read_weights(located.weights))
+            weights = join_positions(within.take(read_weights(located.weights)))
             model = _build(weights, checkpoint.config, rules, expected, dtype)
     if options.image_size is not None:
         scale_image_processor(processor, options.image_size / model.config.vision_config.image_size)
@@ -225,9 +232,10 @@ def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub:
     if layout is None and not is_native:
         raise ConversionError(_describe_unknown(located.path, outline))
     container = {"torchscript": "TorchScript archive", "torch": "torch file"}.get(outline.kind, "safetensors file")
-    is_openai = layout is not None and all(name in outline.tensors for name in _OPENAI_NUMBERS)
+    is_long = is_long_clip(outline.tensors)
+    is_openai = layout is not None and (is_long or all(name in outline.tensors for name in _OPENAI_NUMBERS))
     if is_openai:
-        # Only the modules that OpenAI scripted hold these three numbers.
+        # Only the modules that OpenAI scripted hold these three numbers, and LongCLIP is OpenAI's models trained on.
         _refuse_options(located, options)
     elif options.source_format == "openai":
         given = [name for name in ("architecture", "hidden_act", "config") if getattr(options, name) is not None]
@@ -241,7 +249,8 @@ def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub:
     if is_openai and layout is not None:
         # All that OpenAI published was trained with QuickGELU and has heads of 64; the rest is in the shapes.
         config = config_of_openai_shape(infer_shape(_shapes(outline, rules_of_layout(layout))))
-        return _Checkpoint("openai", f"OpenAI's {container}", config, preprocessing=OPENAI_TRANSFORM)
+        format_name, whose = ("long_clip", "LongCLIP's") if is_long else ("openai", "OpenAI's")
+        return _Checkpoint(format_name, f"{whose} {container}", config, preprocessing=OPENAI_TRANSFORM)
     rules = [] if layout is None else rules_of_layout(layout)
     return _identify_bare_weights(located, outline, options, rules, container)
 
@@ -258,6 +267,11 @@ def _describe_unknown(path: Path, outline: WeightsFile) -> str:
     return f"{path} holds no CLIP of a known format; its tensors are {some}, ...."
 
 
+def _transformers_source(located: Located) -> TransformersSource | None:
+    """How a folder of transformers' is read whose names are not this package's; None for all else."""
+    return TRANSFORMERS_SOURCES.get(located.config.get("model_type")) if located.kind == "transformers" else None
+
+
 def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) -> _Checkpoint:
     if located.kind == "open_clip":
         file = located.path / OPEN_CLIP_CONFIG
@@ -266,17 +280,22 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
             return _identify_open_clip_folder(located, hub)
     file = located.path / "config.json"
     with one_line_errors(file):
-        settings, _ = HFCLIPConfig.get_config_dict(located.path)
+        theirs = _transformers_source(located)
+        settings = dict(located.config) if theirs is not None else HFCLIPConfig.get_config_dict(located.path)[0]
         refuse_absurd_counts(settings, file)
         _refuse_classifier(settings, outline, located.path)
         refuse_unconfirmed_counts(settings, outline, file)
-        is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
-        config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)
+        if theirs is not None:
+            config = theirs.config(settings)
+        else:
+            is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
+            config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)
     # A file has no say in the kernels that run it: transformers would fetch those that it names.
     config._attn_implementation = None
     config.name_or_path = str(located.path)
-    description = f"{located.kind} folder of a {config.model_type}"
-    return _Checkpoint(located.kind, description, config, folder=located.path)
+    description = f"{located.kind} folder of a {located.config.get('model_type')}"
+    rules = None if theirs is None else theirs.rules
+    return _Checkpoint(located.kind, description, config, folder=located.path, rules=rules)
 
 
 def _refuse_classifier(settings: Mapping[str, Any], outline: WeightsFile, folder: Path) -> None:
@@ -400,6 +419,8 @@ def _make_processor(checkpoint: _Checkpoint, options: LoadOptions, hub: HubOptio
 
 def _rules_of(checkpoint: _Checkpoint, outline: WeightsFile, expected: Mapping[str, torch.Tensor]) -> list[Rule]:
     """The table that leads from the file's names to the model's."""
+    if checkpoint.rules is not None:
+        return list(checkpoint.rules)
     if checkpoint.format in _NATIVE_FORMATS:
         return [Rule(name, name) for name in expected] + _POSITION_IDS
     layout = layout_of_names(outline.tensors)

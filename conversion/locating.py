@@ -23,8 +23,11 @@ OPENAI_FILES = {
     "ViT-L/14@336px": ("ViT-L-14-336px.pt", "openai/clip-vit-large-patch14-336"),
 }
 
-# Types in a config.json whose weights have this package's names.
-NATIVE_TYPES = {"hf_clip": "hf_clip", "hf_clip_siglip": "hf_clip", "clip": "transformers", "siglip": "transformers"}
+# Types in a config.json of models that can be read, and their formats.
+NATIVE_TYPES = {
+    **dict.fromkeys(("hf_clip", "hf_clip_siglip"), "hf_clip"),
+    **dict.fromkeys(("clip", "siglip", "metaclip_2", "chinese_clip", "owlvit", "owlv2"), "transformers"),
+}
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # The better ones first. A checkpoint in shards has an index beside them.
 _NATIVE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -47,7 +50,7 @@ class Located:
     """A checkpoint on this machine.
 
     Attributes:
-        kind: "hf_clip" or "transformers" (a folder with a config.json and this package's names), "open_clip" (a folder
+        kind: "hf_clip" or "transformers" (a folder with a config.json of one of NATIVE_TYPES), "open_clip" (a folder
             with OpenCLIP's config) or "file" (weights alone).
         path: the folder, or the file.
         weights: the file of weights, or the index of its shards.
@@ -139,7 +142,7 @@ def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]
     hint = f" To load weights without a config, pass the file: {', '.join(loose[:5])}." if loose else ""
     raise ConversionError(
         f"{folder} has {found} {'and no' if config else 'nor'} {OPEN_CLIP_CONFIG}: of folders, those of this package, "
-        f"of transformers' CLIP and SigLIP ({', '.join(NATIVE_TYPES)}) and of OpenCLIP can be read.{hint}"
+        f"of transformers' CLIP and its like ({', '.join(NATIVE_TYPES)}) and of OpenCLIP can be read.{hint}"
     )
 
 

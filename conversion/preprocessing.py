@@ -1,6 +1,7 @@
 """What makes pixels and ids for a model, as the source of the model has it: image processor, tokenizer, padding."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,12 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.image_utils import SizeDict
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
@@ -49,6 +56,22 @@ _TOKENIZER_FILES = (
 _MAX_BYTES_PER_TOKEN = 1000
 _SPARE_VOCABULARY_BYTES = 1024 * 1024
 _VOCABULARY_FILES = (*_TOKENIZER_FILES, "merges.txt")
+# Of transformers, those that this package's does the work of, by the name before "ImageProcessor".
+_IMAGE_PROCESSORS: dict[str, Callable[..., Any]] = {
+    "CLIP": CLIPImageProcessorPil,
+    "ChineseCLIP": ChineseCLIPImageProcessorPil,
+    "Siglip": SiglipImageProcessorPil,
+    "OwlViT": OwlViTImageProcessorPil,
+    "Bit": BitImageProcessorPil,
+    "ViT": ViTImageProcessorPil,
+}
+_IMAGE_SETTINGS = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std", "do_pad", "pad_size",
+)  # fmt: skip
+_OTHER_IMAGE_PROCESSORS = {
+    "Owlv2": "which fills images to a square on the right and below, and blurs them before it resizes them",
+}
 _GEMMA_TOKENIZERS = ("GemmaTokenizer", "GemmaTokenizerFast")
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "HFCLIPTokenizer")
 
@@ -113,10 +136,13 @@ def check_settings_files(folder: Path, vocab_size: int | None = None) -> None:
 
 
 def load_image_processor(folder: Path) -> HFCLIPImageProcessor:
-    """The image processor for the settings in a folder of transformers' CLIP or SigLIP.
+    """The image processor for the settings in a folder of transformers'.
+
+    What a file does not say, and what a number in it means, is as in transformers' own class of the name in it: files
+    of 2021 have a `feature_extractor_type`, one number for a size, and half of the switches.
 
     Raises:
-        ConversionError: if there are none, and if they are those of another processor.
+        ConversionError: if there are none, and if they are those of a processor that does something else.
     """
     try:
         settings, _ = HFCLIPImageProcessor.get_image_processor_dict(folder)
@@ -125,19 +151,25 @@ def load_image_processor(folder: Path) -> HFCLIPImageProcessor:
             f"{folder} has no preprocessor_config.json, which says how images become pixels: put it there, or pass "
             "`preprocessing` ({'mean': ..., 'std': ..., 'interpolation': ..., 'resize_mode': ...})."
         ) from error
-    kind = settings.pop("image_processor_type", None) or settings.pop("feature_extractor_type", None)
-    kind = str(kind or "CLIPImageProcessor")
-    family = (
-        kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
-    )
-    if family == "Siglip":
-        half = [0.5, 0.5, 0.5]
-        defaults = {"size": {"height": 224, "width": 224}, "image_mean": half, "image_std": half}
-        settings = {**defaults, **settings, "do_center_crop": False}
-    elif family not in ("CLIP", "HFCLIP"):
-        raise ConversionError(f"{folder} has a {kind}: the image processors of CLIP and SigLIP can be read.")
+    kinds = [settings.pop(name, None) for name in ("image_processor_type", "feature_extractor_type")]
+    kind = str(kinds[0] or kinds[1] or "CLIPImageProcessor")
+    family = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     given = {key: value for key, value in settings.items() if value is not None}
-    return cast(HFCLIPImageProcessor, HFCLIPImageProcessor.from_dict(given))
+    if family == "HFCLIP":
+        return cast(HFCLIPImageProcessor, HFCLIPImageProcessor.from_dict(given))
+    if family not in _IMAGE_PROCESSORS:
+        why = _OTHER_IMAGE_PROCESSORS.get(family, "which has no counterpart here")
+        article = "an" if kind[0] in "AEIOU" else "a"
+        raise ConversionError(
+            f"{folder} has {article} {kind:.80}, {why}: pass `preprocessing` ({{'mean': ..., 'std': ..., "
+            "'interpolation': ..., 'resize_mode': ...}). Image processors of transformers that can be read: "
+            f"{', '.join(_IMAGE_PROCESSORS)}."
+        )
+    theirs = _IMAGE_PROCESSORS[family](**given)
+    values = {name: getattr(theirs, name) for name in _IMAGE_SETTINGS}
+    # Where their class crops nothing unless told to, it has no size for it either.
+    values["do_center_crop"] = bool(values["do_center_crop"])
+    return HFCLIPImageProcessor(**{name: value for name, value in values.items() if value is not None})
 
 
 def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:

@@ -107,7 +107,7 @@ def embed_with_hf_clip(model, processor) -> Embeddings:
 
 
 def embed_with_transformers(folder: Path) -> Embeddings:
-    """A folder of `CLIPModel` or `SiglipModel`."""
+    """A folder of `CLIPModel` or a class that is like it."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     inputs = processor(
@@ -118,8 +118,10 @@ def embed_with_transformers(folder: Path) -> Embeddings:
         truncation=True,
         return_tensors="pt",
     )
+    # SigLIP sees its padding, CLIP cannot, and Chinese-CLIP must not.
+    names = ["input_ids", "pixel_values", *(["attention_mask"] if model.config.model_type == "chinese_clip" else [])]
     with torch.no_grad():
-        output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+        output = model(**{name: inputs[name] for name in names})
     embeddings = output.image_embeds, output.text_embeds
     return Embeddings("transformers", *embeddings, output.logits_per_image, model.logit_scale.exp().item())
 

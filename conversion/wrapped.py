@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 _TRANSPARENT = ("module.", "_orig_mod.")
 # What the names of a CLIP begin with, in any format. Within these nothing is skipped: a CLIP is loaded whole.
 _PARTS = {
-    "visual", "text", "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection",
-    "text_decoder", "logit_scale", "logit_bias", "attn_mask", "vision_model", "text_model", "visual_projection",
-    "input_resolution", "context_length", "vocab_size",
+    "visual", "text", "transformer", "token_embedding", "positional_embedding", "positional_embedding_res", "ln_final",
+    "text_projection", "text_decoder", "logit_scale", "logit_bias", "attn_mask", "vision_model", "text_model",
+    "visual_projection", "input_resolution", "context_length", "vocab_size",
 }  # fmt: skip
 _IMAGE_MARKERS = ("visual.", "vision_model.")
 _TEXT_MARKERS = ("transformer.", "text.", "text_model.", "token_embedding.")

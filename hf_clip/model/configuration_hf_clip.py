@@ -29,12 +29,16 @@ _READ_AS = {
     "siglip": "hf_clip_siglip",
     "siglip_text_model": "hf_clip_text_model",
     "siglip_vision_model": "hf_clip_vision_model",
+    "metaclip_2": "hf_clip",
+    "metaclip_2_text_model": "hf_clip_text_model",
+    "metaclip_2_vision_model": "hf_clip_vision_model",
 }
+_DUAL_ENCODERS = ("clip", "siglip", "metaclip_2")
 _OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_text_model", "hf_clip_vision_model")
 
 # transformers writes down only what differs from its defaults, and these differ from CLIP's.
 _SIGLIP_ACTIVATION = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "projection_type": "none"}
-_SIGLIP_DEFAULTS = {
+_THEIR_DEFAULTS = {
     "siglip_text_model": {
         "vocab_size": 32000,
         "hidden_size": 768,
@@ -55,21 +59,23 @@ _SIGLIP_DEFAULTS = {
         "norm_before_pooling": True,
         **_SIGLIP_ACTIVATION,
     },
+    # Its id 2 means itself: the end token of XLM-R's vocabularies.
+    "metaclip_2_text_model": {"pooling": "first_eos", "pad_token_id": 1},
 }
 
 
 def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` of transformers' CLIP or SigLIP, as if it had been written by this package; ours as it is."""
+    """A `config.json` of transformers' CLIP, MetaCLIP 2 or SigLIP as if this package had written it; ours as it is."""
     kind: Any = config_dict.get("model_type")
     if kind is not None and kind not in (*_READ_AS, *_OURS):
         raise ValueError(f"`model_type={kind!r}` cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
-    defaults_of_kind = {} if kind is None else _SIGLIP_DEFAULTS.get(kind, {})
+    defaults_of_kind = {} if kind is None else _THEIR_DEFAULTS.get(kind, {})
     ours = {**defaults_of_kind, **config_dict}
     for key in ("text_config", "vision_config"):
         # Files of 2022 hold a tower's full shape in `..._config_dict` and at times null in `..._config`.
         first_format = ours.pop(f"{key}_dict", None) or {}
         tower = {**(ours.get(key) or {}), **first_format}
-        if kind in ("clip", "siglip"):
+        if kind in _DUAL_ENCODERS:
             tower = {"model_type": f"{kind}_{key.removesuffix('_config')}_model", **tower}
         if tower:
             ours[key] = _as_ours(tower)
@@ -81,7 +87,7 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "`vision_use_head=False` leaves the SigLIP image tower without a pooled embedding: use another."
         )
-    if kind in ("clip_vision_model", "siglip_vision_model"):
+    if kind in ("clip_vision_model", "siglip_vision_model", "metaclip_2_vision_model"):
         defaults = {"image_size": 224, "patch_size": 32} | ours
         if defaults["image_size"] % defaults["patch_size"]:
             ours["crops_remainder"] = True
@@ -302,7 +308,7 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     initializer_factor: int | float = 1.0
     pad_token_id: int | None = 49407
     bos_token_id: int | None = 49406
-    eos_token_id: int = 49407
+    eos_token_id: int | None = 49407
 
     @property
     def pooled_size(self) -> int:
@@ -314,6 +320,8 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         own = "pooler" if self.tower == "transformers" else "first_eos"
         _require_choice(self, "pooling", ("eos", "last", "first", "mean", own))
         _require_choices_of_both_towers(self)
+        if self.eos_token_id is None and self.pooling in ("eos", "first_eos"):
+            raise ValueError(f"`pooling={self.pooling!r}` is at the end token, and `eos_token_id=None`: set its id.")
         if self.tower == "transformers":
             _require_backbone_config(self)
         else:
@@ -496,11 +504,11 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """A dual encoder: a text tower and an image tower, each projected into one space of `projection_dim`.
 
     `logit_scale_init_value` is the logarithm of the initial logit scale; the paper starts at ln(1 / 0.07).
-    A `config.json` of transformers' `CLIPModel` is read as if it were this package's own, and one of `SiglipModel`
-    (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers' `projection_dim` follow the
-    dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the model is evaluated and
-    classifies with by default; None means "a photo of a {}." Raises ValueError where a tower without
-    projection is of another width, for a template without its `{}`, and for a `config.json` of other models.
+    A `config.json` of transformers' `CLIPModel` or `MetaClip2Model` is read as if it were this package's own, and one
+    of `SiglipModel` (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers'
+    `projection_dim` follow the dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the
+    model is evaluated and classifies with by default; None means "a photo of a {}." Raises ValueError where a tower
+    without projection is of another width, for a template without its `{}`, and for a `config.json` of other models.
     """
 
     model_type = "hf_clip"

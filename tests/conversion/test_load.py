@@ -566,8 +566,8 @@ def test_folders_that_lack_something(tmp_path):
     )
     assert processor.image_processor.fill_color == 7 and processor.image_processor.size == {"longest_edge": 32}
     (tmp_path / "away").rename(tmp_path / "preprocessor_config.json")
-    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
-    with pytest.raises(ConversionError, match="ViTImageProcessor"):
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "DetrImageProcessor"}')
+    with pytest.raises(ConversionError, match="DetrImageProcessor"):
         load(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     for file in tmp_path.glob("tokenizer*"):
