@@ -51,10 +51,10 @@ class ContrastiveObjective(nn.Module):
             concept_ids: (B,); pairs with equal ids are positives of each other.
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
-        embeddings_BD = [self._unit(self.model.get_image_features(pixel_values))]
+        embeddings_BD = [self._unit(self.model.get_image_features(pixel_values, pooled_only=True))]
         for texts in (captions, keywords):
             if texts is not None:
-                embeddings_BD.append(self._unit(self.model.get_text_features(**texts)))
+                embeddings_BD.append(self._unit(self.model.get_text_features(**texts, pooled_only=True)))
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.

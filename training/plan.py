@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
 from hf_clip.model.loss_hf_clip import _CPU_TILE, _GPU_TILE
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.modeling_layers_hf_clip import blind
 
 from .build import build_start, model_config
 from .config import TrainConfig
@@ -257,7 +258,7 @@ def _totals_of(units: list[nn.Module], total: Callable[[], int]) -> Iterator[lis
         def leave(*_, index=index):
             grown[index] = max(grown[index], total() - before[index])
 
-        handles += [unit.register_forward_pre_hook(enter), unit.register_forward_hook(leave)]
+        handles += [unit.register_forward_pre_hook(blind(enter)), unit.register_forward_hook(blind(leave))]
     try:
         yield grown
     finally:

@@ -82,6 +82,11 @@ def _pooled(output: BaseModelOutputWithPooling) -> torch.Tensor:
     return output.pooler_output
 
 
+def _asking(tower: Any, pooled_only: bool) -> dict[str, bool]:
+    """Arguments that ask a tower for nothing but what it pools; none for towers that cannot be asked."""
+    return {"pooled_only": True} if pooled_only and getattr(tower, "has_pooled_only", False) else {}
+
+
 def _full_precision(device: torch.device) -> AbstractContextManager:
     """No autocast within. The meta device, which only counts shapes, knows none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
@@ -198,20 +203,34 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        pooled_only: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The text tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        """The text tower's output, its `pooler_output` projected to (B, D) and not normalized.
+
+        With `pooled_only=True` the last layer computes what is pooled and no more, where that is one token and nobody
+        looks at the others (hooks, hidden states): `last_hidden_state` is None then.
+        """
         kwargs = known_arguments(self, kwargs, "get_text_features", backbone_arguments(self.text_model))
+        kwargs |= _asking(self.text_model, pooled_only)
         output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        pooled_only: bool = False,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The image tower's output, its `pooler_output` projected to (B, D) and not normalized."""
+        """The image tower's output, its `pooler_output` projected to (B, D) and not normalized.
+
+        `pooled_only` is that of `get_text_features`.
+        """
         kwargs = known_arguments(self, kwargs, "get_image_features", backbone_arguments(self.vision_model))
+        kwargs |= _asking(self.vision_model, pooled_only)
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -226,7 +245,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         Raises TypeError for arguments that it does not have, and what `HFCLIPTextModel` raises.
         """
         _refuse(self, "encode_text", unknown)
-        embeddings_BD = _pooled(self.get_text_features(input_ids, attention_mask, return_dict=True))
+        embeddings_BD = _pooled(self.get_text_features(input_ids, attention_mask, pooled_only=True, return_dict=True))
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     def encode_image(
@@ -237,7 +256,9 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         Raises TypeError for arguments that it does not have, and what the image tower raises.
         """
         _refuse(self, "encode_image", unknown)
-        embeddings_BD = _pooled(self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True))
+        embeddings_BD = _pooled(
+            self.get_image_features(pixel_values, interpolate_pos_encoding, pooled_only=True, return_dict=True)
+        )
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     @can_return_tuple
@@ -256,6 +277,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
 
         With `return_loss=True`, images and texts are pairs and `loss` is the batch's `contrastive_loss`, or
         `sigmoid_loss` (over all ranks); `concept_ids` (B,) then names the pairs that are positives of each other.
+        A loss asks for what is pooled alone: the towers' outputs then have a `last_hidden_state` only together with
+        `output_hidden_states=True`.
 
         Raises:
             TypeError: for arguments that it does not have, apart from those that transformers passes to any model.
@@ -263,11 +286,12 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         """
         vision_model, text_model = self.vision_model, self.text_model
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(vision_model) | backbone_arguments(text_model))
+        asked: dict[str, Any] = {"return_dict": True, "pooled_only": bool(return_loss)}
         vision_output = self.get_image_features(
-            pixel_values, interpolate_pos_encoding, return_dict=True, **taken_by(vision_model, kwargs)
+            pixel_values, interpolate_pos_encoding, **asked, **taken_by(vision_model, kwargs)
         )
         text_output = self.get_text_features(
-            input_ids, attention_mask, position_ids, return_dict=True, **taken_by(text_model, kwargs)
+            input_ids, attention_mask, position_ids, **asked, **taken_by(text_model, kwargs)
         )
         if return_loss and len(input_ids) != len(pixel_values):
             raise ValueError(

@@ -3,8 +3,8 @@
 Shape suffixes: B images or texts, T tokens, W width of a tower, D dimensions of the shared space.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
+_Hook = TypeVar("_Hook", bound=Callable)
 
 
 def with_init_std(std: float, layer: _Layer) -> _Layer:
@@ -68,6 +69,76 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+class OneToken(NamedTuple):
+    """The token of each sequence that a last layer is asked for, where no other is pooled.
+
+    Attributes:
+        position: of the token, in every sequence or (B,).
+        attention_mask: (B or 1, 1, 1, T), added to the scores of the keys; None where the token sees all of them.
+    """
+
+    position: int | torch.Tensor
+    attention_mask: torch.Tensor | None = None
+
+    def of(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        """(B, 1, W)."""
+        if isinstance(self.position, int):
+            return tokens_BTW[:, self.position : self.position + 1]
+        rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
+        return tokens_BTW[rows_B, self.position][:, None]
+
+
+# Classes of a last layer that can be asked for one token: with any other in their place, all tokens are computed. FSDP
+# makes subclasses that it names so.
+_OWN_LAYERS = {
+    f"{prefix}{name}" for prefix in ("", "FSDP") for name in ("HFCLIPEncoderLayer", "HFCLIPAttention", "HFCLIPMLP")
+}
+_OWN_ATTENTIONS = ("eager", "flash_attention", "flex_attention", "sdpa")
+# Hooks that do not look at tokens: those that gather sharded weights, and recorders, which are off unless asked for.
+_BLIND_HOOKS = ("torch.distributed.", "transformers.utils.output_capturing")
+
+
+def blind(hook: _Hook) -> _Hook:
+    """The hook, noted as one that does not look at tokens: a last layer that it hooks into may compute one alone."""
+    vars(hook)["is_blind"] = True
+    return hook
+
+
+def may_compute_one_token(tower: nn.Module, last: nn.Module, asked: Mapping[str, Any]) -> bool:
+    """Whether nobody would see that a tower's last layer computes one token alone.
+
+    False where hidden states or attentions are asked for, where somebody hooked into the layer or around it, or put
+    another layer or another attention in the place of ours. Adapters of single linear maps (LoRA) see no difference.
+
+    Args:
+        tower: with a `config`.
+        last: its last layer.
+        asked: the arguments of its forward.
+    """
+    config: Any = tower.config
+    for name in ("output_hidden_states", "output_attentions"):
+        if asked.get(name, getattr(config, name, False)):
+            return False
+    own = [last, getattr(last, "self_attn", None), getattr(last, "mlp", None)]
+    if any(type(module).__name__ not in _OWN_LAYERS for module in own):
+        return False
+    if not str(config._attn_implementation or "eager").startswith(_OWN_ATTENTIONS):
+        return False
+    return not any(_is_watched(module) for module in (tower, *tower.children(), *last.modules()))
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks may look at what goes into a module or comes out of it, or its `forward` was replaced."""
+    held = vars(module)
+    if held["_backward_hooks"] or held["_backward_pre_hooks"] or "forward" in held:
+        return True
+    for hook in (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values()):
+        is_blind = getattr(hook, "is_blind", False)
+        if not (is_blind or str(getattr(hook, "__module__", "")).startswith(_BLIND_HOOKS)):
+            return True
+    return False
+
+
 class HFCLIPAttention(nn.Module):
     """Multi-head self-attention, by whichever implementation the config chose."""
 
@@ -87,24 +158,39 @@ class HFCLIPAttention(nn.Module):
         self.out_proj = with_init_std(std, nn.Linear(width, width))
 
     def forward(
-        self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        tokens_BTW: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        one_token: OneToken | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        by_head = (*tokens_BTW.shape[:-1], -1, self.head_dim)
         tokens_BTW = as_autocast(tokens_BTW)
+        asked_BTW = tokens_BTW
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
+        if one_token is not None:
+            # One row of scores is no work for a fused kernel.
+            asked_BTW, attention_mask, attend = (
+                one_token.of(tokens_BTW),
+                one_token.attention_mask,
+                eager_attention_forward,
+            )
         output, weights = attend(
             self,
-            self.q_proj(tokens_BTW).view(by_head).transpose(1, 2),
-            self.k_proj(tokens_BTW).view(by_head).transpose(1, 2),
-            self.v_proj(tokens_BTW).view(by_head).transpose(1, 2),
+            self._by_head(self.q_proj(asked_BTW)),
+            self._by_head(self.k_proj(tokens_BTW)),
+            self._by_head(self.v_proj(tokens_BTW)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return self.out_proj(output.reshape(tokens_BTW.shape)), weights
+        return self.out_proj(output.reshape(asked_BTW.shape)), weights
+
+    def _by_head(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        """(B, heads, T, width of a head)."""
+        return tokens_BTW.view(*tokens_BTW.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class HFCLIPQuickGELU(nn.Module):
@@ -163,8 +249,19 @@ class HFCLIPEncoderLayer(GradientCheckpointingLayer):
         self.mlp = HFCLIPMLP(config)
         self.layer_scale2 = _layer_scale(config)
 
-    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+    def forward(
+        self,
+        tokens_BTW: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        one_token: OneToken | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(B, T, W), or (B, 1, W) of the one token that is asked for."""
+        if one_token is not None:
+            kwargs["one_token"] = one_token
         attended_BTW, _ = self.self_attn(self.layer_norm1(tokens_BTW), attention_mask, **kwargs)
+        if one_token is not None:
+            tokens_BTW = one_token.of(tokens_BTW)
         tokens_BTW = tokens_BTW + self.layer_scale1(attended_BTW)
         return tokens_BTW + self.layer_scale2(self.mlp(self.layer_norm2(tokens_BTW)))
 
@@ -174,9 +271,18 @@ class HFCLIPEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(HFCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, tokens_BTW: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        for layer in self.layers:
-            tokens_BTW = layer(tokens_BTW, attention_mask, **kwargs)
+    def forward(
+        self,
+        tokens_BTW: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        one_token: OneToken | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(B, T, W), or (B, 1, W) of the one token that is asked for: all other layers compute all."""
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            asked = {"one_token": one_token} if one_token is not None and index == last else {}
+            tokens_BTW = layer(tokens_BTW, attention_mask, **asked, **kwargs)
         return tokens_BTW
 
 

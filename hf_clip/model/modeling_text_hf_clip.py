@@ -16,7 +16,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPTextConfig
 from .modeling_inputs_hf_clip import check_texts, embedded, known_arguments, require_on_device
-from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, with_init_std
+from .modeling_layers_hf_clip import (
+    HFCLIPEncoder,
+    HFCLIPPreTrainedModel,
+    OneToken,
+    may_compute_one_token,
+    with_init_std,
+)
 
 # `past_key_values` is called `cache` from transformers 5.24 on, which warns of the old name; 5.40 will not know it.
 _NO_CACHE: dict[str, Any] = {
@@ -57,7 +63,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     padding comes after all that the end token can see, so no attention mask is needed, and a batch may be padded to
     its longest text. The same holds for pooling "first" and "mean". A mask that is given is applied. A tower that
     pools at its last position (SigLIP) was trained on texts padded to the full length, and takes no others.
-    `pooler_output` is (B, pooled_size), from `head` where the config has one.
+    `pooler_output` is (B, pooled_size), from `head` where the config has one. With `pooled_only=True`,
+    `last_hidden_state` may be None: the last layer computes the token that is pooled, where it is one.
     Raises ValueError for a text without an end token (unless pooled at its first or last position), for left padding,
     for more tokens than positions and for fewer where the last is pooled; on an accelerator and in compiled code the
     first two are asserted on the device.
@@ -66,6 +73,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     config: HFCLIPTextConfig
     base_model_prefix = "text_model"
     input_modalities = ["text"]
+    has_pooled_only = True
 
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__(config)
@@ -109,6 +117,29 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
         return tokens_BTW[rows_B, end_B]
 
+    def _pooled_token(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype, kwargs: dict[str, Any]
+    ) -> OneToken | None:
+        """The token of each text that is pooled; None where it is not one, or others have to be computed with it."""
+        has_own_mask = attention_mask is not None and attention_mask.ndim != 2
+        if self.config.pooling == "mean" or has_own_mask:
+            return None
+        if not may_compute_one_token(self, self.encoder.layers[-1], kwargs):
+            return None
+        length = input_ids.shape[-1]
+        fixed = {"first": 0, "last": length - 1}.get(self.config.pooling)
+        end_B1 = None if fixed is not None else self._end_positions(input_ids)[:, None]
+        position = fixed if end_B1 is None else end_B1[:, 0]
+        sees_BT = None if attention_mask is None else attention_mask.bool()
+        if self.config.is_causal and self.config.pooling != "last":
+            before_BT = torch.arange(length, device=input_ids.device) <= (fixed if end_B1 is None else end_B1)
+            before_BT = before_BT.expand(input_ids.shape)
+            sees_BT = before_BT if sees_BT is None else before_BT & sees_BT
+        if sees_BT is None:
+            return OneToken(position)
+        added_BT = torch.zeros_like(sees_BT, dtype=dtype).masked_fill(~sees_BT, torch.finfo(dtype).min)
+        return OneToken(position, added_BT[:, None, None])
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -116,6 +147,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        pooled_only: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         kwargs = known_arguments(self, kwargs)
@@ -133,13 +165,16 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
                 f"{full} tokens (padding='max_length', max_length={full})."
             )
         tokens_BTW = self.embeddings(input_ids, position_ids)
+        one_token = self._pooled_token(input_ids, attention_mask, tokens_BTW.dtype, kwargs) if pooled_only else None
         # Where the config says is_causal=False, this is a mask of the padding alone.
         attention_mask = create_causal_mask(
             config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, **_NO_CACHE
         )
         kwargs.pop("is_causal", None)
         tokens_BTW = self.final_layer_norm(
-            self.encoder(tokens_BTW, attention_mask, is_causal=self.config.is_causal, **kwargs)
+            self.encoder(tokens_BTW, attention_mask, one_token, is_causal=self.config.is_causal, **kwargs)
         )
+        if one_token is not None:
+            return BaseModelOutputWithPooling(pooler_output=self.head(tokens_BTW[:, 0]))
         pooled_BW = self._pool(tokens_BTW, input_ids)
         return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW, pooler_output=self.head(pooled_BW))

@@ -13,7 +13,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
 from .modeling_inputs_hf_clip import check_pixels, known_arguments
-from .modeling_layers_hf_clip import HFCLIPMLP, HFCLIPEncoder, HFCLIPPreTrainedModel, with_init_std
+from .modeling_layers_hf_clip import (
+    HFCLIPMLP,
+    HFCLIPEncoder,
+    HFCLIPPreTrainedModel,
+    OneToken,
+    may_compute_one_token,
+    with_init_std,
+)
 
 
 class HFCLIPVisionEmbeddings(nn.Module):
@@ -151,9 +158,12 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
     `pooler_output` (B, W) is, as the paper has it, the class token after the last norm, or what `config.pooling` and
     `config.norm_before_pooling` make of the tokens. `last_hidden_state` is what is pooled: behind the last norm only
     if that comes before pooling. In training, each image keeps `1 - config.patch_dropout` of its patches, drawn from
-    torch's generator of the device. Raises ValueError for images of another size, unless
+    torch's generator of the device. With `pooled_only=True`, `last_hidden_state` may be None: where the class token is
+    pooled, the last layer computes no other. Raises ValueError for images of another size, unless
     `interpolate_pos_encoding=True`.
     """
+
+    has_pooled_only = True
 
     config: HFCLIPVisionConfig
     base_model_prefix = "vision_model"
@@ -190,14 +200,26 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        pooled_only: bool = False,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         kwargs = known_arguments(self, kwargs)
         tokens_BTW = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        tokens_BTW = self.encoder(tokens_BTW, **kwargs)
+        one_token = None
+        if (
+            pooled_only
+            and self.config.pooling == "class"
+            and may_compute_one_token(self, self.encoder.layers[-1], kwargs)
+        ):
+            one_token = OneToken(0)
+        tokens_BTW = self.encoder(tokens_BTW, one_token=one_token, **kwargs)
         if self.config.norm_before_pooling:
             tokens_BTW = self.post_layernorm(tokens_BTW)
             pooled_BW = self._pool(tokens_BTW)
         else:
             pooled_BW = self.post_layernorm(self._pool(tokens_BTW))
-        return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW, pooler_output=pooled_BW)
+        tokens = tokens_BTW if one_token is None else None
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled_BW)
