@@ -14,6 +14,7 @@ from .usage import UsageError
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 DTYPES = ("float32", "float16", "bfloat16")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+CLEANINGS = ("whitespace", "lower", "canonicalize", "none")
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 DATA_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar")
 # Of OpenAI's names those without a slash.
@@ -196,6 +197,8 @@ def add_load_options(
     activation = "activation of bare weights, such as quick_gelu"
     parser.add_argument("--architecture", metavar="NAME", help=architecture)
     parser.add_argument("--hidden-act", choices=ACTIVATIONS, metavar="NAME", help=activation)
+    cleaning = f"what is done to texts, not what the checkpoint says: {', '.join(CLEANINGS)}"
+    parser.add_argument("--text-cleaning", choices=CLEANINGS, metavar="NAME", help=cleaning)
     if hub_revision:
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
     parser.add_argument("--device", type=device, help=f"cpu, cuda, cuda:1, ... (default: {default_device})")
@@ -204,7 +207,8 @@ def add_load_options(
 
 def load_options(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_load_options` read, but for the device."""
-    return {name: getattr(options, name) for name in ("architecture", "hidden_act", "revision", "dtype")}
+    names = ("architecture", "hidden_act", "text_cleaning", "revision", "dtype")
+    return {name: getattr(options, name) for name in names}
 
 
 def check_model(source: str, flag: str = "--model") -> None:

@@ -6,6 +6,7 @@ contradict each other, and nothing tells which is right, ConversionError says so
 """
 
 import logging
+import math
 from typing import cast
 
 import numpy as np
@@ -59,10 +60,10 @@ def fit_processor(processor: HFCLIPProcessor, config: HFCLIPConfig, *, is_own: b
     _fit_texts(processor, text)
     _check_sizes(processor.image_processor, config.vision_config)
     _check_pixels(processor.image_processor, config.vision_config)
-    _try(processor, config.vision_config.image_size)
+    _try(processor, config.vision_config)
 
 
-def _try(processor: HFCLIPProcessor, image_size: int) -> None:
+def _try(processor: HFCLIPProcessor, vision: HFCLIPVisionConfig) -> None:
     """Raises ConversionError unless texts of two lengths and an image that is no square become a batch."""
     try:
         texts = [_SAMPLE_TEXT, f"{_SAMPLE_TEXT} {_SAMPLE_TEXT}"]
@@ -72,7 +73,10 @@ def _try(processor: HFCLIPProcessor, image_size: int) -> None:
             f"its processor makes no batch of two texts and an image ({short_reason(error)}): the files of tokenizer "
             "and processor are damaged, or of another model."
         ) from error
-    found = tuple(inputs["pixel_values"].shape[-2:])
+    if vision.tower == "naflex":
+        # Shapes that `_check_sizes` has compared.
+        return
+    found, image_size = tuple(inputs["pixel_values"].shape[-2:]), vision.image_size
     if found != (image_size, image_size):
         raise ConversionError(
             f"its processor makes images of {found[1]} x {found[0]} pixels, and the model takes {image_size}: one of "
@@ -145,6 +149,7 @@ def _check_sizes(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> No
     """Arithmetic alone: an image of the wrong size may be larger than memory."""
     edge = vision.image_size
     limit = _MAX_RESIZE * max(edge, 224)
+    _check_patches(images, vision, limit)
     sizes = {}
     for name, switch in (("size", "do_resize"), ("crop_size", "do_center_crop"), ("pad_size", "do_pad")):
         size = getattr(images, name, None)
@@ -167,13 +172,33 @@ def _check_sizes(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> No
         )
 
 
+def _check_patches(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig, limit: int) -> None:
+    """What a NaFlex tower sees of images, and no other tower; the size in its config is that of the processor."""
+    if vision.tower != "naflex" and images.max_num_patches is None:
+        return
+    patch = vision.patch_size
+    most = (limit // patch) ** 2
+    if vision.tower != "naflex" or (images.max_num_patches is None) or images.patch_size != patch:
+        raise ConversionError(
+            f"the image processor has max_num_patches={images.max_num_patches} and patch_size={images.patch_size}, "
+            f"where the image tower is of the kind {vision.tower} with patch_size={patch}: its file is of another "
+            "model."
+        )
+    if not 1 <= images.max_num_patches <= most:
+        raise ConversionError(
+            f"the image processor has max_num_patches={images.max_num_patches} (at most {most} are made): its file is "
+            "damaged, or of another model."
+        )
+    vision.image_size = math.isqrt(images.max_num_patches) * patch
+
+
 def _check_pixels(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> None:
     """Runs the processor on a small image, black and white."""
     sample = Image.new("RGB", (8, 8))
     sample.paste((255, 255, 255), (0, 0, 4, 8))
     with np.errstate(all="ignore"):
         pixels = np.asarray(images(sample, return_tensors="np")["pixel_values"][0])
-    if pixels.ndim != 3 or pixels.shape[0] != vision.num_channels:
+    if vision.tower != "naflex" and (pixels.ndim != 3 or pixels.shape[0] != vision.num_channels):
         raise ConversionError(f"the image processor gives {pixels.shape}, not {vision.num_channels} channels.")
     if not np.isfinite(pixels).all() or np.abs(pixels).max() > _MAX_PIXEL:
         raise ConversionError(

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoTokenizer,
     ChineseCLIPModel,
     ChineseCLIPProcessor,
     CLIPModel,
@@ -18,12 +19,16 @@ from transformers import (
     CLIPTokenizer,
     MetaClip2Model,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Siglip2Model,
+    Siglip2Processor,
     SiglipModel,
     SiglipProcessor,
 )
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
@@ -39,7 +44,7 @@ from .open_clip import open_clip_rules
 from .openai import openai_rules
 from .preprocessing import cleaning_of_transformers
 from .rules import export_tensors
-from .verify import Verification, verify_conversion
+from .verify import TEXTS, Verification, verify_conversion
 
 # Tensors that OpenAI's `convert_weights` makes float16: of convolutions, of linear layers and attention, and the two
 # projections. Embeddings and norms stay float32.
@@ -56,9 +61,9 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
 
     Args:
         source: whatever `load` takes.
-        to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel`, `SiglipModel`, `MetaClip2Model`
-            or `ChineseCLIPModel` with its processor; "open_clip", one for OpenCLIP's `local-dir:`; "openai",
-            `model.pt` with a plain state dict in OpenAI's names, float16 where theirs is.
+        to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel`, `SiglipModel`, `Siglip2Model`,
+            `MetaClip2Model` or `ChineseCLIPModel` with its processor; "open_clip", one for OpenCLIP's `local-dir:`;
+            "openai", `model.pt` with a plain state dict in OpenAI's names, float16 where theirs is.
         output_dir: a folder that is empty or does not exist yet, outside of the source.
         verify: run source and result on the same images and texts before the result takes its place.
         options: arguments of `load` about what the source does not say.
@@ -137,14 +142,26 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     peer.config.dtype = model.dtype
     peer.save_pretrained(folder)
     # The two differ in what they do without being told: the one crops.
-    image_class = CLIPImageProcessorPil if settings["do_center_crop"] else SiglipImageProcessorPil
-    image_processor = (ChineseCLIPImageProcessorPil if kind == "chinese_clip" else image_class)(**settings)
+    image_class = CLIPImageProcessorPil if settings.get("do_center_crop") else SiglipImageProcessorPil
+    own_class = {"chinese_clip": ChineseCLIPImageProcessorPil, "siglip2": Siglip2ImageProcessorPil}
+    image_processor = own_class.get(kind, image_class)(**settings)
     # SigLIP's texts see their padding, which a mask would hide.
-    tokenizer = plain_tokenizer(processor.tokenizer, ["input_ids", *([] if kind == "siglip" else ["attention_mask"])])
+    names = ["input_ids"] if export_configs.is_siglip(model.config) else ["input_ids", "attention_mask"]
+    tokenizer = plain_tokenizer(processor.tokenizer, names)
     processor_class(image_processor, tokenizer).save_pretrained(folder)
+    if kind == "siglip2":
+        _require_same_tokenizer(tokenizer, folder)
     # Where transformers 4 looks for it.
     image_processor.save_pretrained(folder)
     return False
+
+
+def _require_same_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises ConversionError unless transformers reads back what was written: of `siglip2`, always its own kind."""
+    read = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    texts = [*TEXTS, "A Cat"]
+    if tokenizer(texts)["input_ids"] != read(texts)["input_ids"]:
+        _refuse("transformers' Siglip2Model", ["a tokenizer other than SigLIP 2's, Gemma's in lower case"])
 
 
 def _missing_cleaning(processor: HFCLIPProcessor, done: str | None) -> list[str]:
@@ -231,6 +248,7 @@ def has_openai_vocabulary(tokenizer) -> bool:
 TRANSFORMERS_CLASSES: dict[str, tuple[type[PreTrainedModel], Callable[..., Any]]] = {
     "clip": (CLIPModel, CLIPProcessor),
     "siglip": (SiglipModel, SiglipProcessor),
+    "siglip2": (Siglip2Model, Siglip2Processor),
     "metaclip_2": (MetaClip2Model, CLIPProcessor),
     "chinese_clip": (ChineseCLIPModel, ChineseCLIPProcessor),
 }

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from PIL.Image import Resampling
-from transformers import ChineseCLIPConfig, CLIPConfig, MetaClip2Config, PretrainedConfig, SiglipConfig
+from transformers import (
+    ChineseCLIPConfig,
+    CLIPConfig,
+    MetaClip2Config,
+    PretrainedConfig,
+    Siglip2Config,
+    SiglipConfig,
+)
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
@@ -61,6 +68,7 @@ _SIGLIP_VIT = {
 _TRANSFORMERS: dict[str, tuple[Allowed, Allowed]] = {
     "clip": (_PLAIN_TEXT, _PLAIN_VIT),
     "siglip": (_SIGLIP_TEXT, _SIGLIP_VIT),
+    "siglip2": (_SIGLIP_TEXT, {"tower": ("naflex",), "projection_type": ("none",)}),
     # Whatever ends its texts, it pools there.
     "metaclip_2": (_PLAIN_TEXT | {"pooling": ("first_eos",)}, _PLAIN_VIT),
     "chinese_clip": ({"projection_type": ("linear",), "projection_bias": (False,)}, _PLAIN_VIT),
@@ -108,7 +116,7 @@ def _missing_fields(config: PretrainedConfig, allowed: Allowed, tower: str) -> l
 def transformers_type(config: HFCLIPConfig) -> str:
     """The model type of transformers' class that a model is written as, which may not be able to express all of it."""
     if is_siglip(config):
-        return "siglip"
+        return "siglip2" if config.vision_config.tower == "naflex" else "siglip"
     if is_chinese_clip(config):
         return "chinese_clip"
     return "metaclip_2" if config.text_config.pooling == "first_eos" else "clip"
@@ -167,13 +175,14 @@ def transformers_config(config: HFCLIPConfig) -> CLIPConfig | MetaClip2Config | 
     kind = transformers_type(config)
     if kind == "chinese_clip":
         return chinese_clip_config(config)
-    config_class = {"siglip": SiglipConfig, "metaclip_2": MetaClip2Config}.get(kind, CLIPConfig)
+    classes = {"siglip": SiglipConfig, "siglip2": Siglip2Config, "metaclip_2": MetaClip2Config}
+    config_class = classes.get(kind, CLIPConfig)
     towers = {}
     for name in ("text_config", "vision_config"):
         ours, theirs = getattr(config, name).to_dict(), getattr(config_class(), name).to_dict()
         towers[name] = {key: ours[key] for key in theirs if key in ours and key not in ("model_type", "architectures")}
-    if kind == "siglip":
-        return SiglipConfig(**towers)
+    if kind in ("siglip", "siglip2"):
+        return config_class(**towers)
     scale = config.logit_scale_init_value
     return config_class(**towers, projection_dim=config.projection_dim, logit_scale_init_value=scale)
 
@@ -323,6 +332,10 @@ def _open_clip_knobs(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict:
 
 def transformers_image_settings(image_processor: HFCLIPImageProcessor) -> tuple[dict, list[str]]:
     """The arguments of transformers' image processors, and what these lack."""
+    if image_processor.max_num_patches is not None:
+        names = ("max_num_patches", "patch_size", "resample", "image_mean", "image_std", "rescale_factor")
+        switches = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+        return {name: getattr(image_processor, name) for name in (*names, *switches)}, []
     size = image_processor.size if image_processor.do_resize else {}
     if size.get("longest_edge"):
         return {}, [f"an image transform that fits the longer edge (size={dict(size)})"]
@@ -337,6 +350,8 @@ def open_clip_preprocess_cfg(image_processor: HFCLIPImageProcessor, config: HFCL
 
     There an image is brought to the model's square in one of three ways, and nothing is cropped but by the first.
     """
+    if image_processor.max_num_patches is not None:
+        return {}, ["an image transform that keeps the aspect (max_num_patches)"]
     edge = config.vision_config.image_size
     size = {key: value for key, value in dict(image_processor.size).items() if value}
     resize_mode = {

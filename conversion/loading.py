@@ -1,4 +1,11 @@
-"""`load`: any CLIP checkpoint as a model and its processor."""
+"""`load`: any CLIP checkpoint as a model and its processor.
+
+Read are a folder or Hub id of this package, of OpenCLIP, or of transformers' CLIP, SigLIP, SigLIP 2 (of fixed
+resolution, and NaFlex), MetaCLIP 2, Chinese-CLIP, OWL-ViT or OWLv2 (the CLIP in it); a file of weights (OpenAI's
+TorchScript archive, a state dict, LongCLIP's, a training checkpoint of OpenCLIP's; of torch.save or safetensors); and
+one of OpenAI's names, such as "ViT-B/32", where its file is on this machine. The Hub is asked once about a
+repository, within seconds; where it gives no answer, the cache is used.
+"""
 
 import copy
 import logging
@@ -13,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
-from hf_clip.model.processing_hf_clip import HFCLIPProcessor
+from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 
 from .check_processor import fit_processor
 from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_unconfirmed_counts
@@ -29,11 +36,13 @@ from .preprocessing import (
     build_processor,
     check_settings_files,
     cleaning_of_transformers,
+    in_patches,
     load_image_processor,
     load_tokenizer,
     open_clip_tokenizer,
     openai_tokenizer,
     scale_image_processor,
+    set_cleaning,
 )
 from .rules import Rule, import_tensors, renamed_shapes
 from .safe_torch.weights import WeightsFile, read_weights
@@ -64,10 +73,14 @@ class LoadOptions:
     tokenizer: str | Path | PreTrainedTokenizerBase | None
     preprocessing: Mapping[str, Any] | None
     image_size: int | None = None
+    text_cleaning: str | None = None
 
     def __post_init__(self):
         if self.hidden_act is not None and self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"`hidden_act={self.hidden_act}` is not known: use {', '.join(ACTIVATIONS)}.")
+        if self.text_cleaning not in (None, "none", *CLEANINGS):
+            known = ", ".join((*CLEANINGS, "none"))
+            raise ValueError(f"`text_cleaning={self.text_cleaning}` is not known: use {known}.")
         # Both are fitted to each other: the caller's own may be used for another checkpoint.
         for name in ("config", "tokenizer"):
             object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
@@ -107,6 +120,7 @@ def load(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    text_cleaning: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
@@ -116,14 +130,9 @@ def load(
 ) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     """The model of a checkpoint, in evaluation mode, with the processor that makes its inputs.
 
-    The format is found from the content: a folder or Hub id of this package, of OpenCLIP, or of transformers' CLIP,
-    SigLIP (SigLIP 2 of fixed resolution too), MetaCLIP 2, Chinese-CLIP, OWL-ViT or OWLv2 (the CLIP in it); a file of
-    weights (OpenAI's TorchScript archive, a state dict, LongCLIP's, a training checkpoint of OpenCLIP's; of torch.save
-    or safetensors); or one of OpenAI's names, such as "ViT-B/32", where its file is on this machine. Nothing in a file
-    is run, and what a config says is compared with the weights before anything of that size is made.
-    `model.source_format` says what was found: "hf_clip", "transformers", "open_clip", "openai" or "long_clip".
-
-    The Hub is asked once about a repository, within seconds; where it gives no answer, the cache is used.
+    The format is found from the content; what is read, the top of this module says. Nothing in a file is run, and
+    what a config says is compared with the weights before anything of that size is made. `model.source_format` says
+    what was found: "hf_clip", "transformers", "open_clip", "openai" or "long_clip".
 
     Args:
         source: path, Hub id (OpenCLIP's prefixes `hf-hub:` and `local-dir:` may stand before it) or name.
@@ -134,7 +143,10 @@ def load(
         source_format: "openai" says that a state dict is what OpenAI's `build_model` takes, which needs no more.
         tokenizer: a tokenizer, or the folder or Hub id of one, in place of the source's.
         preprocessing: `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`; a missing one is OpenAI's.
-        image_size: another resolution than the checkpoint's, in pixels; see `HFCLIPModel.set_image_size`.
+        image_size: another resolution than the checkpoint's, in pixels; see `HFCLIPModel.set_image_size`. Of a NaFlex
+            model, as many patches as a square of that side has.
+        text_cleaning: what is done to texts, in place of what the source says: "whitespace", "lower" or "canonicalize"
+            (see `HFCLIPProcessor`), or "none". What a tokenizer does by itself stays.
         dtype: of the model. None keeps the file's; where a file mixes several (OpenAI's), float32, which is exact.
         device: where the model goes; None is the CPU.
         revision: branch, tag or commit of a repository on the Hub.
@@ -148,7 +160,8 @@ def load(
             say; the message is one line, and says what to pass.
         ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
     """
-    options = LoadOptions(architecture, hidden_act, config, source_format, tokenizer, preprocessing, image_size)
+    said = (architecture, hidden_act, config, source_format, tokenizer, preprocessing, image_size, text_cleaning)
+    options = LoadOptions(*said)
     hub = HubOptions(revision, cache_dir, token, local_files_only)
     dtype = _check_dtype(dtype)
     _check_device(device)
@@ -397,24 +410,32 @@ def _make_processor(checkpoint: _Checkpoint, options: LoadOptions, hub: HubOptio
         check_settings_files(folder, config.text_config.vocab_size)
         is_whole = (folder / "processor_config.json").is_file()
         if checkpoint.format == "hf_clip" and is_whole and options.tokenizer is None and options.preprocessing is None:
-            return HFCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
+            processor = HFCLIPProcessor.from_pretrained(folder, trust_remote_code=False)
+            if options.text_cleaning is not None:
+                set_cleaning(processor, options.text_cleaning)
+            return processor
     if options.preprocessing is not None or folder is None:
         settings = checkpoint.preprocessing if options.preprocessing is None else options.preprocessing
         image_processor = build_image_processor(settings or {}, config.vision_config.image_size)
+        if config.vision_config.tower == "naflex":
+            image_processor = in_patches(image_processor, config.vision_config)
     else:
         image_processor = load_image_processor(folder)
     if isinstance(options.tokenizer, PreTrainedTokenizerBase):
-        return build_processor(config, image_processor, options.tokenizer)
+        return build_processor(config, image_processor, options.tokenizer, options.text_cleaning)
     name = options.tokenizer if options.tokenizer is not None else folder or checkpoint.tokenizer
     if name == "clip":
-        return build_processor(config, image_processor, openai_tokenizer(config.text_config))
+        tokenizer = openai_tokenizer(config.text_config)
+        return build_processor(config, image_processor, tokenizer, options.text_cleaning)
     if folder is not None:
         tokenizer = load_tokenizer(name, config.text_config, hub.without_revision())
-        return build_processor(config, image_processor, tokenizer, cleaning_of_transformers(config, tokenizer))
-    tokenizer, cleaning = open_clip_tokenizer(
-        name, checkpoint.tokenizer_options or {}, config.text_config, hub.without_revision()
-    )
-    return build_processor(config, image_processor, tokenizer, cleaning)
+        cleaning = options.text_cleaning or cleaning_of_transformers(config, tokenizer)
+        return build_processor(config, image_processor, tokenizer, cleaning)
+    told = dict(checkpoint.tokenizer_options or {})
+    if options.text_cleaning is not None:
+        told.pop("clean", None)
+    tokenizer, cleaning = open_clip_tokenizer(name, told, config.text_config, hub.without_revision())
+    return build_processor(config, image_processor, tokenizer, options.text_cleaning or cleaning)
 
 
 def _rules_of(checkpoint: _Checkpoint, outline: WeightsFile, expected: Mapping[str, torch.Tensor]) -> list[Rule]:

@@ -26,7 +26,7 @@ OPENAI_FILES = {
 # Types in a config.json of models that can be read, and their formats.
 NATIVE_TYPES = {
     **dict.fromkeys(("hf_clip", "hf_clip_siglip"), "hf_clip"),
-    **dict.fromkeys(("clip", "siglip", "metaclip_2", "chinese_clip", "owlvit", "owlv2"), "transformers"),
+    **dict.fromkeys(("clip", "siglip", "siglip2", "metaclip_2", "chinese_clip", "owlvit", "owlv2"), "transformers"),
 }
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # The better ones first. A checkpoint in shards has an index beside them.

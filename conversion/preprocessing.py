@@ -1,5 +1,6 @@
 """What makes pixels and ids for a model, as the source of the model has it: image processor, tokenizer, padding."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +16,18 @@ from transformers.models.chinese_clip.image_processing_pil_chinese_clip import C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig
+from hf_clip.model.configuration_hf_clip import (
+    HFCLIPConfig,
+    HFCLIPSiglipConfig,
+    HFCLIPTextConfig,
+    HFCLIPVisionConfig,
+)
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
-from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, set_text_options, text_options
+from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, lowers_texts, set_text_options, text_options
 
 from .check_processor import sees_padding
 from .confirm import refuse_absurd_counts
@@ -61,18 +68,19 @@ _IMAGE_PROCESSORS: dict[str, Callable[..., Any]] = {
     "CLIP": CLIPImageProcessorPil,
     "ChineseCLIP": ChineseCLIPImageProcessorPil,
     "Siglip": SiglipImageProcessorPil,
+    "Siglip2": Siglip2ImageProcessorPil,
     "OwlViT": OwlViTImageProcessorPil,
     "Bit": BitImageProcessorPil,
     "ViT": ViTImageProcessorPil,
 }
 _IMAGE_SETTINGS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
-    "image_mean", "image_std", "do_pad", "pad_size",
+    "image_mean", "image_std", "do_pad", "pad_size", "max_num_patches", "patch_size",
 )  # fmt: skip
 _OTHER_IMAGE_PROCESSORS = {
     "Owlv2": "which fills images to a square on the right and below, and blurs them before it resizes them",
 }
-_GEMMA_TOKENIZERS = ("GemmaTokenizer", "GemmaTokenizerFast")
+_SIGLIP2_TOKENIZERS = ("GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer")
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "HFCLIPTokenizer")
 
 
@@ -110,6 +118,17 @@ def build_image_processor(settings: Mapping[str, Any], size: int) -> HFCLIPImage
         image_mean=mean,
         image_std=std,
         fill_color=settings["fill_color"],
+    )
+
+
+def in_patches(image_processor: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> HFCLIPImageProcessor:
+    """One with the same colors for a NaFlex tower, which takes images at their own aspect."""
+    names = ("resample", "image_mean", "image_std", "rescale_factor")
+    side = vision.image_size // vision.patch_size
+    return HFCLIPImageProcessor(
+        patch_size=vision.patch_size,
+        max_num_patches=side**2,
+        **{name: getattr(image_processor, name) for name in names},
     )
 
 
@@ -166,7 +185,7 @@ def load_image_processor(folder: Path) -> HFCLIPImageProcessor:
             f"{', '.join(_IMAGE_PROCESSORS)}."
         )
     theirs = _IMAGE_PROCESSORS[family](**given)
-    values = {name: getattr(theirs, name) for name in _IMAGE_SETTINGS}
+    values = {name: getattr(theirs, name, None) for name in _IMAGE_SETTINGS}
     # Where their class crops nothing unless told to, it has no size for it either.
     values["do_center_crop"] = bool(values["do_center_crop"])
     return HFCLIPImageProcessor(**{name: value for name, value in values.items() if value is not None})
@@ -232,22 +251,20 @@ def cleaning_of_transformers(config: HFCLIPConfig, tokenizer: PreTrainedTokenize
     SigLIP 2 was trained on texts in lower case. Its repositories name Gemma's tokenizer, which keeps the case;
     transformers' `Siglip2Tokenizer`, which does not, came later.
     """
-    is_siglip2 = isinstance(config, HFCLIPSiglipConfig) and type(tokenizer).__name__ in _GEMMA_TOKENIZERS
+    is_siglip2 = isinstance(config, HFCLIPSiglipConfig) and type(tokenizer).__name__ in _SIGLIP2_TOKENIZERS
     return "lower" if is_siglip2 else None
 
 
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer that lowers texts itself, as transformers' `Siglip2Tokenizer` does, from one that keeps their case.
 
-    The processor lowers them anyway; transformers' pipelines ask the tokenizer alone. Gemma's class would build its
-    normalizer again when it is loaded, the general one takes what its file says. One without a fast backend stays.
+    transformers' pipelines ask the tokenizer alone. Gemma's class would build its normalizer again when it is loaded,
+    the general one takes what its file says. One without a fast backend stays.
     """
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or lowers_texts(tokenizer):
         return tokenizer
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own = normalizers.Sequence([backend.normalizer] if backend.normalizer is not None else [])
-    if own.normalize_str("A") != "A":
-        return tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), own])
     special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     lowered = PreTrainedTokenizerFast(
@@ -302,13 +319,20 @@ def open_clip_tokenizer(
     if cleaning not in CLEANINGS:
         raise ConversionError(f"clean={cleaning!r} is unknown: OpenCLIP has {', '.join(CLEANINGS)}.")
     # CLIP's tokenizer cleans whitespace and lowers by itself.
-    does_so = isinstance(tokenizer, HFCLIPTokenizer) and cleaning in ("whitespace", "lower")
-    return tokenizer, None if does_so else cleaning
+    if isinstance(tokenizer, HFCLIPTokenizer) and cleaning in ("whitespace", "lower"):
+        return tokenizer, None
+    if cleaning == "lower" and lowers_texts(lowered := lower_case(tokenizer)):
+        # There it repairs texts and their spaces too, which a tokenizer does not.
+        return lowered, "whitespace"
+    return tokenizer, cleaning
 
 
 def scale_image_processor(processor: HFCLIPProcessor, factor: float) -> None:
-    """Resize and crop of a processor for images `factor` times as large, in place."""
+    """Resize and crop of a processor for images `factor` times as large, in place; of NaFlex, the patches."""
     image_processor = processor.image_processor
+    if image_processor.max_num_patches is not None:
+        image_processor.max_num_patches = round(math.isqrt(image_processor.max_num_patches) * factor) ** 2
+        return
     for name in ("size", "crop_size"):
         edges = dict(getattr(image_processor, name) or {})
         scaled = {edge: round(value * factor) for edge, value in edges.items() if value}
@@ -321,8 +345,20 @@ def build_processor(
     tokenizer: PreTrainedTokenizerBase,
     text_cleaning: str | None = None,
 ) -> HFCLIPProcessor:
-    """The two as one, with the padding that the model's text tower needs."""
-    if text_cleaning == "lower" and not isinstance(tokenizer, HFCLIPTokenizer):
-        tokenizer = lower_case(tokenizer)
+    """The two as one, with the padding that the model's text tower needs, and a cleaning, "none" among them."""
     padding = "max_length" if sees_padding(config.text_config) else "longest"
-    return HFCLIPProcessor(image_processor, tokenizer, text_padding=padding, text_cleaning=text_cleaning)
+    processor = HFCLIPProcessor(image_processor, tokenizer, text_padding=padding)
+    if text_cleaning is not None:
+        set_cleaning(processor, text_cleaning)
+    return processor
+
+
+def set_cleaning(processor: HFCLIPProcessor, text_cleaning: str) -> None:
+    """Sets what is done to texts, in place: a cleaning of `CLEANINGS`, or "none". What a tokenizer does itself stays.
+
+    Raises:
+        ValueError: for another one.
+    """
+    if text_cleaning == "lower" and not isinstance(processor.tokenizer, HFCLIPTokenizer):
+        processor.tokenizer = lower_case(processor.tokenizer)
+    processor.text_cleaning = None if text_cleaning == "none" else text_cleaning

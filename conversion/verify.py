@@ -17,6 +17,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.import_utils import is_torchvision_available
 
+from hf_clip.model.embedding_hf_clip import IMAGE_INPUTS
+
 from .errors import ConversionError
 from .hub_files import HubOptions
 from .loading import load
@@ -110,6 +112,9 @@ def embed_with_transformers(folder: Path) -> Embeddings:
     """A folder of `CLIPModel` or a class that is like it."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    # Siglip2Processor has numbers of its own for these, and overrules those in its file.
+    settings = {name: getattr(processor.image_processor, name, None) for name in ("patch_size", "max_num_patches")}
+    patches = {name: value for name, value in settings.items() if value is not None}
     inputs = processor(
         images=sample_images(),
         text=TEXTS,
@@ -117,9 +122,11 @@ def embed_with_transformers(folder: Path) -> Embeddings:
         max_length=model.config.text_config.max_position_embeddings,
         truncation=True,
         return_tensors="pt",
+        **patches,
     )
     # SigLIP sees its padding, CLIP cannot, and Chinese-CLIP must not.
-    names = ["input_ids", "pixel_values", *(["attention_mask"] if model.config.model_type == "chinese_clip" else [])]
+    names = ["input_ids", *(["attention_mask"] if model.config.model_type == "chinese_clip" else [])]
+    names += [name for name in IMAGE_INPUTS if name in inputs]
     with torch.no_grad():
         output = model(**{name: inputs[name] for name in names})
     embeddings = output.image_embeds, output.text_embeds
@@ -191,7 +198,7 @@ def verify_conversion(
     """
     theirs = None
     # The arguments of `load` about the source are unknown to the source's own code.
-    if not set(options) - {*HUB_OPTIONS, "dtype", "device"}:
+    if not {name for name, value in options.items() if value is not None} - {*HUB_OPTIONS, "dtype", "device"}:
         located = locate(source, HubOptions(**{name: options[name] for name in HUB_OPTIONS if name in options}))
         source_format = located.kind if located.kind != "file" else loaded[0].source_format
         if located.kind != "file" or source_format == "openai":

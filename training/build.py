@@ -51,6 +51,7 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
         for tower in ("vision_config", "text_config"):
             for name, value in config.config.get(tower, {}).items():
                 setattr(getattr(model.config, tower), name, value)
+        _require_possible(model.config)
         if "logit_bias_init_value" in config.config:
             model = with_other_loss(model, config.config["logit_bias_init_value"])
         return model, processor
@@ -63,6 +64,14 @@ def build_start(config: ModelConfig, captions: Iterable[str], seed: int) -> tupl
         return model, processor
     processor = build_processor(config, captions)
     return build_model(config, processor, seed), processor
+
+
+def _require_possible(config: HFCLIPConfig) -> None:
+    """Raises RecipeError for fields of a checkpoint's config that its towers do not have."""
+    try:
+        config.vision_config.validate_architecture()
+    except ValueError as error:
+        raise RecipeError(f"model.config.vision_config: {error}") from error
 
 
 def _require_normalization(image_processor: HFCLIPImageProcessor, name: str) -> None:
@@ -107,12 +116,14 @@ def build_processor(config: ModelConfig, captions: Iterable[str]) -> HFCLIPProce
         captions = islice(captions, MAX_CAPTIONS_FOR_VOCABULARY)
         tokenizer = HFCLIPTokenizer.train(captions, config.vocabulary_size, model_max_length=context)
     size = shape.vision_config.image_size
-    image_processor = HFCLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
-    )
+    colors = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+    if shape.vision_config.tower == "naflex":
+        patch_size = shape.vision_config.patch_size
+        most = (size // patch_size) ** 2
+        image_processor = HFCLIPImageProcessor(patch_size=patch_size, max_num_patches=most, **colors)
+    else:
+        square = {"height": size, "width": size}
+        image_processor = HFCLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **colors)
     # Nothing that the end token sees lies behind it: only there may padding come and go.
     sees_padding = shape.text_config.pooling != "eos" or not shape.text_config.is_causal
     return HFCLIPProcessor(image_processor, tokenizer, text_padding="max_length" if sees_padding else "longest")

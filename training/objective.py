@@ -4,6 +4,7 @@ Shape suffixes: B pairs of this rank, T tokens, D dimensions of the shared space
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class ContrastiveObjective(nn.Module):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        images: torch.Tensor | dict[str, Any],
         captions: dict[str, torch.Tensor],
         keywords: dict[str, torch.Tensor] | None = None,
         concept_ids: torch.Tensor | None = None,
@@ -45,13 +46,14 @@ class ContrastiveObjective(nn.Module):
         """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes.
 
         Args:
-            pixel_values: (B, 3, rows, columns).
+            images: pixels (B, 3, rows, columns), or all that the model takes of images by its arguments' names.
             captions: the processor's `input_ids` (B, T), and `attention_mask` where the text tower needs one;
                 `keywords` likewise, (B, another T).
             concept_ids: (B,); pairs with equal ids are positives of each other.
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
-        embeddings_BD = [self._unit(self.model.get_image_features(pixel_values, pooled_only=True))]
+        inputs = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
+        embeddings_BD = [self._unit(self.model.get_image_features(**inputs, pooled_only=True))]
         for texts in (captions, keywords):
             if texts is not None:
                 embeddings_BD.append(self._unit(self.model.get_text_features(**texts, pooled_only=True)))

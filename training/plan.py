@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from .build import build_start, model_config
 from .config import TrainConfig
 from .device import choose_precision
 from .layer_groups import freeze, recompute_activations
+from .native_aspect import in_patches
 from .objective import ContrastiveObjective
 from .optimizer import hidden_matrices
 from .recipe_error import RecipeError
@@ -206,14 +208,19 @@ def _units(objective: ContrastiveObjective) -> list[nn.Module]:
     return units
 
 
-def _inputs(model: HFCLIPModel, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _inputs(model: HFCLIPModel, size: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Images, and texts of full length, as the processor makes them."""
     vision, text = model.config.vision_config, model.config.text_config
-    images = torch.zeros(size, 3, vision.image_size, vision.image_size)
+    side = vision.image_size
+    images = torch.zeros(size, vision.num_channels, side, side).contiguous(memory_format=torch.channels_last)
+    inputs: dict[str, Any] = {"pixel_values": images}
+    if vision.tower == "naflex":
+        side -= side % vision.patch_size
+        inputs = in_patches([images[..., :side, :side]], [range(size)], vision.patch_size)
     texts = {"input_ids": torch.full((size, text.max_position_embeddings), text.eos_token_id or 0)}
     if text.tower != "clip":
         texts["attention_mask"] = torch.ones_like(texts["input_ids"])
-    return images.contiguous(memory_format=torch.channels_last), texts
+    return inputs, texts
 
 
 def _kept_bytes(
@@ -273,12 +280,18 @@ def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
     model.set_attn_implementation("eager")
     images, texts = _inputs(model, 2)
     counts, dimensions = [], 0
-    for run in (lambda: model.get_image_features(images), lambda: model.get_text_features(**texts)):
+    learned = [each for each in model.parameters() if each.requires_grad]
+    # Without a graph, a view of a parameter (SigLIP's probe) still says that it has one, and the counter looks for it.
+    for each in learned:
+        each.requires_grad_(False)
+    for run in (lambda: model.get_image_features(**images), lambda: model.get_text_features(**texts)):
         with FlopCounterMode(display=False) as counter:
             embeddings_BD = run().pooler_output
         assert embeddings_BD is not None
         counts.append(counter.get_total_flops() // len(embeddings_BD))
         dimensions = embeddings_BD.shape[1]
+    for each in learned:
+        each.requires_grad_(True)
     return counts[0], counts[1], dimensions
 
 

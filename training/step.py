@@ -27,7 +27,9 @@ from .decisions import Decisions
 from .distributed import full_tensor
 from .ema import WeightAverage
 from .layer_groups import BatchStatistics, frozen_modules
+from .native_aspect import in_patches, rows_of_one_size
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
+from .recipe_error import RecipeError
 from .stream import Batch
 
 
@@ -70,6 +72,11 @@ class TrainStep:
     is_sound: bool = True
 
     def __post_init__(self):
+        if self.processor.image_processor.max_num_patches is not None and self.config.augmentation.mixup:
+            raise RecipeError(
+                f"augmentation.mixup={self.config.augmentation.mixup} mixes images of one size, and a NaFlex model "
+                "takes each at its own: set augmentation.mixup=0."
+            )
         self._frozen = frozen_modules(self.model, self.config.optimizer)
         self._statistics = BatchStatistics(self.model)
 
@@ -142,14 +149,14 @@ class TrainStep:
         fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
-            pixel_values = self._pixel_values(batch, spans[0], fraction)
-            loss = self.objective(pixel_values, **texts[0], concept_ids=concept_ids, mixed_fraction=fraction)
+            images = self._images(batch, spans[0], fraction)
+            loss = self.objective(images, **texts[0], concept_ids=concept_ids, mixed_fraction=fraction)
             self._pull_back(loss)
             return loss.detach()
 
         def embed(index: int):
             self._seed(step, index)
-            return self.objective(self._pixel_values(batch, spans[index], fraction), **texts[index])
+            return self.objective(self._images(batch, spans[index], fraction), **texts[index])
 
         with torch.no_grad(), self._statistics.kept():
             embedded = [embed(index) for index in range(len(spans))]
@@ -182,17 +189,26 @@ class TrainStep:
         entropy = [self.config.seed, step, self.accelerator.process_index, index]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
-    def _pixel_values(self, batch: Batch, rows: slice, fraction: float) -> torch.Tensor:
-        """Augmented, mixed and normalized images, (rows, C, H, W)."""
-        images_BCHW = mix_neighbours(self._augmented(batch, rows, self.config.augmentation), fraction)
-        return self._normalized(images_BCHW)
+    def _images(self, batch: Batch, rows: slice, fraction: float) -> torch.Tensor | dict[str, Any]:
+        """Augmented, mixed and normalized images, (rows, C, H, W); for a NaFlex model what it takes of them."""
+        if isinstance(batch.images, torch.Tensor):
+            images_BCHW = mix_neighbours(self._augmented(batch, rows, self.config.augmentation), fraction)
+            return self._normalized(images_BCHW)
+        patch_size = self.processor.image_processor.patch_size
+        groups = rows_of_one_size(batch.images, rows)
+        augmented = (self._augmented(batch, group, self.config.augmentation) for group in groups)
+        return in_patches([self._normalized(images_BCHW) for images_BCHW in augmented], groups, patch_size)
 
-    def _augmented(self, batch: Batch, rows: slice, strengths: AugmentationConfig) -> torch.Tensor:
-        """(rows, C, H, W) in [0, 1]."""
-        device = self.accelerator.device
+    def _augmented(self, batch: Batch, rows: slice | list[int], strengths: AugmentationConfig) -> torch.Tensor:
+        """(rows, C, H, W) in [0, 1], of images of one size."""
+        device, images = self.accelerator.device, batch.images
+        if isinstance(images, list):
+            images = torch.stack([images[row] for row in cast(list[int], rows)])
+        else:
+            images = images[rows]
         draws = uniforms(self.config.seed, batch.epochs[rows], batch.sample_ids[rows], DRAWS_PER_IMAGE)
         return augment(
-            batch.images[rows].to(device),
+            images.to(device),
             torch.from_numpy(draws).to(device),
             batch.may_flip[rows].to(device),
             batch.may_crop[rows].to(device),
@@ -210,10 +226,11 @@ class TrainStep:
     @torch.no_grad()
     def _fix_of_images(self, batch: Batch, step: int) -> str | None:
         """What to change where the images of a bad step are not finite, on any process. Collective."""
-        processor, rows = self.processor.image_processor, slice(None)
-        augmented_BCHW = self._augmented(batch, rows, self.config.augmentation)
+        processor = self.processor.image_processor
+        augmented = self._all_augmented(batch, self.config.augmentation)
         by_augmentation, by_normalization = self.decisions.on_any_process(
-            *(not each.isfinite().all() for each in (augmented_BCHW, self._normalized(augmented_BCHW)))
+            not all(each.isfinite().all() for each in augmented),
+            not all(self._normalized(each).isfinite().all() for each in augmented),
         )
         if by_augmentation:
             return f"the augmentation gave images that are not finite: lower {self._excessive_strengths(batch)}"
@@ -224,6 +241,12 @@ class TrainStep:
             )
         return None
 
+    def _all_augmented(self, batch: Batch, strengths: AugmentationConfig) -> list[torch.Tensor]:
+        """All images of the batch, those of one size together."""
+        images = batch.images
+        groups = [slice(None)] if isinstance(images, torch.Tensor) else rows_of_one_size(images, slice(None))
+        return [self._augmented(batch, group, strengths) for group in groups]
+
     def _excessive_strengths(self, batch: Batch) -> str:
         """The strengths of the augmentation that alone give images that are not finite."""
         given, none = self.config.augmentation, AugmentationConfig()
@@ -232,7 +255,7 @@ class TrainStep:
             value = getattr(given, name)
             if isinstance(value, float) and value != getattr(none, name):
                 alone = replace(none, **{name: value})
-                if not self._augmented(batch, slice(None), alone).isfinite().all():
+                if not all(each.isfinite().all() for each in self._all_augmented(batch, alone)):
                     excessive.append(f"augmentation.{name} (now {value})")
         return " and ".join(excessive) or "its strengths"
 

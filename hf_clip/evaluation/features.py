@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ from hf_clip.model.embedding_hf_clip import (
     batched,
     dual_encoder,
     evaluation_mode,
+    image_inputs,
     unit_image_embeds,
     unit_text_embeds,
 )
@@ -205,11 +206,11 @@ def _image_encoder(
     def encode(images: Iterable) -> ImageFeatures:
         features, embeddings = ImageFeatures(torch.empty(0), []), []
         for batch in batched(readable(images, features), encoding.batch_size):
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+            inputs = image_inputs(processor, batch)
             if encoding.before_projection:
-                embeddings.append(_pooled(model, pixel_values))
+                embeddings.append(_pooled(model, inputs))
             else:
-                embeddings.append(unit_image_embeds(model, pixel_values).cpu())
+                embeddings.append(unit_image_embeds(model, inputs).cpu())
         if embeddings:
             features.embeddings = torch.cat(embeddings)
         return features
@@ -217,14 +218,16 @@ def _image_encoder(
     return encode
 
 
-def _pooled(model: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
+def _pooled(model: DualEncoder, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(B, width) float32 features of the image tower before the projection, on the CPU."""
     tower = getattr(model, "vision_model", None)
     if tower is None:
         raise TypeError(
             f"`model` is {type(model).__name__}, which has no vision_model whose features a probe could use."
         )
-    return tower(pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu()
+    placed = {name: value.to(model.device) for name, value in inputs.items()}
+    placed["pixel_values"] = placed["pixel_values"].to(model.dtype)
+    return tower(**placed).pooler_output.float().cpu()
 
 
 def _encode_parts(

@@ -17,7 +17,7 @@ def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:
     """
     counts, logit_scale = _weights(folder)
     rows = [
-        ("image tower", f"{image_tower(config.vision_config)}; {config.vision_config.image_size} pixels a side"),
+        ("image tower", f"{image_tower(config.vision_config)}; {image_sizes(config.vision_config)}"),
         ("text tower", text_tower(config.text_config)),
         ("shared space", f"{config.projection_dim} dimensions"),
         ("parameters", f"{sum(counts.values()):,} (image {counts['vision']:,}, text {counts['text']:,})"),
@@ -38,6 +38,11 @@ def image_tower(config: HFCLIPVisionConfig) -> str:
             f"ResNet, stages of {blocks} blocks, width {config.stem_width}, pooled by {config.num_attention_heads} "
             "heads of attention"
         )
+    if config.tower == "naflex":
+        return (
+            f"ViT for images of any aspect (NaFlex), {config.num_hidden_layers} layers, width {config.hidden_size}, "
+            f"{config.num_attention_heads} heads, patches of {config.patch_size} pixels"
+        )
     if config.tower == "timm":
         return f"timm's {config.backbone}"
     if config.tower == "transformers":
@@ -46,6 +51,13 @@ def image_tower(config: HFCLIPVisionConfig) -> str:
         f"ViT, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
         f"patches of {config.patch_size} pixels"
     )
+
+
+def image_sizes(config: HFCLIPVisionConfig) -> str:
+    """How large the tower sees images."""
+    if config.tower != "naflex":
+        return f"{config.image_size} pixels a side"
+    return f"at most {(config.image_size // config.patch_size) ** 2} patches an image, at its own aspect"
 
 
 def text_tower(config: HFCLIPTextConfig) -> str:

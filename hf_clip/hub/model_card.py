@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 
-from .architecture_table import describe
+from .architecture_table import describe, image_sizes
 from .card_text import CardError, parse_card, read_card_text
 from .data_license import LICENSES, card_license
 from .markdown import escape, one_line, slug, table
@@ -268,7 +268,7 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
         "languages": escape(", ".join(facts.languages)),
         "has_sigmoid": config.logit_bias_init_value is not None,
         "max_tokens": config.text_config.max_position_embeddings,
-        "image_size": config.vision_config.image_size,
+        "image_sizes": image_sizes(config.vision_config),
     }
 
 

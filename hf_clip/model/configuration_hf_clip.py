@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_limits_hf_clip import refuse_absurd_counts, require_plausible
 from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
 
 # OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
@@ -29,11 +30,14 @@ _READ_AS = {
     "siglip": "hf_clip_siglip",
     "siglip_text_model": "hf_clip_text_model",
     "siglip_vision_model": "hf_clip_vision_model",
+    "siglip2": "hf_clip_siglip",
+    "siglip2_text_model": "hf_clip_text_model",
+    "siglip2_vision_model": "hf_clip_vision_model",
     "metaclip_2": "hf_clip",
     "metaclip_2_text_model": "hf_clip_text_model",
     "metaclip_2_vision_model": "hf_clip_vision_model",
 }
-_DUAL_ENCODERS = ("clip", "siglip", "metaclip_2")
+_DUAL_ENCODERS = ("clip", "siglip", "siglip2", "metaclip_2")
 _OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_text_model", "hf_clip_vision_model")
 
 # transformers writes down only what differs from its defaults, and these differ from CLIP's.
@@ -62,6 +66,12 @@ _THEIR_DEFAULTS = {
     # Its id 2 means itself: the end token of XLM-R's vocabularies.
     "metaclip_2_text_model": {"pooling": "first_eos", "pad_token_id": 1},
 }
+_THEIR_DEFAULTS["siglip2_text_model"] = _THEIR_DEFAULTS["siglip_text_model"]
+# SigLIP 2's of fixed resolution are saved as SigLIP's; these are NaFlex's.
+_THEIR_DEFAULTS["siglip2_vision_model"] = _THEIR_DEFAULTS["siglip_vision_model"] | {
+    "tower": "naflex",
+    "num_patches": 256,
+}
 
 
 def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +89,11 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
             tower = {"model_type": f"{kind}_{key.removesuffix('_config')}_model", **tower}
         if tower:
             ours[key] = _as_ours(tower)
-    if kind == "siglip":
+    if kind in ("siglip", "siglip2"):
         ours["projection_dim"] = ours["text_config"]["projection_size"]
-    elif kind == "siglip_text_model":
+    elif kind in ("siglip_text_model", "siglip2_text_model"):
         ours["projection_size"] = ours.get("projection_size") or ours["hidden_size"]
-    elif kind == "siglip_vision_model" and not ours.pop("vision_use_head", True):
+    elif kind in ("siglip_vision_model", "siglip2_vision_model") and not ours.pop("vision_use_head", True):
         raise ValueError(
             "`vision_use_head=False` leaves the SigLIP image tower without a pooled embedding: use another."
         )
@@ -91,6 +101,8 @@ def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
         defaults = {"image_size": 224, "patch_size": 32} | ours
         if defaults["image_size"] % defaults["patch_size"]:
             ours["crops_remainder"] = True
+    if kind == "siglip2_vision_model":
+        ours["image_size"] = math.isqrt(ours["num_patches"]) * ours["patch_size"]
     if "projection_dim" in ours:
         # transformers leaves a tower's own projection_dim at its default, whatever the dual encoder's is.
         for key in ("text_config", "vision_config"):
@@ -141,72 +153,19 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
             self.__dict__.pop("custom_pipelines", None)
 
     def __post_init__(self, **kwargs):
-        _require_plausible({**vars(self), **kwargs})
+        require_plausible({**vars(self), **kwargs})
         if not IS_REMOTE:
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
             self.backbone_config = _backbone_config(backbone)
-        _refuse_absurd_counts(kwargs)
+        refuse_absurd_counts(kwargs)
         super().__post_init__(**kwargs)
         _require_sizes(self)
         # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
         self.validate_architecture()
 
 
-# Of these transformers makes a list before it looks at any weights.
-_MOST_LABELS = 100_000
-
-
-def _refuse_absurd_counts(kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for counts that no model has: a file of a few bytes would take all memory, or minutes."""
-    labels, names = kwargs.get("num_labels"), kwargs.get("id2label") or ()
-    count = max(labels if isinstance(labels, int) else 0, len(names) if isinstance(names, dict) else 0)
-    if count > _MOST_LABELS:
-        raise ValueError(f"num_labels={count} is more than any model has (at most {_MOST_LABELS}).")
-
-
 _SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")
-
-# The most that a config may say, ten times or more beyond any published model: what is made by these counts (labels by
-# name, layers) takes memory and time before any weights could confirm them.
-LIMITS = {
-    "num_labels": 2**18,
-    "num_classes": 2**18,
-    "vocab_size": 2**24,
-    "hidden_size": 2**16,
-    "embed_dim": 2**16,
-    "projection_dim": 2**16,
-    "projection_size": 2**16,
-    "intermediate_size": 2**19,
-    "num_hidden_layers": 1000,
-    "num_layers": 1000,
-    "depth": 1000,
-    "depths": 1000,
-    "stage_depths": 1000,
-    "stage_widths": 2**16,
-    "stem_width": 2**14,
-    "num_attention_heads": 2**12,
-    "num_heads": 2**12,
-    "num_channels": 2**10,
-    "in_chans": 2**10,
-    "max_position_embeddings": 2**20,
-    "image_size": 2**14,
-    "img_size": 2**14,
-    "patch_size": 2**12,
-    "pool_grid": 2**10,
-}
-
-
-def _require_plausible(fields: dict[str, Any]) -> None:
-    """Raises ValueError for counts beyond LIMITS, at any depth, and for numbers that are not finite."""
-    for name, value in fields.items():
-        if isinstance(value, dict) and name not in ("id2label", "label2id"):
-            _require_plausible({str(key): one for key, one in value.items()})
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"`{name}={value}` must be finite.")
-            if isinstance(number, int | float) and number > LIMITS.get(name, math.inf):
-                raise ValueError(f"`{name}={value}` is beyond any model: at most {LIMITS[name]} is taken.")
 
 
 def _require_sizes(config: PreTrainedConfig) -> None:
@@ -340,6 +299,10 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
       it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value` each half of a
       layer a learned factor for each channel. `patch_dropout` is the fraction of patches dropped in training (Li et
       al. 2022). Where patches do not fill `image_size`, `crops_remainder` crops the pixels at the right and bottom.
+    - "naflex", SigLIP 2's vision transformer for images of any aspect (Tschannen et al. 2025), which takes them as
+      patches, each image with its own number of rows and columns. `num_patches` (a square number) are its learned
+      positions, resampled to each image. `image_size` says how many patches images have at most unless the processor
+      says otherwise: those of a square of that side. It pools by "attention", without a class token.
     - "resnet", the paper's ResNet: four stages of `stage_depths` layers, the first of `stem_width` channels, and
       attention pooling with `num_attention_heads`; `hidden_size` is `32 * stem_width`. The output projection of its
       attention pooling is the model's projection, with `projection_bias=True`.
@@ -378,6 +341,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     layer_scale_init_value: int | float | None = None
     patch_dropout: int | float = 0.0
     crops_remainder: bool = False
+    num_patches: int | None = None
     stem_width: int | None = None
     stage_widths: list[int] | None = None
     stage_depths: list[int] | None = None
@@ -414,6 +378,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         kinds = {
             "vit": self._validate_vit,
             "convnet": self._validate_convnet,
+            "naflex": self._validate_naflex,
             "resnet": self._validate_resnet,
             "transformers": self._validate_transformers,
             "timm": self._validate_timm,
@@ -438,6 +403,23 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
                 f"`image_size={self.image_size}` is not a multiple of `patch_size={self.patch_size}`: "
                 f"set `image_size={max(self.image_size // self.patch_size, 1) * self.patch_size}`, or change "
                 "`patch_size`."
+            )
+
+    def _validate_naflex(self):
+        _require_whole_heads(self)
+        if (positions := self.num_patches or 0) < 1 or math.isqrt(positions) ** 2 != positions:
+            raise ValueError(
+                f"`num_patches={self.num_patches}` are the positions of a NaFlex tower, a square of them: set a "
+                "square number, such as 256."
+            )
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"`image_size={self.image_size}` is below `patch_size={self.patch_size}`: set it to that or more."
+            )
+        if self.patch_dropout:
+            raise ValueError(
+                f"`patch_dropout={self.patch_dropout}`: a NaFlex tower drops no patches. Set `patch_dropout=0`, and "
+                "have the processor make fewer (`max_num_patches`)."
             )
 
     def _validate_resnet(self):
@@ -505,7 +487,8 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     `logit_scale_init_value` is the logarithm of the initial logit scale; the paper starts at ln(1 / 0.07).
     A `config.json` of transformers' `CLIPModel` or `MetaClip2Model` is read as if it were this package's own, and one
-    of `SiglipModel` (SigLIP, and SigLIP 2 of fixed resolution) gives an `HFCLIPSiglipConfig`. The towers'
+    of `SiglipModel` (SigLIP, and SigLIP 2 of fixed resolution) or `Siglip2Model` (NaFlex) gives an
+    `HFCLIPSiglipConfig`. The towers'
     `projection_dim` follow the dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the
     model is evaluated and classifies with by default; None means "a photo of a {}." Raises ValueError where a tower
     without projection is of another width, for a template without its `{}`, and for a `config.json` of other models.

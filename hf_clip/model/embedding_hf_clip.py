@@ -19,6 +19,8 @@ from .image_files_hf_clip import images_in_folder
 from .typing_hf_clip import DualEncoder, Processor
 
 _Item = TypeVar("_Item")
+# Arguments of `encode_image` that processors make of images.
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
 @overload
@@ -251,9 +253,23 @@ def encode_texts(
     return F.normalize(embeddings_BD.float(), dim=-1), encoding["input_ids"]
 
 
-def unit_image_embeds(model: DualEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(B, D) float32 unit embeddings on the model's device, from one forward pass over (B, 3, H, W)."""
-    return F.normalize(model.encode_image(pixel_values.to(model.device), normalize=False).float(), dim=-1)
+def image_inputs(processor: Processor, images: Sequence[Any], **kwargs: Any) -> dict[str, torch.Tensor]:
+    """What a model takes of images: `pixel_values`, and for a NaFlex model their mask and shapes too."""
+    made = processor(images=images, return_tensors="pt", **kwargs)
+    return {name: made[name] for name in IMAGE_INPUTS if name in made}
+
+
+def unit_image_embeds(model: DualEncoder, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(B, D) float32 unit embeddings on the model's device, from one forward pass.
+
+    Args:
+        inputs: what `image_inputs` gives; pixels alone, (B, 3, H, W), where that is all that the model takes.
+    """
+    if isinstance(inputs, torch.Tensor):
+        inputs = {"pixel_values": inputs}
+    placed = {name: inputs[name].to(model.device) for name in IMAGE_INPUTS if name in inputs}
+    embeddings_BD = model.encode_image(placed.pop("pixel_values"), normalize=False, **placed)
+    return F.normalize(embeddings_BD.float(), dim=-1)
 
 
 def check_finite(embeddings: torch.Tensor, of: str) -> torch.Tensor:
@@ -310,8 +326,8 @@ def image_batches(
             if readable:
                 # Not around the loop: between two batches the caller's own code runs.
                 with evaluation_mode(model):
-                    pixel_values = processor(images=readable, return_tensors="pt")["pixel_values"]
-                    embeddings_BD = check_finite(unit_image_embeds(model, pixel_values), "images")
+                    inputs = image_inputs(processor, readable)
+                    embeddings_BD = check_finite(unit_image_embeds(model, inputs), "images")
             yield batch, embeddings_BD
 
     return encoded()

@@ -20,6 +20,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .arguments_hf_clip import refuse_unknown_arguments
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .image_patches_hf_clip import padded_to, patches_of, shape_in_patches
 from .remote_code_hf_clip import SavedWithCode
 
 # An image of 1 x 50,000 pixels grows to 224 x 11,200,000 before all but the middle is cropped away: 7 GB.
@@ -30,6 +31,8 @@ MAX_RESIZED_PIXELS = 2**26
 JPEG_REDUCTION_MARGIN = 1.5
 # Of a normalization. Beyond it, float32 would overflow.
 LARGEST_NUMBER = 1e30
+# What a NaFlex model takes of images.
+_OF_PATCHES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
 def resized_size(width: int, height: int, size) -> tuple[int, int]:
@@ -93,6 +96,8 @@ def resize_box(image: Image.Image, size: tuple[int, int], resample: int, box: tu
 
 class HFCLIPImagesKwargs(ImagesKwargs, total=False):
     fill_color: int
+    max_num_patches: int | None
+    patch_size: int | None
 
 
 class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
@@ -103,20 +108,34 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
     pixels. `size={"longest_edge": n}` fits the whole image into the crop; `fill_color` (0 to 255) is the gray
     beyond its edges. `resample` may be a name, such as "bicubic".
 
+    With `max_num_patches`, images are made into patches of `patch_size` pixels a side as NaFlex models take them, at
+    their own aspect and as many as fit, whatever `size` and `crop_size` say. Beside `pixel_values` (images, patches,
+    3 * patch_size**2) there are then `pixel_attention_mask` (images, patches), 0 where an image is padded to the
+    longest of the call, and `spatial_shapes` (images, 2), its rows and columns of patches. `do_pad=True` pads to
+    `max_num_patches` instead, as transformers' Siglip2ImageProcessor does. The numbers are that processor's.
+
     Raises:
         TypeError: for arguments of a call that it does not have. The error names the nearest.
-        ValueError: for a normalization that is not finite (`image_std` of 0, a NaN in `image_mean`); for arguments of
-            a call that cannot be honored (`do_convert_rgb=False`, another device than the CPU); for unlike sizes in
-            one tensor.
+        ValueError: for a normalization that is not finite (`image_std` of 0, a NaN in `image_mean`); for
+            `max_num_patches` without a `patch_size`; for arguments of a call that cannot be honored
+            (`do_convert_rgb=False`, another device than the CPU); for unlike sizes in one tensor.
         ImageDecodeError: (a ValueError) with the index of the first image that cannot be decoded.
     """
 
     _auto_class = "AutoImageProcessor"
     valid_kwargs = HFCLIPImagesKwargs
     fill_color = 0
+    max_num_patches: int | None = None
+    patch_size: int | None = None
 
     def __init__(self, **kwargs: Any):
         super().__init__(**_readable(kwargs))
+        if self.max_num_patches is not None:
+            _require_patches(self.max_num_patches, self.patch_size)
+            # What has no say shall not be saved, nor read.
+            self.size = self.crop_size = None
+            self.do_center_crop = False
+            self.model_input_names = list(_OF_PATCHES)
         _require_finite(self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
 
     def preprocess(self, images, *args, **kwargs: Any) -> BatchFeature:
@@ -132,9 +151,20 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         return super().preprocess(images, *args, **_readable(kwargs))
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        if kwargs.get("max_num_patches") is not None:
+            _require_patches(kwargs["max_num_patches"], kwargs.get("patch_size"))
+            # Patches have their own sizes.
+            kwargs |= {"do_resize": False, "do_center_crop": False}
         super()._validate_preprocess_kwargs(**kwargs)
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         _require_finite(*(kwargs.get(name) for name in names))
+
+    @property
+    def most_pixels(self) -> int:
+        """Of what `resize_and_crop` gives at most: one number for each color each."""
+        if self.max_num_patches is not None:
+            return self.max_num_patches * (self.patch_size or 0) ** 2
+        return self.crop_size["height"] * self.crop_size["width"]
 
     def resize_and_crop(
         self, image, *, is_channels_first: bool | None = None, may_reduce_jpeg: bool = False
@@ -154,8 +184,13 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         """
         least_edge = None
         if may_reduce_jpeg and self.do_resize:
-            least_edge = math.ceil(JPEG_REDUCTION_MARGIN * max(value for value in dict(self.size).values() if value))
+            # In patches, the shorter edge is never longer than that of a square of as many.
+            largest = self.most_pixels**0.5 if self.max_num_patches else max(filter(None, dict(self.size).values()))
+            least_edge = math.ceil(JPEG_REDUCTION_MARGIN * largest)
         decoded = decode_image(image, is_channels_first=is_channels_first, least_edge=least_edge)
+        if self.max_num_patches is not None:
+            shape = (self.patch_size, self.max_num_patches) if self.do_resize else None
+            return np.array(_resize_to_patches(decoded, shape, self.resample))
         size = self.size if self.do_resize else None
         crop_size = self.crop_size if self.do_center_crop else None
         return np.array(_resize_and_crop(decoded, size, self.resample, crop_size, self.fill_color))
@@ -202,6 +237,8 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         fill_color: int = 0,
         do_pad: bool | None = None,
         pad_size: Any = None,
+        max_num_patches: int | None = None,
+        patch_size: int | None = None,
         return_tensors=None,
         data_format=None,
         **kwargs,
@@ -210,14 +247,15 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         if do_rescale or do_normalize:
             mean, std = (image_mean, image_std) if do_normalize else (0, 1)
             table = _value_table(rescale_factor if do_rescale else None, mean, std)
+        if max_num_patches is not None and patch_size is not None:
+            shape = (patch_size, max_num_patches) if do_resize else None
+            resized = (_resize_to_patches(image, shape, resample) for image in images)
+            patches = [patches_of(_by_table(image, table), patch_size) for image in resized]
+            return _in_patches(patches, max_num_patches if do_pad else None, return_tensors)
         resize_to, crop_to = size if do_resize else None, crop_size if do_center_crop else None
-        pixel_values: list[Any] = []
-        for image in images:
-            pixels = np.array(_resize_and_crop(image, resize_to, resample, crop_to, fill_color))
-            pixels = pixels.transpose(2, 0, 1)
-            if table is not None:
-                pixels = np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
-            pixel_values.append(pixels)
+        pixel_values: list[Any] = [
+            _by_table(_resize_and_crop(image, resize_to, resample, crop_to, fill_color), table) for image in images
+        ]
         if do_pad:
             pixel_values = list(self.pad(pixel_values, pad_size=pad_size))
         if return_tensors is not None and len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:
@@ -246,6 +284,41 @@ def _readable(arguments: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"`resample={name}` is unknown: use one of {known}.")
         arguments["resample"] = Image.Resampling[name.upper()]
     return arguments
+
+
+def _require_patches(max_num_patches: int, patch_size: int | None) -> None:
+    """Raises ValueError unless both are 1 or more."""
+    if max_num_patches < 1 or patch_size is None or patch_size < 1:
+        raise ValueError(
+            f"`max_num_patches={max_num_patches}` with `patch_size={patch_size}`: both must be 1 or more, such as 256 "
+            "and 16."
+        )
+
+
+def _resize_to_patches(image: Image.Image, shape: tuple[int, int] | None, resample) -> Image.Image:
+    """The image at the size that NaFlex sees it in; `shape` are `patch_size` and `max_num_patches`."""
+    if shape is None:
+        return image
+    patch_size, max_num_patches = shape
+    rows, columns = shape_in_patches(*image.size, patch_size, max_num_patches)
+    size = (columns * patch_size, rows * patch_size)
+    return image if image.size == size else image.resize(size, resample)
+
+
+def _in_patches(patches: list[tuple[np.ndarray, tuple[int, int]]], length: int | None, return_tensors) -> BatchFeature:
+    """A model's inputs of patches with their rows and columns, padded to `length`, or to the longest where None."""
+    longest = max(len(one) for one, _ in patches)
+    padded, masks = padded_to([one for one, _ in patches], max(longest, length or 0))
+    data = {"pixel_values": padded, "pixel_attention_mask": masks, "spatial_shapes": [shape for _, shape in patches]}
+    return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _by_table(image: Image.Image, table: np.ndarray | None) -> np.ndarray:
+    """The image as (C, rows, columns), its values replaced by the table's."""
+    pixels = np.array(image).transpose(2, 0, 1)
+    if table is None:
+        return pixels
+    return np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
 
 
 def _require_finite(do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> None:

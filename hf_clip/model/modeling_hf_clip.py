@@ -7,6 +7,7 @@ load in the other.
 """
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,9 @@ from .arguments_hf_clip import refuse_unknown_arguments
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .loss_hf_clip import contrastive_loss, sigmoid_loss
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
-from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, taken_by
+from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, shapes_of, taken_by
 from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, unit_embeddings, with_init_std
+from .modeling_naflex_hf_clip import HFCLIPNaFlexModel, patch_mask
 from .modeling_resnet_hf_clip import HFCLIPResNetModel
 from .modeling_text_hf_clip import HFCLIPTextModel
 from .modeling_timm_hf_clip import HFCLIPTimmModel
@@ -87,6 +89,14 @@ def _asking(tower: Any, pooled_only: bool) -> dict[str, bool]:
     return {"pooled_only": True} if pooled_only and getattr(tower, "has_pooled_only", False) else {}
 
 
+def _of_patches(
+    pixel_attention_mask: torch.Tensor | None, spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None
+) -> dict[str, Any]:
+    """What a NaFlex tower takes beside the pixels, where a caller gave it."""
+    given = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _full_precision(device: torch.device) -> AbstractContextManager:
     """No autocast within. The meta device, which only counts shapes, knows none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
@@ -102,6 +112,7 @@ IMAGE_TOWERS = {
     "vit": HFCLIPVisionModel,
     "convnet": HFCLIPConvNetModel,
     "resnet": HFCLIPResNetModel,
+    "naflex": HFCLIPNaFlexModel,
     "transformers": HFCLIPTransformersVisionModel,
     "timm": HFCLIPTimmModel,
 }
@@ -177,14 +188,15 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         """Has the image tower take images of another size, in pixels.
 
         Positions are resampled, bicubic and antialiased, as OpenCLIP does it (`resize_pos_embed`); all other weights
-        stay. The processor has a size of its own: `hf_clip.load(..., image_size=...)` sets both.
+        stay. A NaFlex tower, which takes images of any size, notes how large they are. The processor has a size of
+        its own: `hf_clip.load(..., image_size=...)` sets both.
 
         Raises:
             ValueError: for a tower that keeps its size (of transformers or timm), and a size below one patch, or the
                 ResNet's stride of 32.
         """
         vision, tower = self.config.vision_config, self.vision_model
-        smallest = 32 if vision.tower == "resnet" else vision.patch_size if vision.tower == "vit" else 1
+        smallest = 32 if vision.tower == "resnet" else vision.patch_size if vision.tower in ("vit", "naflex") else 1
         if not hasattr(tower, "set_image_size"):
             raise ValueError(f"`image_size={image_size}`: a tower of {vision.tower} keeps its {vision.image_size}.")
         if image_size < smallest:
@@ -223,6 +235,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         pooled_only: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The image tower's output, its `pooler_output` projected to (B, D) and not normalized.
@@ -231,6 +245,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         """
         kwargs = known_arguments(self, kwargs, "get_image_features", backbone_arguments(self.vision_model))
         kwargs |= _asking(self.vision_model, pooled_only)
+        kwargs |= _of_patches(pixel_attention_mask, spatial_shapes)
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -249,16 +264,26 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     def encode_image(
-        self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False, **unknown
+        self,
+        pixel_values: torch.Tensor,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        **unknown,
     ) -> torch.Tensor:
         """(B, D) embeddings of images, unit length unless `normalize=False`.
+
+        A NaFlex tower takes the mask and the shapes that the processor gives beside the pixels; no other tower does.
 
         Raises TypeError for arguments that it does not have, and what the image tower raises.
         """
         _refuse(self, "encode_image", unknown)
-        embeddings_BD = _pooled(
-            self.get_image_features(pixel_values, interpolate_pos_encoding, pooled_only=True, return_dict=True)
+        of_patches = _of_patches(pixel_attention_mask, spatial_shapes)
+        output = self.get_image_features(
+            pixel_values, interpolate_pos_encoding, pooled_only=True, return_dict=True, **of_patches
         )
+        embeddings_BD = _pooled(output)
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     @can_return_tuple
@@ -271,6 +296,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         concept_ids: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs,
     ) -> HFCLIPOutput:
         """Scaled cosines of all images with all texts, plus the bias of a sigmoid model.
@@ -287,9 +314,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         vision_model, text_model = self.vision_model, self.text_model
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(vision_model) | backbone_arguments(text_model))
         asked: dict[str, Any] = {"return_dict": True, "pooled_only": bool(return_loss)}
-        vision_output = self.get_image_features(
-            pixel_values, interpolate_pos_encoding, **asked, **taken_by(vision_model, kwargs)
-        )
+        of_images = taken_by(vision_model, kwargs) | _of_patches(pixel_attention_mask, spatial_shapes)
+        vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **asked, **of_images)
         text_output = self.get_text_features(
             input_ids, attention_mask, position_ids, **asked, **taken_by(text_model, kwargs)
         )
@@ -412,9 +438,15 @@ class HFCLIPVisionModelWithProjection(HFCLIPPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        **kwargs,
     ) -> HFCLIPVisionModelOutput:
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(self.vision_model))
+        kwargs |= _of_patches(pixel_attention_mask, spatial_shapes)
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -458,14 +490,25 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs,
     ) -> ImageClassifierOutput:
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(self.vision_model))
+        kwargs |= _of_patches(pixel_attention_mask, spatial_shapes)
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         first = 1 if self.vision_model.has_class_token else 0
-        logits = self.classifier(output.last_hidden_state[:, first:].mean(dim=1))
+        tokens_BTW = output.last_hidden_state[:, first:]
+        mask_BT = None
+        if spatial_shapes is not None:
+            mask_BT = patch_mask(shapes_of(spatial_shapes), pixel_attention_mask, tokens_BTW.device)
+        if mask_BT is None:
+            mean_BW = tokens_BTW.mean(dim=1)
+        else:
+            mean_BW = (tokens_BTW * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+        logits = self.classifier(mean_BW)
         return ImageClassifierOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,

@@ -4,7 +4,7 @@ Shape suffixes: B images or texts, T tokens.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +110,74 @@ def check_pixels(pixel_values: torch.Tensor, channels: int | None, dtype: torch.
             "rescaled and normalized."
         )
     return pixel_values.to(dtype)
+
+
+def shapes_of(spatial_shapes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Rows and columns of patches as numbers. A tensor on an accelerator is waited for; numbers are not."""
+    listed = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
+    return [(int(rows), int(columns)) for rows, columns in listed]
+
+
+def check_patches(
+    pixel_values: torch.Tensor,
+    pixel_attention_mask: torch.Tensor | None,
+    spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None,
+    width: int,
+) -> list[tuple[int, int]]:
+    """Rows and columns of patches of each image, if the three fit together.
+
+    Args:
+        width: numbers of a patch.
+
+    Raises:
+        TypeError: for pixels that are no tensor.
+        ValueError: for pixels of another shape than (B, N, `width`), for no image, and for whole numbers; for shapes
+            that are missing, of another shape than (B, 2), or of no patch or more than N; for a mask of another shape
+            than (B, N).
+    """
+    by_processor = "as the model's processor makes it with return_tensors='pt'"
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(
+            f"`pixel_values` is of type {type(pixel_values).__name__}: pass a tensor, which the processor makes with "
+            "return_tensors='pt'."
+        )
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim != 3 or 0 in shape or shape[2] != width:
+        raise ValueError(
+            f"`pixel_values` has shape {shape}, and this model takes images in patches: pass (images, patches, "
+            f"{width}), {by_processor}."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` of {pixel_values.dtype} are raw pixels: pass what the processor makes of images, "
+            "rescaled and normalized."
+        )
+    if spatial_shapes is None:
+        raise ValueError(
+            f"`spatial_shapes` is missing: pass rows and columns of each image's patches, {by_processor}."
+        )
+    if isinstance(spatial_shapes, torch.Tensor) and spatial_shapes.shape != (shape[0], 2):
+        raise ValueError(
+            f"`spatial_shapes` has shape {tuple(spatial_shapes.shape)}: pass ({shape[0]}, 2), rows and columns of "
+            "each image's patches."
+        )
+    if pixel_attention_mask is not None and tuple(pixel_attention_mask.shape) != shape[:2]:
+        raise ValueError(
+            f"`pixel_attention_mask` has shape {tuple(pixel_attention_mask.shape)}: pass {shape[:2]}, 1 for a patch "
+            "and 0 for padding."
+        )
+    shapes = shapes_of(spatial_shapes)
+    if len(shapes) != shape[0]:
+        raise ValueError(
+            f"`spatial_shapes` has {len(shapes)} shapes, and `pixel_values` {shape[0]} images: pass as many of both."
+        )
+    for rows, columns in shapes:
+        if min(rows, columns) < 1 or rows * columns > shape[1]:
+            raise ValueError(
+                f"`spatial_shapes` has {rows} x {columns} patches where `pixel_values` has {shape[1]}: pass both "
+                f"{by_processor}."
+            )
+    return shapes
 
 
 def check_texts(

@@ -300,7 +300,13 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["HFCLIPTextEmbeddings", "HFCLIPVisionEmbeddings", "HFCLIPEncoderLayer", "HFCLIPPoolingHead"]
+    _no_split_modules = [
+        "HFCLIPTextEmbeddings",
+        "HFCLIPVisionEmbeddings",
+        "HFCLIPNaFlexEmbeddings",
+        "HFCLIPEncoderLayer",
+        "HFCLIPPoolingHead",
+    ]
     _can_record_outputs = {"hidden_states": HFCLIPEncoderLayer, "attentions": HFCLIPAttention}
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:

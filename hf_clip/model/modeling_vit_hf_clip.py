@@ -125,17 +125,24 @@ class HFCLIPPoolingProbe(nn.Module):
         init.normal_(self.in_proj_weight, std=self.in_proj_weight.shape[1] ** -0.5 * factor)
         init.zeros_(self.in_proj_bias)
 
-    def forward(self, probe_B1W: torch.Tensor, tokens_BTW: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, probe_B1W: torch.Tensor, tokens_BTW: torch.Tensor, mask_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
         of_query, of_key, of_value = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         query, key, value = (
             F.linear(rows, *weights).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for rows, weights in ((probe_B1W, of_query), (tokens_BTW, of_key), (tokens_BTW, of_value))
         )
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        mask_B11T = None if mask_BT is None else mask_BT[:, None, None]
+        pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T)
+        return self.out_proj(pooled.transpose(1, 2).flatten(2))
 
 
 class HFCLIPPoolingHead(nn.Module):
-    """SigLIP's pooling (Zhai et al. 2022, section 3.4): a learned query's attention, then a residual MLP."""
+    """SigLIP's pooling (Zhai et al. 2022, section 3.4): a learned query's attention, then a residual MLP.
+
+    The mask is True for the tokens that are attended to; None: all are.
+    """
 
     def __init__(self, config: HFCLIPVisionConfig):
         super().__init__()
@@ -147,8 +154,8 @@ class HFCLIPPoolingHead(nn.Module):
     def initialize_own(self, factor: float):
         init.normal_(self.probe, std=self.probe.shape[-1] ** -0.5 * factor)
 
-    def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
-        pooled_B1W = self.attention(self.probe.expand(tokens_BTW.shape[0], 1, -1), tokens_BTW)
+    def forward(self, tokens_BTW: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        pooled_B1W = self.attention(self.probe.expand(tokens_BTW.shape[0], 1, -1), tokens_BTW, mask_BT)
         return (pooled_B1W + self.mlp(self.layernorm(pooled_B1W)))[:, 0]
 
 

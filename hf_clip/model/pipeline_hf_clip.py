@@ -24,7 +24,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
 
-from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, open_images, unit_image_embeds
+from .embedding_hf_clip import (
+    check_finite,
+    dual_encoder,
+    evaluation_mode,
+    image_inputs,
+    open_images,
+    unit_image_embeds,
+)
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .image_urls_hf_clip import fetch_image
 from .state_key_hf_clip import LiveState
@@ -155,14 +162,16 @@ class HFCLIPZeroShotPipeline(Pipeline):
 
     def preprocess(self, image, **fetching) -> dict[str, torch.Tensor]:
         decoded = decode_image(_fetched(image, fetching))
-        return {"pixel_values": self._processor(images=[decoded], return_tensors="pt")["pixel_values"]}
+        # transformers puts images into batches that are of one shape. What is padding in all of them, the model drops.
+        is_naflex = getattr(getattr(self._processor, "image_processor", None), "max_num_patches", None) is not None
+        return image_inputs(self._processor, [decoded], **({"do_pad": True} if is_naflex else {}))
 
     def _forward(self, model_inputs, candidate_labels=(), top_k=None, multi_label=False, **options) -> dict:
         classifier = self._classifier([_as_text(label) for label in candidate_labels], multi_label, **options)
         # A number comes back as the number that was given, as from the stock pipeline.
         shown = [_first(label) for label in candidate_labels] + list((classifier.rejection or ())[:1])
         with evaluation_mode(self.model):
-            embeddings_BD = check_finite(unit_image_embeds(self.model, model_inputs["pixel_values"]), "images")
+            embeddings_BD = check_finite(unit_image_embeds(self.model, model_inputs), "images")
         scores_BK, indices_BK = classifier.rank(embeddings_BD, top_k, multi_label=multi_label)
         return {"scores": scores_BK, "indices": indices_BK, "shown": [shown] * len(embeddings_BD)}
 

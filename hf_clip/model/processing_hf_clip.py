@@ -11,6 +11,7 @@ from .tokenization_hf_clip import (
     HFCLIPTokenizer,
     cleaning_around,
     guard_of,
+    lowers_texts,
     set_text_options,
     text_options,
 )
@@ -21,10 +22,10 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
 
         inputs = processor(text=["a cat", "a dog"], images=image, return_tensors="pt")
 
-    gives `input_ids` (B, T) and `pixel_values` (N, 3, H, W). Texts are padded to the longest of the batch,
-    not to the context length, and no attention mask is returned: the text tower is causal and pools at the
-    first end token, which cannot see the padding behind it. The embeddings are the same at a fraction of the
-    work, and the fastest attention kernels take no mask. `return_attention_mask=True` brings it back.
+    gives `input_ids` (B, T) and `pixel_values` (N, 3, H, W); see `HFCLIPImageProcessor` for NaFlex models. Texts are
+    padded to the longest of the batch, not to the context length, and no attention mask is returned: the text tower is
+    causal and pools at the first end token, which cannot see the padding behind it. The embeddings are the same at a
+    fraction of the work, and the fastest attention kernels take no mask. `return_attention_mask=True` brings it back.
 
     A call takes the arguments of the tokenizer and of the image processor. Their defaults are those of the two,
     and are saved with them. So are the three arguments on texts: in the tokenizer's own file, so that a tokenizer
@@ -36,8 +37,9 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
             text then has `tokenizer.model_max_length` tokens, whatever a call asks for. None: what the tokenizer's
             file says, else "longest".
         text_cleaning: what is done to a text before a tokenizer that does none of it: "whitespace" (repaired, single
-            spaces), "lower" (in lower case too) or "canonicalize" (in lower case and without punctuation, as SigLIP
-            was trained). None: what the tokenizer's file says, else nothing.
+            spaces), "lower" (in lower case too; a tokenizer that lowers texts itself, as SigLIP 2's, gets them as they
+            are) or "canonicalize" (in lower case and without punctuation, as SigLIP was trained). None: what the
+            tokenizer's file says, else nothing.
         returns_text_mask: True for text towers from elsewhere, whose tokens see those behind them: the attention mask
             is returned unless a call says otherwise, and texts need no end token. None: what the tokenizer's file
             says, else False.
@@ -174,6 +176,8 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     def _cleaning(self):
         """What is done to a text before the tokenizer sees it. The tokenizer of this package does it itself."""
         if self.text_cleaning is None or isinstance(self.tokenizer, HFCLIPTokenizer):
+            return str
+        if self.text_cleaning == "lower" and lowers_texts(self.tokenizer):
             return str
         # Those that came with the tokenizer are its own affair.
         tokens = getattr(self.tokenizer, "added_tokens_decoder", {}).items()

@@ -7,14 +7,17 @@ its code alone can be saved again, for its processor and its pipeline too.
 
     from .arguments_hf_clip import refuse_unknown_arguments
     from .configuration_hf_clip import HFCLIPConfig
+    from .configuration_limits_hf_clip import require_plausible
     from .embedding_hf_clip import embed_images
     from .image_processing_hf_clip import HFCLIPImageProcessor
     from .image_decoding_hf_clip import decode_image
+    from .image_patches_hf_clip import shape_in_patches
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
     from .modeling_hf_clip import HFCLIPModel
     from .modeling_inputs_hf_clip import known_arguments
     from .modeling_layers_hf_clip import HFCLIPPreTrainedModel
+    from .modeling_naflex_hf_clip import HFCLIPNaFlexModel
     from .modeling_resnet_hf_clip import HFCLIPResNetModel
     from .modeling_text_hf_clip import HFCLIPTextModel
     from .modeling_timm_hf_clip import HFCLIPTimmModel

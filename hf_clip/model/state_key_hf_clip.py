@@ -26,7 +26,7 @@ import torch
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import PreTrainedModel
 
-from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, unit_image_embeds
+from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, image_inputs, unit_image_embeds
 from .tokenization_hf_clip import TEXT_OPTIONS
 from .typing_hf_clip import DualEncoder, Processor
 
@@ -103,8 +103,7 @@ def probe_embeds(model: DualEncoder, processor: Processor, tower: Tower) -> torc
         if tower == "text":
             embeddings_PD = encode_texts(model, processor, PROBE_TEXTS)[0]
         else:
-            pixel_values = processor(images=[_probe_image()], return_tensors="pt")["pixel_values"]
-            embeddings_PD = unit_image_embeds(model, pixel_values)
+            embeddings_PD = unit_image_embeds(model, image_inputs(processor, [_probe_image()]))
     return embeddings_PD.cpu().clone()
 
 

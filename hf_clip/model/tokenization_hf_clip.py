@@ -123,6 +123,12 @@ def set_text_options(tokenizer: PreTrainedTokenizerBase, **options) -> None:
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
 
 
+def lowers_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer makes texts lower case itself, as transformers' Siglip2Tokenizer does."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer is not None and "a" in normalizer.normalize_str("A")
+
+
 def cleaning_around(clean: Callable[[str], str], tokens: Iterable[AddedToken]) -> Callable[[str], str]:
     """`clean` for texts in which added tokens are to be found: they stay as they are, the text around them is cleaned.
 

@@ -29,7 +29,11 @@ class DualEncoder(Protocol):
         ...
 
     def encode_image(self, pixel_values: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-        """(B, D) embeddings of (B, 3, H, W) pixel values, of unit length where `normalize`."""
+        """(B, D) embeddings of (B, 3, H, W) pixel values, of unit length where `normalize`.
+
+        What its processor makes of images beside them (a NaFlex model's `pixel_attention_mask` and `spatial_shapes`)
+        it takes by these names.
+        """
         ...
 
     def encode_text(

@@ -577,9 +577,9 @@ def test_folders_that_lack_something(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ConversionError, match="no weights: model.safetensors"):
         load(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "siglip2"}
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "blip"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConversionError, match="model_type='siglip2' and no open_clip_config.json"):
+    with pytest.raises(ConversionError, match="model_type='blip' and no open_clip_config.json"):
         load(tmp_path)
     (tmp_path / "config.json").unlink()
     torch.save({}, tmp_path / "weights.pt")

@@ -280,7 +280,11 @@ CONVNET = {
         (HFCLIPTextConfig, {"hidden_act": "swish"}, "hidden_act='swish'.*'quick_gelu', 'gelu', 'gelu_pytorch_tanh'"),
         (HFCLIPTextConfig, {"projection_type": "mpl"}, "projection_type='mpl'.*'linear', 'mlp', 'none'"),
         (HFCLIPTextConfig, {"projection_type": "none", "projection_bias": True}, "projection_bias=True has no proj"),
-        (HFCLIPVisionConfig, {"tower": "rnn"}, "tower='rnn'.*'vit', 'convnet', 'resnet', 'transformers', 'timm'"),
+        (
+            HFCLIPVisionConfig,
+            {"tower": "rnn"},
+            "tower='rnn'.*'vit', .*'naflex', 'resnet', .*'timm'",
+        ),
         (HFCLIPVisionConfig, {"pooling": "mean"}, "pooling='mean'.*'class', 'average', 'attention'"),
         (HFCLIPVisionConfig, {"has_class_token": False}, "has_class_token=False: pool by 'average' or 'attention'"),
         (HFCLIPVisionConfig, {"projection_type": "conv"}, "projection_type='conv'.*'linear', 'mlp'"),

@@ -56,7 +56,7 @@ def test_a_run_starts_from_a_checkpoint_and_says_so(pretrained, tmp_path):
 def test_images_are_normalized_as_the_checkpoint_was_trained(pretrained, tmp_path):
     config = start_from(tmp_path, "none.parquet", {"start_from": str(pretrained)})
     train_step, batch = make_train_step(config), make_batch()
-    pixel_values = train_step._pixel_values(batch, slice(0, 24), 0.0)
+    pixel_values = train_step._images(batch, slice(0, 24), 0.0)
     scaled_BHWC = batch.images.float() / 255
     mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor(train_step.processor.image_processor.image_std)
     assert (pixel_values - ((scaled_BHWC - mean) / std).permute(0, 3, 1, 2)).abs().max() < 1e-5

@@ -45,9 +45,7 @@ def test_both_passes_draw_the_same(tmp_path):
     parts, share = [], mixed_fraction(train_step.config.seed, 3, train_step.config.augmentation.mixup)
     for index, rows in enumerate((slice(0, 10), slice(10, 20), slice(20, 24))):
         train_step._seed(3, index)
-        parts.append(
-            train_step.objective(train_step._pixel_values(batch, rows, share), **train_step._texts(batch, rows))
-        )
+        parts.append(train_step.objective(train_step._images(batch, rows, share), **train_step._texts(batch, rows)))
     embeddings_BD = [torch.cat(column) for column in zip(*(embeddings for embeddings, _ in parts), strict=True)]
     in_one_graph = train_step.objective.loss(embeddings_BD, parts[0][1], batch.concept_ids, share)
     in_one_graph.backward()
@@ -219,7 +217,7 @@ def test_running_statistics_move_once_for_each_micro_batch(tmp_path, checkpointi
     assert train_step.update(batch, 0).is_update
     with torch.no_grad():
         for rows in (slice(0, 8), slice(8, 16), slice(16, 24)):
-            twin.get_image_features(train_step._pixel_values(batch, rows, share))
+            twin.get_image_features(train_step._images(batch, rows, share))
     expected = dict(twin.vision_model.named_buffers())
     moved = [name for name in expected if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert len(moved) > 30

@@ -33,7 +33,8 @@ class Batch:
     """This rank's slice of a global batch.
 
     Attributes:
-        images: (B, H, W, 3) uint8 at the model's size.
+        images: (B, H, W, 3) uint8 at the model's size; for a NaFlex model, which sees each image
+            in a shape of its own, a list of B tensors (H, W, 3).
         captions: one of each pair, drawn for this pass.
         keywords: some of each pair, with commas between; None where the recipe gives them no weight.
         concept_ids: (B,) int64. Pairs with one id are positives of each other.
@@ -43,7 +44,7 @@ class Batch:
         position: how far this rank's lanes are after it.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | list[torch.Tensor]
     captions: list[str]
     keywords: list[str] | None
     concept_ids: torch.Tensor
@@ -158,9 +159,8 @@ class PairStream:
     def _fits_in_memory(self) -> bool:
         if self.num_rows is None:
             return False
-        size = self.image_processor.crop_size
         rows = sum(map(self._rows_of, self.own_lanes))
-        return rows * 3 * size["height"] * size["width"] <= self.config.decoded_cache_gb * 1e9
+        return rows * 3 * self.image_processor.most_pixels <= self.config.decoded_cache_gb * 1e9
 
     def _rows_of(self, lane: int) -> int:
         return sum(piece.num_rows for of_source in self.pieces[lane] for piece in of_source)
@@ -280,8 +280,9 @@ class PairStream:
 
     def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
         pairs = [pair for pair, _ in taken]
+        images = [torch.from_numpy(pair.image) for pair in pairs]
         return Batch(
-            images=torch.from_numpy(np.stack([pair.image for pair in pairs])),
+            images=torch.stack(images) if self.image_processor.max_num_patches is None else images,
             captions=[self._draw(pair, pass_index).choice(pair.captions) for pair, pass_index in taken],
             keywords=[self._keywords(*one) for one in taken] if self.config.keyword_weight else None,
             concept_ids=torch.tensor([pair.concept for pair in pairs]),

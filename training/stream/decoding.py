@@ -18,7 +18,7 @@ from .reading import Ticket
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A readable pair. `image` is uint8 (H, W, 3) at the model's size; `concept` names what it shows."""
+    """A readable pair. `image` is uint8 (H, W, 3) at one of the model's sizes; `concept` names what it shows."""
 
     sample_id: int
     image: np.ndarray
