@@ -102,6 +102,18 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def _loss(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    concept_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    if bias is None:
+        return contrastive_loss(image_BD, text_BD, scale, concept_ids)
+    return sigmoid_loss(image_BD, text_BD, scale, bias, concept_ids)
+
+
 def _refuse(model: PreTrainedModel, method: str, unknown: dict) -> None:
     """Raises TypeError for arguments that a method does not have, which it was given."""
     named = set(inspect.signature(getattr(type(model), method)).parameters) - {"self", "unknown"}
@@ -333,13 +345,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         bias = None if self.logit_bias is None else self.logit_bias.to(text_BD)
         if bias is not None:
             logits_per_text = logits_per_text + bias
-        loss = None
-        if return_loss:
-            loss = (
-                contrastive_loss(image_BD, text_BD, scale, concept_ids)
-                if bias is None
-                else sigmoid_loss(image_BD, text_BD, scale, bias, concept_ids)
-            )
+        loss = _loss(image_BD, text_BD, scale, bias, concept_ids) if return_loss else None
         dtype = _pooled(text_output).dtype
         return HFCLIPOutput(
             loss=loss,
