@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_clip/__init__.py").read_text("utf-8"), re.M)[1]
 
+# filelock keeps a second writer out of an index.
+SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
 EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "tqdm"]
 
 setup(
@@ -57,8 +59,9 @@ setup(
     extras_require={
         "eval": EVAL,
         "train": EVAL,
+        "search": SEARCH,
         "demo": ["matplotlib", "tensorboard"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
+        "test": [*SEARCH, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

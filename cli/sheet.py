@@ -13,7 +13,7 @@ from hf_clip.model.image_decoding_hf_clip import decode_image
 THUMBNAIL, MARGIN, LINE, LINES = 160, 8, 14, 2
 
 
-def write_sheet(shown: Iterable[tuple[str, list[dict]]], file: Path) -> None:
+def write_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]], file: Path) -> None:
     """Writes the sheet of (image, labels with their scores) as a PNG that says who drew it."""
     mark = PngInfo()
     # As `outputs.PNG_MARK` has it, by which a sheet is known from an image of somebody's.
@@ -21,7 +21,7 @@ def write_sheet(shown: Iterable[tuple[str, list[dict]]], file: Path) -> None:
     draw_sheet(shown).save(file, "PNG", pnginfo=mark)
 
 
-def draw_sheet(shown: Iterable[tuple[str, list[dict]]]) -> Image.Image:
+def draw_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]]) -> Image.Image:
     """Thumbnails in rows, with the best labels and their scores below each."""
     shown = list(shown)
     columns = min(len(shown), max(4, math.ceil(math.sqrt(len(shown)))))

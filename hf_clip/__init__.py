@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from .model.tokenization_hf_clip import HFCLIPTokenizer
     from .model.zero_shot_hf_clip import ZeroShotClassifier
     from .prompts import list_prompts, load_prompts
+    from .search.errors import SearchError
+    from .search.index import Index
     from .sources.errors import SourceError
     from .sources.opening import open_source
     from .sources.spec import DataSpec
@@ -96,6 +98,8 @@ _HOME = {
     "list_prompts": "prompts",
     "load_prompts": "prompts",
     "join_towers": "joining_towers",
+    "Index": "search.index",
+    "SearchError": "search.errors",
     "SourceError": "sources.errors",
     "open_source": "sources.opening",
     "DataSpec": "sources.spec",
@@ -138,8 +142,10 @@ __all__ = [
     "HFCLIPVisionModelWithProjection",
     "HFCLIPZeroShotPipeline",
     "ImageDecodeError",
+    "Index",
     "PushError",
     "RecipeError",
+    "SearchError",
     "SourceError",
     "TrainConfig",
     "ZeroShotClassifier",

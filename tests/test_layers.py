@@ -32,6 +32,7 @@ LAYERS = [
     ("hf_clip/conversion/*.py", 3),
     ("hf_clip/evaluation/*.py", 4),
     ("hf_clip/hub/*.py", 4),
+    ("hf_clip/search/*.py", 4),
     ("hf_clip/training/*.py", 5),
 ]
 # Folders that stand beside the package in the tree and inside it when installed.
@@ -39,8 +40,14 @@ MAPPED = {"training": "hf_clip/training", "conversion": "hf_clip/conversion", "c
 # What a machine has that loads a model with trust_remote_code: transformers with torch, and what they need.
 SHIPPED_MAY_IMPORT = {"PIL", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 NEVER = {"timm", "torchvision"}
-# But for this one, which no dependency of ours brings, within a function.
-EXCEPT = {("hf_clip/model/modeling_timm_hf_clip.py", "timm")}
+# But for these, which no dependency of ours brings, within a function.
+EXCEPT = {
+    ("hf_clip/model/modeling_timm_hf_clip.py", "timm"),
+    # They read what cameras and phones write, where somebody installed them.
+    ("hf_clip/search/photos.py", "pi_heif"),
+    ("hf_clip/search/photos.py", "pillow_heif"),
+    ("hf_clip/search/photos.py", "rawpy"),
+}
 # What leans upward, within a function and where ImportError is caught: a classifier of a checkpoint is made by `load`
 # where the package is installed, and by transformers' Auto classes where the code came with a model.
 UPWARD = {
@@ -239,7 +246,7 @@ before = set(sys.modules)
 import hf_clip
 heavy = {"accelerate", "datasets", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard",
          "timm", "torchvision", "hf_clip_cli.main", "hf_clip.evaluation", "hf_clip.hub", "hf_clip.sources",
-         "hf_clip.training"}
+         "hf_clip.search", "hf_clip.training", "lancedb"}
 print(*sorted(heavy & (set(sys.modules) - before)))
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)

@@ -1,0 +1,117 @@
+"""`hf-clip search`: the indexed images that are most like a text, an image, or a mixture of several."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Several, add_load_options, add_verb, check_model, existing_file, fraction, positive
+from .index import add_index, check_root, open_index
+from .outputs import Outputs
+from .usage import UsageError, printable, start_library
+
+if TYPE_CHECKING:
+    from hf_clip.search import Hits, Index
+
+FORMATS = ("table", "paths", "jsonl")
+
+
+def add(verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "search",
+        run,
+        "find images in an index, by texts and by images",
+        'hf-clip search photos/ "two dogs on a beach" --top-k 20 --sheet found.png',
+        usage="hf-clip search IMAGES [TEXT ...] [options]",
+        prints_results=True,
+    )
+    parser.add_argument("root", metavar="IMAGES", help="the folder that `hf-clip index` was given")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what the images show, before any flag")
+    image = "images like these files, or like indexed images"
+    parser.add_argument("--image", action=Several, default=[], metavar="FILE", help=image)
+    parser.add_argument("--minus", action=Several, default=[], metavar="TEXT", help="what they do not show")
+    weights = "weights of texts, images and --minus, in this order (default: 1 each)"
+    parser.add_argument("--weights", nargs="+", type=float, metavar="NUMBER", help=weights)
+    where = "condition in SQL on path, size, width, height, taken"
+    parser.add_argument("--where", metavar="SQL", help=where)
+    liked = "images like these indexed ones, and unlike one another"
+    parser.add_argument("--liked", action=Several, default=[], metavar="PATH", help=liked)
+    parser.add_argument("--disliked", action=Several, default=[], metavar="PATH", help="and unlike these")
+    parser.add_argument("--top-k", type=positive, default=20, metavar="N", help="how many images (default 20)")
+    cutoff = "show nothing where the match probability is below it"
+    parser.add_argument("--cutoff", type=fraction, metavar="NUMBER", help=cutoff)
+    formats = f"{', '.join(FORMATS)} (default: table)"
+    parser.add_argument("--format", choices=FORMATS, default="table", metavar="NAME", help=formats)
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images to this PNG")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file at --sheet of any kind")
+    parser.add_argument("--model", help="which model of the index (default: the current one)")
+    add_index(parser)
+    add_load_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    check_root(options.root)
+    _check(options)
+    if options.sheet is not None:
+        outputs = Outputs(options.overwrite)
+        outputs.reads("IMAGES", [options.root])
+        outputs.file("--sheet", options.sheet, "a sheet in PNG")
+    start_library()
+    index = open_index(options, with_model=True)
+    hits = _ask(index, options)
+    if hits.match_probability is not None and hits.match_probability < (options.cutoff or 0):
+        print(f"hf-clip: nothing like it here (match probability {hits.match_probability:.2f}).", file=sys.stderr)
+        return 0
+    _write(hits, options.format)
+    if not hits.has_match:
+        probability = "" if hits.match_probability is None else f" (match probability {hits.match_probability:.2f})"
+        print(f"hf-clip: probably nothing like it here{probability}.", file=sys.stderr)
+    if options.sheet is not None and len(hits):
+        from .sheet import write_sheet
+
+        write_sheet(
+            [(index.image(hit.path), [{"score": hit.score, "label": hit.path}]) for hit in hits], options.sheet
+        )
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    recommends = bool(options.liked or options.disliked)
+    asked = bool(options.texts or options.image)
+    if recommends and (asked or options.minus or not options.liked):
+        raise UsageError("--liked and --disliked go with each other alone: drop TEXT, --image and --minus.")
+    if not asked and not recommends:
+        raise UsageError("nothing is asked for: give a TEXT, --image FILE or --liked PATH.")
+    if options.model is not None:
+        check_model(options.model)
+
+
+def _ask(index: "Index", options: argparse.Namespace) -> "Hits":
+    chosen: dict[str, Any] = {"where": options.where, "top_k": options.top_k}
+    if options.liked:
+        return index.recommend(options.liked, options.disliked, **chosen)
+    files, near = [], []
+    for image in options.image:
+        # A path as the index has it needs no encoding.
+        if not Path(image).exists():
+            near.append(image)
+        else:
+            existing_file("--image", Path(image))
+            files.append(image)
+    return index.search(options.texts, images=files, near=near, minus=options.minus, weights=options.weights, **chosen)
+
+
+def _write(hits: "Hits", style: str) -> None:
+    if style == "table" and len(hits):
+        print("score   size         taken                image")
+    for hit in hits:
+        if style == "paths":
+            print(hit.path)
+        elif style == "jsonl":
+            row = {**vars(hit), "match_probability": hits.match_probability}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            size = f"{hit.width} x {hit.height}"
+            print(f"{hit.score:.4f}  {size:<11}  {hit.taken or '-':<19}  {printable(hit.path)}")
