@@ -59,12 +59,12 @@ images         12 m rows columns: a micro-batch in float32
 embeddings          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
 loss             T (twice with mixup) times 4 D (2 B + b), and 5 tiles of 4 min(b, r) min(B, r') bytes, where r and
                  r' are 4,096 on a GPU and 512 and 1,024 on a CPU
-total            of activations (with weights at work and images) and loss only the larger counts with
-                 micro-batches: they are not there together. All other lines are added up.
+total            all lines: the first micro-batch's activations are there while the loss is computed
 host             3 b rows columns bytes for each batch of images: 3 of them on a GPU, 1 on a CPU, where they are part
                  of the total. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
-arithmetic       forward of each tower, once more with micro-batches and with gradient_checkpointing, and twice that
-                 for backward where any of the tower learns; the loss 8 T B^2 D. Two operations to a multiply-add.
+arithmetic       forward of each tower, once more with micro-batches (of all but the first) and with
+                 gradient_checkpointing, and twice that for backward where any of the tower learns; the loss
+                 8 T B^2 D. Two operations to a multiply-add.
 fits             at most 90% of the memory: the rest is left for what is not counted. On a CPU, glibc's malloc wastes
                  far more with micro-batches: docs/training.md says how to stop it."""
 
@@ -284,10 +284,9 @@ def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
     # Without a graph, a view of a parameter (SigLIP's probe) still says that it has one, and the counter looks for it.
     for each in learned:
         each.requires_grad_(False)
-    for run in (lambda: model.get_image_features(**images), lambda: model.get_text_features(**texts)):
+    for run in (lambda: model.encode_image(**images), lambda: model.encode_text(**texts)):
         with FlopCounterMode(display=False) as counter:
-            embeddings_BD = run().pooler_output
-        assert embeddings_BD is not None
+            embeddings_BD = run()
         counts.append(counter.get_total_flops() // len(embeddings_BD))
         dimensions = embeddings_BD.shape[1]
     for each in learned:
@@ -348,22 +347,22 @@ def plan_memory(
         "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * pairs * model.dimensions,
         "loss": losses * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile,
     }
-    embedding = sum(lines[name] for name in ("weights at work", "activations", "images"))
-    total = sum(lines.values()) - (min(embedding, lines["loss"]) if is_cached else 0)
     host = pairs * model.image_numbers * (3 if device == "cuda" else 1)
-    return MemoryPlan(lines, total + (host if device == "cpu" else 0), host)
+    return MemoryPlan(lines, sum(lines.values()) + (host if device == "cpu" else 0), host)
 
 
 def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
     """Operations of one update by all processes together."""
     pairs = _pairs_per_process(config, processes)
-    forwards = 1 + ((config.micro_batch_size or pairs) < pairs)
+    micro = min(config.micro_batch_size or pairs, pairs)
+    # The first micro-batch keeps its graph, and a batch in one piece is its first.
+    forwards = 2 - micro / pairs
     texts = 2 if config.data.keyword_weight else 1
     towers = 0
     for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
         towers += flops * (forwards + (2 + config.gradient_checkpointing) * learns)
     losses = texts * (2 if config.augmentation.mixup else 1)
-    return config.batch_size * (towers + 8 * losses * config.batch_size * model.dimensions)
+    return round(config.batch_size * (towers + 8 * losses * config.batch_size * model.dimensions))
 
 
 def largest_micro_batch(

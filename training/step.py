@@ -3,11 +3,12 @@
 Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, D dimensions of the shared space.
 
 A contrastive loss looks at all pairs of a batch at once, so that its micro-batches cannot just add their gradients up.
-With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches are embedded without a graph; the loss
-of the global batch gives the gradient of each embedding; then each micro-batch is embedded once more, and pulls its
-embeddings' gradients back into the weights. That is exact, costs one more forward, and holds the activations of one
-micro-batch. Whatever is random is the same both times: augmentation by the pairs' ids, dropout by a seed of
-each micro-batch. Batch norms' running statistics move in one of the two. Images wait as bytes.
+With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches but the first are embedded without a
+graph, then the first with its graph; the loss of the global batch gives the gradient of each embedding; the first
+pulls its embeddings' gradients back into the weights, and each other one is embedded once more and does the same. That
+is exact, costs one more forward of all but one, and holds the activations of one micro-batch. Whatever is random is the
+same both times: augmentation by the pairs' ids, dropout by a seed of each micro-batch. Batch norms' running statistics
+move where there is a graph, in the order of the micro-batches. Images wait as bytes.
 """
 
 from contextlib import nullcontext
@@ -158,16 +159,25 @@ class TrainStep:
             self._seed(step, index)
             return self.objective(self._images(batch, spans[index], fraction), **texts[index])
 
+        def syncs(index: int):
+            is_last = index == len(spans) - 1
+            return nullcontext() if is_last else self.accelerator.no_sync(self.objective)
+
         with torch.no_grad(), self._statistics.kept():
-            embedded = [embed(index) for index in range(len(spans))]
-        cached_BD = [torch.cat(parts).requires_grad_() for parts in zip(*(part for part, _ in embedded), strict=True)]
-        factors = [factor.requires_grad_() for factor in embedded[0][1]]
+            others = [embed(index) for index in range(1, len(spans))]
+        with syncs(0):
+            first = embed(0)
+        cached_BD = [
+            torch.cat([part.detach() for part in parts]).requires_grad_()
+            for parts in zip(first[0], *(embeddings for embeddings, _ in others), strict=True)
+        ]
+        factors = [factor.detach().requires_grad_() for factor in first[1]]
         loss = self.accelerator.unwrap_model(self.objective).loss(cached_BD, factors, concept_ids, fraction)
         gradients = torch.autograd.grad(loss, cached_BD + factors)
         for index, rows in enumerate(spans):
-            is_last = index == len(spans) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
-                embeddings, scalars = embed(index)
+            with syncs(index):
+                embeddings, scalars = embed(index) if index else first
+                first = None
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
                 parts = [gradient[rows] for gradient in gradients[: len(embeddings)]]
                 parts += [gradient / len(spans) for gradient in gradients[len(embeddings) :]]

@@ -59,13 +59,15 @@ def test_numbers_of_a_tiny_model_by_hand(file):
     assert lines["images"] == 4 * 16 * 3 * 4 * 4
     assert lines["embeddings"] == 2 * 4 * 2 * 16 * DIMENSIONS
     assert lines["loss"] == 4 * DIMENSIONS * (2 * 16 + 16) + 5 * 4 * 16 * 16
-    # Of products of matrices, two operations to a multiply-add: attention's four and two, and the MLP's.
-    layer = [2 * size * (4 * WIDTH**2 + 2 * size * WIDTH + 4 * WIDTH**2) for size in (PATCHES + 1, TOKENS)]
+    # Of products of matrices, two operations to a multiply-add: keys and values of all tokens; of the pooled one, query,
+    # attention's two, its output and the MLP's two.
+    layer = [2 * (2 * size * WIDTH**2 + 2 * size * WIDTH + 6 * WIDTH**2) for size in (PATCHES + 1, TOKENS)]
     assert model.image_flops == layer[0] + 2 * PATCHES * 3 * 2 * 2 * WIDTH + 2 * WIDTH * DIMENSIONS
     assert model.text_flops == layer[1] + 2 * WIDTH * DIMENSIONS
     forward = 16 * (model.image_flops + model.text_flops)
     assert flops_of_step(config, model, 1) == 3 * forward + 8 * 16 * 16 * DIMENSIONS
-    assert flops_of_step(replace(config, micro_batch_size=4), model, 1) == 4 * forward + 8 * 16 * 16 * DIMENSIONS
+    # The first of four micro-batches is embedded once.
+    assert flops_of_step(replace(config, micro_batch_size=4), model, 1) == 3.75 * forward + 8 * 16 * 16 * DIMENSIONS
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -115,8 +117,7 @@ def test_activations_grow_with_the_micro_batch_alone(file):
     larger = planned(replace(config, micro_batch_size=8, batch_size=128))
     assert larger.lines["activations"] == eight.lines["activations"]
     assert larger.lines["embeddings"] == 2 * eight.lines["embeddings"]
-    # Tiles go with the square until they are full.
-    assert larger.total - sum(larger.lines.values()) < 0
+    assert larger.total == sum(larger.lines.values())
 
 
 def test_sharding_divides_what_is_kept_and_not_what_is_at_work(file):
@@ -179,8 +180,13 @@ def test_operations_of_a_published_model():
     known = next(each for each in read_architectures().values() if each["name"] == "ViT-B/32")
     model = footprint(config)
     assert model.image_parameters == known["parameters"]["image"]
-    assert model.image_flops / 1e9 == pytest.approx(known["gflops"]["image"], abs=0.01)
-    assert model.text_flops / 1e9 == pytest.approx(known["gflops"]["text"], abs=0.01)
+
+    def spared(tokens: int, width: int) -> float:
+        """In the last layer, of the tokens that are not pooled: query, attention's two, output and the MLP."""
+        return 2 * (tokens - 1) * (10 * width**2 + 2 * tokens * width) / 1e9
+
+    assert model.image_flops / 1e9 == pytest.approx(known["gflops"]["image"] - spared(50, 768), abs=0.01)
+    assert model.text_flops / 1e9 == pytest.approx(known["gflops"]["text"] - spared(77, 512), abs=0.01)
 
 
 def test_towers_that_look_into_tensors_are_planned_too(tmp_path):
