@@ -6,9 +6,9 @@ A contrastive loss looks at all pairs of a batch at once, so that its micro-batc
 With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches but the first are embedded without a
 graph, then the first with its graph; the loss of the global batch gives the gradient of each embedding; the first
 pulls its embeddings' gradients back into the weights, and each other one is embedded once more and does the same. That
-is exact, costs one more forward of all but one, and holds the activations of one micro-batch. Whatever is random is the
-same both times: augmentation by the pairs' ids, dropout by a seed of each micro-batch. Batch norms' running statistics
-move where there is a graph, in the order of the micro-batches. Images wait as bytes.
+is exact, costs one more forward of all but one, and holds the activations of one micro-batch. Whatever is random is
+the same both times: augmentation by the pairs' ids, dropout by a seed of each micro-batch. Batch norms' running
+statistics move where there is a graph, in the order of the micro-batches. Images wait as bytes.
 """
 
 from contextlib import nullcontext

@@ -59,8 +59,8 @@ def test_numbers_of_a_tiny_model_by_hand(file):
     assert lines["images"] == 4 * 16 * 3 * 4 * 4
     assert lines["embeddings"] == 2 * 4 * 2 * 16 * DIMENSIONS
     assert lines["loss"] == 4 * DIMENSIONS * (2 * 16 + 16) + 5 * 4 * 16 * 16
-    # Of products of matrices, two operations to a multiply-add: keys and values of all tokens; of the pooled one, query,
-    # attention's two, its output and the MLP's two.
+    # Of products of matrices, two operations to a multiply-add: keys and values of all tokens; of the pooled one,
+    # query, attention's two, its output and the MLP's two.
     layer = [2 * (2 * size * WIDTH**2 + 2 * size * WIDTH + 6 * WIDTH**2) for size in (PATCHES + 1, TOKENS)]
     assert model.image_flops == layer[0] + 2 * PATCHES * 3 * 2 * 2 * WIDTH + 2 * WIDTH * DIMENSIONS
     assert model.text_flops == layer[1] + 2 * WIDTH * DIMENSIONS
