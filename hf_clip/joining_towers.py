@@ -110,6 +110,11 @@ def _vision_part(source: str) -> _Part:
         image_processor = HFCLIPProcessor.from_pretrained(source).image_processor
         return _Part(found.vision_config.to_dict(), image_processor, _same_tower(kind, source))
     shape = getattr(found, "vision_config", found)
+    if shape.model_type == "siglip2_vision_model":
+        raise ValueError(
+            f"`vision_tower={source}` is a NaFlex model in transformers' files: write it with hf_clip.convert(..., "
+            "to='hf_clip'), and name that folder."
+        )
     image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     fields = _fields_of(shape) | {"pooling": "class", "image_size": _side(image_processor)}
     return _Part(fields, image_processor, _backbone_of(source))

@@ -226,8 +226,8 @@ def _pooled(model: DualEncoder, inputs: Mapping[str, torch.Tensor]) -> torch.Ten
             f"`model` is {type(model).__name__}, which has no vision_model whose features a probe could use."
         )
     placed = {name: value.to(model.device) for name, value in inputs.items()}
-    placed["pixel_values"] = placed["pixel_values"].to(model.dtype)
-    return tower(**placed).pooler_output.float().cpu()
+    pixel_values = placed.pop("pixel_values").to(model.dtype)
+    return tower(pixel_values, **placed).pooler_output.float().cpu()
 
 
 def _encode_parts(

@@ -57,7 +57,7 @@ def image_sizes(config: HFCLIPVisionConfig) -> str:
     """How large the tower sees images."""
     if config.tower != "naflex":
         return f"{config.image_size} pixels a side"
-    return f"at most {(config.image_size // config.patch_size) ** 2} patches an image, at its own aspect"
+    return f"about {(config.image_size // config.patch_size) ** 2} patches an image, at its own aspect"
 
 
 def text_tower(config: HFCLIPTextConfig) -> str:

@@ -18,8 +18,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hf_clip import load
 from hf_clip.conversion import ConversionError, convert
+from hf_clip.model.embedding_hf_clip import IMAGE_INPUTS
 from tests.helpers.checkpoints import IMAGES, TEXTS, small_clip_tokenizer, tokenizer
 from tests.helpers.counts import soak_count
+from tests.helpers.naflex import write_naflex_folder
 from tests.helpers.toys import tiny_clip
 
 # By the last part of their name. What selects another computation with the same weights, ...
@@ -35,7 +37,7 @@ OF_IMAGES = {
     "image_std", "mean", "std", "do_normalize", "do_rescale", "rescale_factor", "do_resize",
     "resample", "interpolation", "resize_mode", "size", "crop_size", "do_center_crop", "fill_color",
     "shortest_edge", "longest_edge", "height", "width", "do_convert_rgb", "image_processor",
-    "image_processor_type", "do_pad", "pad_size", "preprocess_cfg",
+    "image_processor_type", "do_pad", "pad_size", "preprocess_cfg", "max_num_patches",
 }  # fmt: skip
 # ... or other ids.
 OF_TEXTS = {
@@ -46,7 +48,7 @@ OF_TEXTS = {
 }  # fmt: skip
 LEGAL = OF_THE_MODEL | OF_IMAGES | OF_TEXTS
 
-FORMATS = ("hf_clip", "transformers", "open_clip", "siglip")
+FORMATS = ("hf_clip", "transformers", "open_clip", "siglip", "naflex")
 TOLERANCE = 1e-5
 
 
@@ -69,6 +71,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     for form in ("transformers", "open_clip"):
         convert(root / "hf_clip", to=form, output_dir=root / form)
     write_siglip(root / "siglip")
+    write_naflex_folder(root / "naflex")
     for file in root.glob("*/*.py"):
         file.unlink()
     return {form: root / form for form in FORMATS}
@@ -80,7 +83,8 @@ def embed(folder: Path) -> torch.Tensor:
     inputs = processor(images=IMAGES, text=TEXTS, return_tensors="pt")
     with torch.no_grad():
         text_BD = model.encode_text(inputs["input_ids"], inputs.get("attention_mask"))
-        return torch.cat([model.encode_image(inputs["pixel_values"]), text_BD])
+        images = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
+        return torch.cat([model.encode_image(**images), text_BD])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def is_legal(file: str, name: str) -> bool:
     return bool(LEGAL & set(name.split("."))) or file in ("vocab.json", "merges.txt")
 
 
-@pytest.mark.parametrize("seed", range(soak_count(12, 500)))
+@pytest.mark.parametrize("seed", range(soak_count(15, 500)))
 def test_a_changed_setting_changes_nothing_or_is_refused_or_is_known_to_select(seed, folders, expected, tmp_path):
     draw = random.Random(seed)
     form = FORMATS[seed % len(FORMATS)]

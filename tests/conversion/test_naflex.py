@@ -7,10 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoProcessor, Siglip2Model, SiglipModel
+from transformers import AutoImageProcessor, AutoProcessor, Siglip2Config, Siglip2Model, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from hf_clip import ConversionError, HFCLIPProcessor, HFCLIPSiglipModel, HFCLIPTokenizer, convert, embed_images, load
+from hf_clip import (
+    ConversionError,
+    HFCLIPConfig,
+    HFCLIPProcessor,
+    HFCLIPSiglipModel,
+    HFCLIPTokenizer,
+    convert,
+    embed_images,
+    load,
+)
 from tests.helpers.naflex import (
     CONTEXT,
     MAX_NUM_PATCHES,
@@ -76,6 +85,28 @@ def test_naflex_in_out_and_in_again_bit_for_bit(theirs, tmp_path):
         assert torch.equal(transform(images, return_tensors="pt")[name], expected)
     returned, original = (AutoProcessor.from_pretrained(each) for each in (tmp_path / "back", folder))
     assert torch.equal(ids_of(returned), ids_of(original))
+
+
+SIZES = {"base-patch16": (768, 12, 12, 3072), "so400m-patch16": (1152, 27, 16, 4304)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_have_the_tensors_of_transformers_model(name, tmp_path):
+    """From what their config.json says, which leaves out what is transformers' default."""
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    tower = dict(zip(keys, SIZES[name], strict=True))
+    text = tower | {"model_type": "siglip2_text_model", "vocab_size": 256_000, "projection_size": tower["hidden_size"]}
+    config = {
+        "model_type": "siglip2",
+        "text_config": text,
+        "vision_config": {"model_type": "siglip2_vision_model", **tower},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        ours = HFCLIPSiglipModel(HFCLIPConfig.from_pretrained(tmp_path)).state_dict()
+        theirs = Siglip2Model(Siglip2Config.from_pretrained(tmp_path)).state_dict()
+    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}
+    assert HFCLIPConfig.from_pretrained(tmp_path).vision_config.image_size == 256
 
 
 def test_other_formats_say_that_they_have_no_naflex(theirs, tmp_path):

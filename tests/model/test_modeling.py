@@ -516,7 +516,7 @@ def test_offloaded_weights_give_the_same_embeddings(offload, tmp_path):
 
 
 def test_parts_that_must_stay_on_one_device_are_modules_of_the_model():
-    models = ours(), ours(vision={"pooling": "attention"})
+    models = ours(), ours(vision={"pooling": "attention"}), ours(vision={"tower": "naflex", "num_patches": 4})
     classes = {type(module).__name__ for model in models for module in model.modules()}
     assert set(HFCLIPModel._no_split_modules) <= classes
 

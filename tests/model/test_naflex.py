@@ -14,8 +14,10 @@ from hf_clip import (
     HFCLIPVisionModelWithProjection,
     ZeroShotClassifier,
     embed_images,
+    join_towers,
 )
 from hf_clip.evaluation import encode_images
+from hf_clip.evaluation.corruptions import Corruption
 from hf_clip.evaluation.features import Encoding
 from hf_clip.model.image_patches_hf_clip import shape_in_patches
 from tests.helpers.counts import soak_count
@@ -29,6 +31,7 @@ from tests.helpers.naflex import (
     siglip2_images,
     siglip2_tokenizer,
     tiny_naflex,
+    write_naflex_folder,
 )
 from tests.helpers.toys import scatter_weights
 
@@ -271,3 +274,31 @@ def test_another_tower_takes_no_patches(models):
     model = HFCLIPVisionModelWithProjection(config)
     with pytest.raises(TypeError, match="spatial_shapes"):
         model(torch.zeros(1, 3, 224, 224), spatial_shapes=torch.ones(1, 2))
+
+
+def test_towers_can_be_joined_with_another_text_tower(models, processor, tmp_path):
+    model = models[1]
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    linear = {"projection_type": "linear"}
+    joined, processor = join_towers(
+        tmp_path / "ours", tmp_path / "ours", projection_dim=16, vision_config=linear, text_config=linear
+    )
+    with torch.no_grad():
+        ours, theirs = (
+            each.vision_model(**our_images()(images_of(SHAPES[:3]), return_tensors="pt")).pooler_output
+            for each in (joined, model)
+        )
+    assert torch.equal(ours, theirs) and embed_images(joined, processor, images_of(SHAPES[:3])).shape == (3, 16)
+    write_naflex_folder(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="is a NaFlex model in transformers' files: write it with hf_clip.convert"):
+        join_towers(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_corruptions_are_of_the_image_as_the_model_sees_it(processor):
+    for image in images_of(SHAPES[:12:3]):
+        seen = processor.image_processor.resize_and_crop(image)
+        corrupted = Corruption("brightness", 2)(image, processor)
+        assert corrupted.size == seen.shape[1::-1]
+        inputs = processor(images=[corrupted], return_tensors="pt")
+        assert inputs["spatial_shapes"].tolist() == [[side // PATCH_SIZE for side in seen.shape[:2]]]

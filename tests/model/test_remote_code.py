@@ -12,6 +12,7 @@ from transformers import AutoConfig, CLIPTokenizer
 
 from hf_clip import (
     HFCLIPConfig,
+    HFCLIPImageProcessor,
     HFCLIPModel,
     HFCLIPProcessor,
     HFCLIPSiglipConfig,
@@ -37,6 +38,7 @@ TOWERS = {
         "norm_group_size": 8,
         "hidden_size": 32,
     },
+    "naflex": {"tower": "naflex", "num_patches": 16, "projection_type": "linear"},
 }
 
 # Loads, scores, saves again, and scores what it saved.
@@ -95,6 +97,8 @@ def tiny(tower: str, config_class=HFCLIPConfig) -> tuple[HFCLIPModel, HFCLIPProc
         vision_config={**vision, **TOWERS[tower]},
         projection_dim=16,
     )
+    if tower == "naflex":
+        processor.image_processor = HFCLIPImageProcessor(max_num_patches=20, patch_size=8)
     torch.manual_seed(1)
     return (HFCLIPSiglipModel if config_class is HFCLIPSiglipConfig else HFCLIPModel)(config).eval(), processor
 
@@ -120,7 +124,8 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
 
 def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
     expected = {}
-    for name, kind in [(name, HFCLIPConfig) for name in TOWERS] + [("vit", HFCLIPSiglipConfig)]:
+    sigmoid = [(name, HFCLIPSiglipConfig) for name in ("vit", "naflex")]
+    for name, kind in [(name, HFCLIPConfig) for name in TOWERS] + sigmoid:
         model, processor = tiny(name, kind)
         folder = tmp_path / f"{name}-{kind.model_type}"
         model.save_pretrained(folder)
