@@ -130,20 +130,20 @@ def encode_texts(
 ) -> torch.Tensor:
     """(M, D) float32 unit embeddings on the CPU of M texts, `batch_size` at a time.
 
-    With several processes each encodes every so-many-th batch. Raises ValueError if `texts` is empty.
+    With several processes each encodes every so-many-th text. Raises ValueError if `texts` is empty.
     """
     if not texts:
         raise ValueError("there are no texts to encode: pass at least one.")
     model = dual_encoder(model)
     rank, world_size = _rank_and_world_size(processes)
-    batches = progress(batched(texts, batch_size), "texts", total=-(-len(texts) // batch_size), unit="batch")
-    with evaluation_mode(model):
-        own = [
-            (index, unit_text_embeds(model, processor, batch).cpu())
-            for index, batch in enumerate(batches)
-            if index % world_size == rank
-        ]
-    return torch.cat([embeddings_BD for _, embeddings_BD in _gathered(own, processes)])
+    own = texts[rank::world_size]
+    shown = partial(progress, description="texts", total=-(-len(own) // batch_size), unit="batch")
+    parts = [(rank, unit_text_embeds(model, processor, own, batch_size, shown))] if own else []
+    gathered = _gathered(parts, processes)
+    text_embeds_MD = gathered[0][1].new_empty(len(texts), gathered[0][1].shape[1])
+    for of_rank, embeddings_BD in gathered:
+        text_embeds_MD[of_rank::world_size] = embeddings_BD
+    return text_embeds_MD
 
 
 def encode_images(

@@ -4,9 +4,9 @@
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
 from .image_files_hf_clip import images_in_folder
+from .text_batches_hf_clip import TextBatch, batched, check_batch_size, encode_batch, text_batches, tokenized
 from .typing_hf_clip import DualEncoder, Processor
 
 _Item = TypeVar("_Item")
@@ -149,18 +150,10 @@ def embed_texts(
             raise TypeError(
                 f"`texts` holds {text!r:.60} at position {position}, which is {type(text).__name__}: pass strings."
             )
+    check_batch_size(batch_size)
     model = _placed(model, device)
-    order = sorted(range(len(listed)), key=lambda position: len(listed[position]))
-    embeddings = []
-    shown = progress_bar(order, len(order), "text", show_progress)
-    for batch in batched(shown, batch_size):
-        with evaluation_mode(model):
-            embeddings_BD = unit_text_embeds(model, processor, [listed[position] for position in batch])
-        embeddings.append(check_finite(embeddings_BD, "texts").cpu())
-    sorted_ND = torch.cat(embeddings)
-    text_embeds_ND = torch.empty_like(sorted_ND)
-    text_embeds_ND[torch.tensor(order)] = sorted_ND
-    return text_embeds_ND
+    shown = partial(progress_bar, total=-(-len(listed) // batch_size), unit="batch", show_progress=show_progress)
+    return unit_text_embeds(model, processor, listed, batch_size, shown)
 
 
 def dual_encoder(model: Any) -> DualEncoder:
@@ -218,39 +211,33 @@ def evaluation_mode(model: DualEncoder | torch.nn.Module):
                     module.training = True
 
 
-def batched(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """Lists of `batch_size` items in order, the last one shorter. Raises ValueError if it is below 1."""
-    check_batch_size(batch_size)
-    iterator = iter(items)
-    while batch := list(islice(iterator, batch_size)):
-        yield batch
+def unit_text_embeds(
+    model: DualEncoder,
+    processor: Processor,
+    texts: Sequence[str],
+    batch_size: int,
+    shown: Callable[[Iterable[TextBatch]], Iterable[TextBatch]] = iter,
+) -> torch.Tensor:
+    """(len(texts), D) float32 unit embeddings on the CPU, in the order of the texts.
+
+    `shown` is put around the batches: a progress bar.
+    """
+    embeddings, positions = [], []
+    for batch in shown(text_batches(processor, texts, batch_size)):
+        # Not around the loop: between two batches the bar runs.
+        with evaluation_mode(model):
+            embeddings_BD = encode_batch(model, batch)
+        embeddings.append(check_finite(embeddings_BD, "texts").cpu())
+        positions += batch.positions
+    sorted_ND = torch.cat(embeddings)
+    text_embeds_ND = torch.empty_like(sorted_ND)
+    text_embeds_ND[torch.tensor(positions)] = sorted_ND
+    return text_embeds_ND
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises ValueError if it is below 1."""
-    if batch_size < 1:
-        raise ValueError(f"`batch_size={batch_size}` is below 1: set it to 1 or more.")
-
-
-def unit_text_embeds(model: DualEncoder, processor: Processor, texts: Sequence[str]) -> torch.Tensor:
+def encode_texts(model: DualEncoder, processor: Processor, texts: Sequence[str]) -> torch.Tensor:
     """(len(texts), D) float32 unit embeddings on the model's device, from one forward pass."""
-    return encode_texts(model, processor, texts)[0]
-
-
-def encode_texts(
-    model: DualEncoder, processor: Processor, texts: Sequence[str], **tokenizer_kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings of texts, as `unit_text_embeds` gives them, and their token ids."""
-    given = {"padding": True, "truncation": True, **tokenizer_kwargs, "return_tensors": "pt"}
-    encoding = processor(text=list(texts), **given)
-    mask = encoding.get("attention_mask")
-    embeddings_BD = model.encode_text(
-        encoding["input_ids"].to(model.device),
-        None if mask is None else mask.to(model.device),
-        normalize=False,
-    )
-    # In half precision a unit embedding is only unit to three digits: normalize after widening.
-    return F.normalize(embeddings_BD.float(), dim=-1), encoding["input_ids"]
+    return encode_batch(model, TextBatch([], *tokenized(processor, texts)))
 
 
 def image_inputs(processor: Processor, images: Sequence[Any], **kwargs: Any) -> dict[str, torch.Tensor]:

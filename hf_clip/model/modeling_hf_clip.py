@@ -228,15 +228,19 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         pooled_only: bool = False,
+        shared_prefix: int = 0,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The text tower's output, its `pooler_output` projected to (B, D) and not normalized.
 
         With `pooled_only=True` the last layer computes what is pooled and no more, where that is one token and nobody
-        looks at the others (hooks, hidden states): `last_hidden_state` is None then.
+        looks at the others (hooks, hidden states): `last_hidden_state` is None then. `shared_prefix` is that of
+        `encode_text`, and counts with `pooled_only` alone.
         """
         kwargs = known_arguments(self, kwargs, "get_text_features", backbone_arguments(self.text_model))
         kwargs |= _asking(self.text_model, pooled_only)
+        if shared_prefix and pooled_only and self.has_shared_prefix:
+            kwargs["shared_prefix"] = shared_prefix
         output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
@@ -264,15 +268,32 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
 
+    @property
+    def has_shared_prefix(self) -> bool:
+        """Whether the text tower takes `shared_prefix`."""
+        return getattr(self.text_model, "has_shared_prefix", False)
+
     def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True, **unknown
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        normalize: bool = True,
+        shared_prefix: int = 0,
+        **unknown,
     ) -> torch.Tensor:
         """(B, D) embeddings of texts, unit length unless `normalize=False`.
+
+        `shared_prefix` is how many first tokens all texts have in common, as prompts of one template do: where the
+        tower is causal they are computed once.
 
         Raises TypeError for arguments that it does not have, and what `HFCLIPTextModel` raises.
         """
         _refuse(self, "encode_text", unknown)
-        embeddings_BD = _pooled(self.get_text_features(input_ids, attention_mask, pooled_only=True, return_dict=True))
+        embeddings_BD = _pooled(
+            self.get_text_features(
+                input_ids, attention_mask, pooled_only=True, shared_prefix=shared_prefix, return_dict=True
+            )
+        )
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
 
     def encode_image(

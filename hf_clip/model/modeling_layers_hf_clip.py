@@ -88,6 +88,26 @@ class OneToken(NamedTuple):
         return tokens_BTW[rows_B, self.position][:, None]
 
 
+class SharedTokens:
+    """Keys and values, in one layer, of the tokens that all texts begin with.
+
+    The layer is called with those tokens first, (1, P, W), and then with those of each text behind them.
+    """
+
+    def __init__(self):
+        self._held: list[torch.Tensor] = []
+
+    def with_own(self, *own: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values (B, heads, T, width of a head) behind those that are shared; those of the first call."""
+        if not self._held:
+            self._held = list(own)
+            return self._held
+        return [
+            torch.cat([shared.expand(each.shape[0], -1, -1, -1), each], dim=2)
+            for shared, each in zip(self._held, own, strict=True)
+        ]
+
+
 # Classes of a last layer that can be asked for one token: with any other in their place, all tokens are computed. FSDP
 # makes subclasses that it names so.
 _OWN_LAYERS = {
@@ -162,6 +182,7 @@ class HFCLIPAttention(nn.Module):
         tokens_BTW: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         one_token: OneToken | None = None,
+        shared: SharedTokens | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens_BTW = as_autocast(tokens_BTW)
@@ -171,16 +192,19 @@ class HFCLIPAttention(nn.Module):
         )
         if one_token is not None:
             # One row of scores is no work for a fused kernel.
-            asked_BTW, attention_mask, attend = (
-                one_token.of(tokens_BTW),
-                one_token.attention_mask,
-                eager_attention_forward,
-            )
+            asked_BTW, attention_mask = one_token.of(tokens_BTW), one_token.attention_mask
+            attend = eager_attention_forward
+        query = self._by_head(self.q_proj(asked_BTW))
+        key, value = self._by_head(self.k_proj(tokens_BTW)), self._by_head(self.v_proj(tokens_BTW))
+        if shared is not None:
+            key, value = shared.with_own(key, value)
+            # Fewer queries than keys, and their mask, are not for every kernel.
+            attend = eager_attention_forward
         output, weights = attend(
             self,
-            self._by_head(self.q_proj(asked_BTW)),
-            self._by_head(self.k_proj(tokens_BTW)),
-            self._by_head(self.v_proj(tokens_BTW)),
+            query,
+            key,
+            value,
             attention_mask,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,

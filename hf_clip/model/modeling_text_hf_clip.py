@@ -20,6 +20,7 @@ from .modeling_layers_hf_clip import (
     HFCLIPEncoder,
     HFCLIPPreTrainedModel,
     OneToken,
+    SharedTokens,
     may_compute_one_token,
     with_init_std,
 )
@@ -64,7 +65,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     its longest text. The same holds for pooling "first" and "mean". A mask that is given is applied. A tower that
     pools at its last position (SigLIP) was trained on texts padded to the full length, and takes no others.
     `pooler_output` is (B, pooled_size), from `head` where the config has one. With `pooled_only=True`,
-    `last_hidden_state` may be None: the last layer computes the token that is pooled, where it is one.
+    `last_hidden_state` may be None: the last layer computes the token that is pooled, where it is one. With
+    `shared_prefix` too, so many first tokens, which all texts have in common, may be computed once.
     Raises ValueError for a text without an end token (unless pooled at its first or last position), for left padding,
     for more tokens than positions and for fewer where the last is pooled; on an accelerator and in compiled code the
     first two are asserted on the device.
@@ -74,6 +76,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ["text"]
     has_pooled_only = True
+    has_shared_prefix = True
 
     def __init__(self, config: HFCLIPTextConfig):
         super().__init__(config)
@@ -140,6 +143,37 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         added_BT = torch.zeros_like(sees_BT, dtype=dtype).masked_fill(~sees_BT, torch.finfo(dtype).min)
         return OneToken(position, added_BT[:, None, None])
 
+    def _may_share(self, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
+        """Whether the first tokens of texts can be computed once, and nobody would see it."""
+        if self.training or attention_mask is not None or not self.config.is_causal:
+            return False
+        is_at_end = self.config.pooling not in ("first", "last", "mean")
+        return is_at_end and all(may_compute_one_token(self, layer, kwargs) for layer in self.encoder.layers)
+
+    def _pooled_behind(self, input_ids: torch.Tensor, count: int) -> torch.Tensor:
+        """(B, W) pooled embeddings of texts whose first `count` tokens are the same."""
+        ends_B = self._end_positions(input_ids)
+        is_shared = (input_ids[:, :count] == input_ids[:1, :count]).all()
+        require_on_device(
+            is_shared & (ends_B >= count).all(),
+            f"`shared_prefix={count}`: the texts do not all begin with the same {count} tokens, or one ends there.",
+        )
+        tokens_BTW = self.embeddings(input_ids)
+        shared_1PW, own_BTW = tokens_BTW[:1, :count], tokens_BTW[:, count:]
+        # As with a mask of all tokens: each sees those before it, and itself.
+        length, least = input_ids.shape[-1], torch.finfo(tokens_BTW.dtype).min
+        place_T = torch.arange(length, device=input_ids.device)
+        added_TT = torch.zeros(length, length, device=input_ids.device, dtype=tokens_BTW.dtype)
+        added_TT = added_TT.masked_fill(place_T > place_T[:, None], least)
+        one_token = OneToken(ends_B - count, added_TT[ends_B][:, None, None])
+        last = len(self.encoder.layers) - 1
+        for index, layer in enumerate(self.encoder.layers):
+            shared = SharedTokens()
+            asked = {"one_token": one_token} if index == last else {}
+            shared_1PW = layer(shared_1PW, added_TT[:count, :count], shared=shared)
+            own_BTW = layer(own_BTW, added_TT[count:], shared=shared, **asked)
+        return self.head(self.final_layer_norm(own_BTW)[:, 0])
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -148,6 +182,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         pooled_only: bool = False,
+        shared_prefix: int = 0,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         kwargs = known_arguments(self, kwargs)
@@ -164,6 +199,8 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
                 f"Texts of {length} tokens would be pooled at another position than the model's last: pad them to "
                 f"{full} tokens (padding='max_length', max_length={full})."
             )
+        if shared_prefix and pooled_only and position_ids is None and self._may_share(attention_mask, kwargs):
+            return BaseModelOutputWithPooling(pooler_output=self._pooled_behind(input_ids, shared_prefix))
         tokens_BTW = self.embeddings(input_ids, position_ids)
         one_token = self._pooled_token(input_ids, attention_mask, tokens_BTW.dtype, kwargs) if pooled_only else None
         # Where the config says is_causal=False, this is a mask of the padding alone.

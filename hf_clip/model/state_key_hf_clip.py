@@ -101,7 +101,7 @@ def probe_embeds(model: DualEncoder, processor: Processor, tower: Tower) -> torc
     model = dual_encoder(model)
     with evaluation_mode(model):
         if tower == "text":
-            embeddings_PD = encode_texts(model, processor, PROBE_TEXTS)[0]
+            embeddings_PD = encode_texts(model, processor, PROBE_TEXTS)
         else:
             embeddings_PD = unit_image_embeds(model, image_inputs(processor, [_probe_image()]))
     return embeddings_PD.cpu().clone()

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
-from .embedding_hf_clip import batched, check_finite, dual_encoder, encode_texts, evaluation_mode, image_batches
+from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
 from .state_key_hf_clip import check_probe, probe_embeds, state_parts
+from .text_batches_hf_clip import encode_batch, text_batches
 from .typing_hf_clip import DualEncoder, Processor
 
 # The paper's first choice (section 3.1.4), for models that were not saved with templates of their own.
@@ -411,33 +412,26 @@ def _encode_classes(
     tokenizer_kwargs: Mapping[str, Any] | None,
 ) -> torch.Tensor:
     """(C, D) float32 unit embeddings of classes that are tuples of names."""
-    prompts = (
-        # Not str.format: labels and templates may hold braces of their own.
-        (index, template.replace("{}", name))
-        for index, names in enumerate(classes)
-        for name in names
-        for template in templates
-    )
+    named = [(index, name) for index, names in enumerate(classes) for name in names]
+    # Template by template: what a template begins with is computed once for many labels.
+    # Not str.format: labels and templates may hold braces of their own.
+    texts = (template.replace("{}", name) for template in templates for _, name in named)
+    groups = (group for group in range(len(templates)) for _ in named)
+    batches = text_batches(processor, texts, batch_size, groups, **(tokenizer_kwargs or {}))
     sums_CD, keys_C = torch.empty(0), [0] * len(classes)
     with evaluation_mode(model):
-        for batch in _of_like_length(prompts, batch_size):
-            indices, texts = zip(*batch, strict=True)
-            embeddings_BD, ids = encode_texts(model, processor, texts, **(tokenizer_kwargs or {}))
+        for batch in batches:
+            embeddings_BD = encode_batch(model, batch)
+            indices = [named[position % len(named)][0] for position in batch.positions]
             if not len(sums_CD):
                 sums_CD = embeddings_BD.new_zeros(len(classes), embeddings_BD.shape[1])
             sums_CD.index_add_(0, torch.tensor(indices, device=sums_CD.device), embeddings_BD)
-            for index, row in zip(indices, ids.tolist(), strict=True):
+            for index, row in zip(indices, batch.input_ids.tolist(), strict=True):
                 keys_C[index] += hash(_without_padding(row))
         embeddings_CD = check_finite(F.normalize(sums_CD, dim=-1), "labels")
     _warn_of_equal_texts(classes, keys_C)
     # Outside inference mode: a tensor like any other, from which a linear probe may start.
     return embeddings_CD.clone()
-
-
-def _of_like_length(prompts: Iterable[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
-    """Batches of prompts, sorted by length within every 16: padding is work."""
-    for several in batched(prompts, 16 * batch_size):
-        yield from batched(sorted(several, key=lambda prompt: len(prompt[1])), batch_size)
 
 
 def _without_padding(ids: list[int]) -> tuple[int, ...]:
