@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
-    BertTokenizer,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     ChineseCLIPProcessor,
@@ -31,6 +30,7 @@ from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImagePr
 
 from hf_clip.conversion import ConversionError, convert, load
 from tests.helpers.checkpoints import CONTEXT_LENGTH, IMAGES, TEXTS, randomize, small_clip_tokenizer, unit_embeddings
+from tests.helpers.families import CHINESE_TEXTS, bert_tokenizer, xlm_tokenizer
 from tests.helpers.peers import load_openai_module, load_openai_tokenize
 
 TOLERANCE = 1e-5
@@ -54,16 +54,8 @@ def same_tensors(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def xlm_tokenizer() -> XLMRobertaTokenizer:
-    """XLM-R's special tokens, letters and two words."""
-    letters = sorted({letter for text in TEXTS for letter in text.lower()} - {" "})
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *letters, "▁red", "apple", "<mask>"]
-    scores = [(piece, 0.0 if piece.startswith("<") else -1.0) for piece in pieces]
-    return XLMRobertaTokenizer(vocab=scores, model_max_length=CONTEXT_LENGTH)
-
-
 def write_metaclip2(folder):
-    tokenizer = xlm_tokenizer()
+    tokenizer = xlm_tokenizer(CONTEXT_LENGTH)
     text = TOWER | {"vocab_size": len(tokenizer) + 3, "max_position_embeddings": CONTEXT_LENGTH}
     text |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
     peer = randomize(MetaClip2Model(MetaClip2Config(text_config=text, vision_config=IMAGE, projection_dim=40)))
@@ -95,17 +87,6 @@ def test_metaclip2_in_out_and_in_again(tmp_path):
     assert returned(TEXTS, truncation=True)["input_ids"] == theirs.tokenizer(TEXTS, truncation=True)["input_ids"]
     pixel_values = CLIPProcessor.from_pretrained(tmp_path / "back")(images=IMAGES[:1], return_tensors="pt")
     assert torch.equal(pixel_values["pixel_values"], inputs["pixel_values"][:1])
-
-
-CHINESE_TEXTS = ["红苹果", "雪地里的两个雪人", "一个 red 苹果，7点", "苹果" * 30]
-
-
-def bert_tokenizer(folder) -> BertTokenizer:
-    letters = sorted({letter for text in CHINESE_TEXTS for letter in text} - {" "})
-    folder.mkdir()
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, "red"]
-    (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
-    return BertTokenizer(vocab=str(folder / "vocab.txt"))
 
 
 def test_chinese_clip_in_out_and_in_again(tmp_path):
