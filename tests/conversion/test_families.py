@@ -31,7 +31,7 @@ from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImagePr
 from hf_clip.conversion import ConversionError, convert, load
 from tests.helpers.checkpoints import CONTEXT_LENGTH, IMAGES, TEXTS, randomize, small_clip_tokenizer, unit_embeddings
 from tests.helpers.families import CHINESE_TEXTS, bert_tokenizer, xlm_tokenizer
-from tests.helpers.peers import load_openai_module, load_openai_tokenize
+from tests.helpers.peers import load_open_clip, load_openai_module, load_openai_tokenize
 
 TOLERANCE = 1e-5
 TOWER = {"hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -85,6 +85,10 @@ def test_metaclip2_in_out_and_in_again(tmp_path):
     returned = AutoTokenizer.from_pretrained(tmp_path / "back")
     assert type(returned) is XLMRobertaTokenizer
     assert returned(TEXTS, truncation=True)["input_ids"] == theirs.tokenizer(TEXTS, truncation=True)["input_ids"]
+    # OpenCLIP has the same model as ViT-H-14-worldwide.
+    convert(tmp_path / "ours", to="open_clip", output_dir=tmp_path / "open_clip")
+    worldwide = load_open_clip().create_model(f"local-dir:{tmp_path / 'open_clip'}").eval()
+    assert_near(unit_embeddings(worldwide, inputs["pixel_values"], inputs["input_ids"]), embeddings)
     pixel_values = CLIPProcessor.from_pretrained(tmp_path / "back")(images=IMAGES[:1], return_tensors="pt")
     assert torch.equal(pixel_values["pixel_values"], inputs["pixel_values"][:1])
 
@@ -205,3 +209,32 @@ def test_a_long_clip_whose_positions_are_of_two_shapes_is_named(tmp_path):
     torch.save(load_weights(file) | {"positional_embedding_res": torch.zeros(77, 128)}, file)
     with pytest.raises(ConversionError, match=r"is \(248, 128\) and positional_embedding_res \(77, 128\)"):
         load(file)
+
+
+# Of `clip.model.CLIP`: embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
+# vocab_size, transformer_width, transformer_heads, transformer_layers.
+ARCHIVES = {
+    "ViT": (24, 21, 3, 192, 7, CONTEXT_LENGTH, 560, 64, 1, 1),
+    "ResNet": (24, 96, (1, 1, 2, 1), 8, None, CONTEXT_LENGTH, 560, 128, 2, 2),
+}
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+@pytest.mark.parametrize("shape", ARCHIVES)
+def test_openais_layout_says_all_of_a_model_of_any_shape(shape, is_archive, tmp_path):
+    """Activation and width of heads, as in their `build_model`; for an own vocabulary the tokenizer is to be said."""
+    numbers = ARCHIVES[shape]
+    peer = randomize(load_openai_module("model").CLIP(*numbers))
+    state, options = dict(peer.state_dict()), {"tokenizer": small_clip_tokenizer()}
+    if is_archive:
+        named = {"input_resolution": numbers[1], "context_length": numbers[5], "vocab_size": numbers[6]}
+        state |= {name: torch.tensor(number) for name, number in named.items()}
+    else:
+        options["source_format"] = "openai"
+    torch.save(state, tmp_path / "theirs.pt")
+    model, processor = load(tmp_path / "theirs.pt", **options)
+    inputs = processor(text=TEXTS, return_tensors="pt")
+    pixel_values = torch.randn(2, 3, numbers[1], numbers[1], generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(inputs["input_ids"], (0, CONTEXT_LENGTH - inputs["input_ids"].shape[1]))
+    assert_near(unit_embeddings(model, pixel_values, **inputs), unit_embeddings(peer, pixel_values, padded))
+    assert model.source_format == "openai" and model.config.vision_config.hidden_act == "quick_gelu"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
-from hf_clip import HFCLIPTokenizer
+from hf_clip import HFCLIPConfig, HFCLIPTokenizer
 from hf_clip.conversion import ConversionError, load
 from tests.helpers.checkpoints import small_clip_tokenizer
 from tests.helpers.families import bert_tokenizer, xlm_tokenizer
@@ -133,3 +133,17 @@ def test_a_remote_clips_file_is_named_by_its_architecture(openai_tokens, tmp_pat
     assert processor.image_processor.size == {"shortest_edge": 224}
     with pytest.raises(ConversionError, match="quick_gelu.*gelu"):
         load(file)
+
+
+# Ids of special tokens are the tokenizer's affair.
+OF_TOKENIZERS = {"pad_token_id", "bos_token_id", "transformers_version", "dtype", "_name_or_path"}
+
+
+def test_open_clips_worldwide_models_are_metaclip_2s():
+    of_transformers = HFCLIPConfig.from_pretrained(CONFIGS / "metaclip_2")
+    of_transformers.text_config.num_hidden_layers, of_transformers.vision_config.num_hidden_layers = 24, 32
+    of_open_clip = HFCLIPConfig.from_architecture("open_clip/ViT-H-14-worldwide-quickgelu")
+    for tower in ("text_config", "vision_config"):
+        one, other = (getattr(config, tower).to_dict() for config in (of_transformers, of_open_clip))
+        assert {key for key in one if one[key] != other[key]} <= OF_TOKENIZERS
+    assert of_transformers.projection_dim == of_open_clip.projection_dim
