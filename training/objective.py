@@ -52,7 +52,7 @@ class ContrastiveObjective(nn.Module):
             concept_ids: (B,); pairs with equal ids are positives of each other.
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
-        inputs = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
+        inputs: dict[str, Any] = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
         embeddings_BD = [self._unit(self.model.get_image_features(**inputs, pooled_only=True))]
         for texts in (captions, keywords):
             if texts is not None:

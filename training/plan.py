@@ -208,7 +208,7 @@ def _units(objective: ContrastiveObjective) -> list[nn.Module]:
     return units
 
 
-def _inputs(model: HFCLIPModel, size: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _inputs(model: HFCLIPModel, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Images, and texts of full length, as the processor makes them."""
     vision, text = model.config.vision_config, model.config.text_config
     side = vision.image_size
@@ -217,7 +217,7 @@ def _inputs(model: HFCLIPModel, size: int) -> tuple[dict[str, Any], dict[str, to
     if vision.tower == "naflex":
         side -= side % vision.patch_size
         inputs = in_patches([images[..., :side, :side]], [range(size)], vision.patch_size)
-    texts = {"input_ids": torch.full((size, text.max_position_embeddings), text.eos_token_id or 0)}
+    texts: dict[str, Any] = {"input_ids": torch.full((size, text.max_position_embeddings), text.eos_token_id or 0)}
     if text.tower != "clip":
         texts["attention_mask"] = torch.ones_like(texts["input_ids"])
     return inputs, texts

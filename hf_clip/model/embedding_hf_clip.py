@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
@@ -244,6 +245,16 @@ def image_inputs(processor: Processor, images: Sequence[Any], **kwargs: Any) -> 
     """What a model takes of images: `pixel_values`, and for a NaFlex model their mask and shapes too."""
     made = processor(images=images, return_tensors="pt", **kwargs)
     return {name: made[name] for name in IMAGE_INPUTS if name in made}
+
+
+def stack_inputs(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One batch of what `image_inputs` gave for images one by one; images in patches are padded to the longest."""
+    batch = {name: [one[name] for one in inputs] for name in inputs[0]}
+    if "spatial_shapes" in batch:
+        for name in ("pixel_values", "pixel_attention_mask"):
+            rows = [row for tensor in batch[name] for row in tensor]
+            batch[name] = [pad_sequence(rows, batch_first=True)]
+    return {name: torch.cat(tensors) for name, tensors in batch.items()}
 
 
 def unit_image_embeds(model: DualEncoder, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:

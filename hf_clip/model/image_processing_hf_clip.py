@@ -9,7 +9,7 @@ squashing the image, and fitting its longer edge and filling the rest with a col
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -127,6 +127,9 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
     fill_color = 0
     max_num_patches: int | None = None
     patch_size: int | None = None
+    # None where images are made into patches, whatever transformers declares.
+    size: Any
+    crop_size: Any
 
     def __init__(self, **kwargs: Any):
         super().__init__(**_readable(kwargs))
@@ -189,7 +192,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
             least_edge = math.ceil(JPEG_REDUCTION_MARGIN * largest)
         decoded = decode_image(image, is_channels_first=is_channels_first, least_edge=least_edge)
         if self.max_num_patches is not None:
-            shape = (self.patch_size, self.max_num_patches) if self.do_resize else None
+            shape = (cast(int, self.patch_size), self.max_num_patches) if self.do_resize else None
             return np.array(_resize_to_patches(decoded, shape, self.resample))
         size = self.size if self.do_resize else None
         crop_size = self.crop_size if self.do_center_crop else None

@@ -84,19 +84,19 @@ class LazyModel:
             return Path(found).parent.name if isinstance(found, str) else ""
         return ""
 
-    def embed_pixels(self, pixels: list) -> np.ndarray:
+    def embed_pixels(self, pixels: "list[dict[str, torch.Tensor]]") -> np.ndarray:
         """(B, D) float32 unit embeddings of what `prepare` made."""
-        import torch
-
-        from hf_clip.model.embedding_hf_clip import check_finite, evaluation_mode, unit_image_embeds
+        from hf_clip.model.embedding_hf_clip import check_finite, evaluation_mode, stack_inputs, unit_image_embeds
 
         model, _ = self.load()
         with evaluation_mode(model):
-            return check_finite(unit_image_embeds(model, torch.stack(pixels)), "images").cpu().numpy()
+            return check_finite(unit_image_embeds(model, stack_inputs(pixels)), "images").cpu().numpy()
 
-    def prepare(self, image) -> "torch.Tensor":
-        """The model's input (3, H, W) for an image."""
-        return self.load()[1](images=[image], return_tensors="pt")["pixel_values"][0]
+    def prepare(self, image) -> "dict[str, torch.Tensor]":
+        """The model's inputs for one image."""
+        from hf_clip.model.embedding_hf_clip import image_inputs
+
+        return image_inputs(self.load()[1], [image])
 
     def embed_images(self, images: list) -> np.ndarray:
         from hf_clip.model.embedding_hf_clip import embed_images

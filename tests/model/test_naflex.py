@@ -20,6 +20,7 @@ from hf_clip.evaluation import encode_images
 from hf_clip.evaluation.corruptions import Corruption
 from hf_clip.evaluation.features import Encoding
 from hf_clip.model.image_patches_hf_clip import shape_in_patches
+from hf_clip.search.models import LazyModel
 from tests.helpers.counts import soak_count
 from tests.helpers.naflex import (
     CONTEXT,
@@ -293,6 +294,13 @@ def test_towers_can_be_joined_with_another_text_tower(models, processor, tmp_pat
     write_naflex_folder(tmp_path / "theirs")
     with pytest.raises(ValueError, match="is a NaFlex model in transformers' files: write it with hf_clip.convert"):
         join_towers(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_images_that_an_index_prepares_one_by_one_are_of_one_batch(models, processor):
+    model = LazyModel(models[1], processor)
+    images = images_of(SHAPES[:6])
+    found = torch.from_numpy(model.embed_pixels([model.prepare(image) for image in images]))
+    assert near(found, embed_images(models[1], processor, images), 1e-6)
 
 
 def test_corruptions_are_of_the_image_as_the_model_sees_it(processor):
