@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .model.tokenization_hf_clip import HFCLIPTokenizer
     from .model.zero_shot_hf_clip import ZeroShotClassifier
     from .prompts import list_prompts, load_prompts
+    from .search.embedding_files import embed_to_file
     from .search.errors import SearchError
     from .search.index import Index
     from .sources.errors import SourceError
@@ -91,6 +92,7 @@ _HOME = {
     "decode_image": "model.image_decoding_hf_clip",
     "contrastive_loss": "model.loss_hf_clip",
     "sigmoid_loss": "model.loss_hf_clip",
+    "embed_to_file": "search.embedding_files",
     "embed_images": "model.embedding_hf_clip",
     "embed_texts": "model.embedding_hf_clip",
     "ZeroShotClassifier": "model.zero_shot_hf_clip",
@@ -154,6 +156,7 @@ __all__ = [
     "decode_image",
     "embed_images",
     "embed_texts",
+    "embed_to_file",
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_linear_probe",

@@ -8,14 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .embedding_files import embed_to_file
     from .errors import SearchError
     from .index import Index
     from .queries import Hit, Hits
     from .updating import Update
 
-_HOME = {"Hit": "queries", "Hits": "queries", "Index": "index", "SearchError": "errors", "Update": "updating"}
+_HOME = {
+    "embed_to_file": "embedding_files",
+    "Hit": "queries",
+    "Hits": "queries",
+    "Index": "index",
+    "SearchError": "errors",
+    "Update": "updating",
+}
 
-__all__ = ["Hit", "Hits", "Index", "SearchError", "Update"]
+__all__ = ["Hit", "Hits", "Index", "SearchError", "Update", "embed_to_file"]
 
 
 def __getattr__(name: str):

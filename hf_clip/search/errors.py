@@ -37,7 +37,10 @@ def writing(folder: str | Path) -> Iterator[None]:
                 f"{folder} cannot be written to: the disk is full, or a quota is used up. All that was there is "
                 "whole. Free some space, or name another folder with `index`, and go on."
             ) from error
-        refused = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+        refused = (errno.EROFS, errno.EACCES, errno.EPERM)
+        if str(getattr(error, "filename", "") or "").startswith(str(folder)):
+            # A file stands where a folder is to be made, or above it.
+            refused += (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
         if number in refused or any(word in text for word in _REFUSED):
             raise SearchError(
                 f"{folder} cannot be written to ({one_line(error)}): name a folder of yours with `index`."

@@ -436,6 +436,35 @@ class Index:
             return decode_photo(str(self.file_of(path)))
         return decode_photo(TableItems(str(self.root)).content(path))
 
+    def export(self, output: str | Path) -> int:
+        """Writes paths, metadata and unit embeddings of the current model for other systems.
+
+        Args:
+            output: a file *.parquet, or *.faiss (an exact index, beside which FILE.paths names the images).
+
+        Returns:
+            How many rows it has.
+        """
+        from . import exporting
+
+        file, entry = Path(output), self._entry()
+        writers = {".parquet": exporting.to_parquet, ".faiss": exporting.to_faiss}
+        if file.suffix not in writers:
+            raise SearchError(f"`output={file}` is neither *.parquet nor *.faiss: name one of these.")
+        return writers[file.suffix](self._store, entry, file)
+
+    def to_qdrant(self, client: Any, collection: str) -> int:
+        """Writes the current model's rows as a collection of a `qdrant_client.QdrantClient`, in place of one there."""
+        from .exporting import to_qdrant
+
+        return to_qdrant(self._store, self._entry(), client, collection)
+
+    def to_dataset(self) -> Any:
+        """The rows as a `datasets.Dataset` without images: `index.to_dataset().push_to_hub("me/embeddings")`."""
+        from .exporting import to_dataset
+
+        return to_dataset(self._store, self._entry())
+
     def drop(self, model: str) -> None:
         """Forgets a model of the index, by its source or id, and its embeddings."""
         with self._store.locked(), writing(self.place):

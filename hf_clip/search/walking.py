@@ -94,4 +94,4 @@ def _is_image(suffix: str, path: str) -> bool:
 
 def _text(name: str) -> str:
     """A name as text that any table takes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
