@@ -12,6 +12,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
 from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
+from .label_cache_hf_clip import LabelEmbeddings, cached_labels, equal_labels
 from .state_key_hf_clip import check_probe, probe_embeds, state_parts
 from .text_batches_hf_clip import encode_batch, text_batches
 from .typing_hf_clip import DualEncoder, Processor
@@ -71,6 +73,10 @@ class ZeroShotClassifier:
         temperature: above 1 makes scores less sure, below 1 more.
         batch_size: texts encoded at once.
         tokenizer_kwargs: arguments of the tokenizer for all texts, such as `max_length`.
+        cache: a folder where embeddings of labels are kept between programs; False: none are. By default those of 256
+            texts or more lie in Hugging Face's folder of assets, 512 MB at most; the environment variable
+            `HF_CLIP_LABEL_CACHE` names another folder, or turns it off with `0`. Weights, adapters, settings and
+            tokenizer are in the key, and a damaged file is made again.
 
     Attributes:
         labels: list of C strings, the first name of each class.
@@ -103,6 +109,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
         batch_size: int = 256,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        cache: bool | str | Path | None = None,
     ):
         model = dual_encoder(model)
         classes = _checked_classes(labels)
@@ -110,8 +117,16 @@ class ZeroShotClassifier:
         rejected = None if rejection is None else _checked_class("rejection", rejection)
         self.temperature = temperature
         everything = classes if rejected is None else (*classes, rejected)
-        embeddings = _encode_classes(model, processor, everything, texts, batch_size, tokenizer_kwargs)
-        self._hold(model, processor, classes, texts, rejected, temperature, embeddings)
+        found = cached_labels(
+            model,
+            processor,
+            {"classes": everything, "templates": texts, "tokenizer": dict(tokenizer_kwargs or {})},
+            len(texts) * sum(map(len, everything)),
+            partial(_encode_classes, model, processor, everything, texts, batch_size, tokenizer_kwargs),
+            cache,
+        )
+        _warn_of_equal_texts(found.equal)
+        self._hold(model, processor, classes, texts, rejected, temperature, found.embeddings)
         if len(everything) == 1 and not self.has_sigmoid:
             warnings.warn(
                 "`labels` holds a single label, whose score will be 1 for every image: a softmax compares labels. "
@@ -131,13 +146,14 @@ class ZeroShotClassifier:
         batch_size: int = 256,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        cache: bool | str | Path | None = None,
         **options: Any,
     ) -> "ZeroShotClassifier":
         """The classifier of a checkpoint: a Hub id, a folder, or a file of any format that `hf_clip.load` takes.
 
         Args:
             source: the checkpoint.
-            labels, templates, rejection, temperature, batch_size: as for the class.
+            labels, templates, rejection, temperature, batch_size, cache: as for the class.
             device: where the model goes.
             dtype: of the model. None keeps the file's.
             options: other arguments of `hf_clip.load`, such as `revision` or `architecture`. Where the package is not
@@ -149,8 +165,16 @@ class ZeroShotClassifier:
         # Before a gigabyte is fetched.
         classes, texts = _checked_classes(labels), None if templates is None else _checked_templates(templates)
         model, processor = _load_pair(source, device, dtype, options)
-        arguments = {"rejection": rejection, "temperature": temperature, "batch_size": batch_size}
-        return cls(model, processor, classes, texts, **arguments)
+        return cls(
+            model,
+            processor,
+            classes,
+            texts,
+            rejection=rejection,
+            temperature=temperature,
+            batch_size=batch_size,
+            cache=cache,
+        )
 
     @property
     def temperature(self) -> float:
@@ -410,8 +434,8 @@ def _encode_classes(
     templates: Sequence[str],
     batch_size: int,
     tokenizer_kwargs: Mapping[str, Any] | None,
-) -> torch.Tensor:
-    """(C, D) float32 unit embeddings of classes that are tuples of names."""
+) -> LabelEmbeddings:
+    """Embeddings of classes that are tuples of names."""
     named = [(index, name) for index, names in enumerate(classes) for name in names]
     # Template by template: what a template begins with is computed once for many labels.
     # Not str.format: labels and templates may hold braces of their own.
@@ -429,9 +453,8 @@ def _encode_classes(
             for index, row in zip(indices, batch.input_ids.tolist(), strict=True):
                 keys_C[index] += hash(_without_padding(row))
         embeddings_CD = check_finite(F.normalize(sums_CD, dim=-1), "labels")
-    _warn_of_equal_texts(classes, keys_C)
     # Outside inference mode: a tensor like any other, from which a linear probe may start.
-    return embeddings_CD.clone()
+    return LabelEmbeddings(embeddings_CD.clone(), equal_labels(classes, keys_C))
 
 
 def _without_padding(ids: list[int]) -> tuple[int, ...]:
@@ -441,20 +464,14 @@ def _without_padding(ids: list[int]) -> tuple[int, ...]:
     return tuple(ids[:end])
 
 
-def _warn_of_equal_texts(classes: Sequence[tuple[str, ...]], keys_C: list[int]) -> None:
-    first: dict[int, int] = {}
-    pairs = [
-        (classes[first[key]][0], names[0])
-        for index, (names, key) in enumerate(zip(classes, keys_C, strict=True))
-        if classes[first.setdefault(key, index)] != names
-    ]
+def _warn_of_equal_texts(pairs: Sequence[tuple[str, str]]) -> None:
     if pairs:
         others = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
         one, other = (name if len(name) <= 60 else f"{name[:57]}..." for name in pairs[0])
         warnings.warn(
             f"labels {one!r} and {other!r}{others} become the same tokens (cut at the model's context, or alike but "
             "for case and spaces): their scores will be equal. Shorten them, or let their first words differ.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
