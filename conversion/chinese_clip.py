@@ -48,22 +48,22 @@ def config_from_chinese_clip(settings: Mapping[str, Any]) -> HFCLIPConfig:
     theirs = ChineseCLIPConfig.from_dict(dict(settings))
     text = cast(PreTrainedConfig, theirs.text_config)
     backbone = BertConfig(**{name: getattr(text, name) for name in _TEXT_FIELDS})
-    return HFCLIPConfig(
-        text_config={
+    fields: dict[str, Any] = {
+        "text_config": {
             "tower": "transformers",
             "backbone_config": backbone.to_dict(),
             "pooling": "first",
-            "projection_type": "linear",
             "hidden_act": "gelu",
             **{name: getattr(backbone, name) for name in ("vocab_size", "hidden_size", "max_position_embeddings")},
             "pad_token_id": backbone.pad_token_id,
             "bos_token_id": None,
             "eos_token_id": None,
         },
-        vision_config=vit_fields(cast(PreTrainedConfig, theirs.vision_config)),
-        projection_dim=theirs.projection_dim,
-        logit_scale_init_value=theirs.logit_scale_init_value,
-    )
+        "vision_config": vit_fields(cast(PreTrainedConfig, theirs.vision_config)),
+        "projection_dim": theirs.projection_dim,
+        "logit_scale_init_value": theirs.logit_scale_init_value,
+    }
+    return HFCLIPConfig(**fields)
 
 
 def vit_fields(vision: PreTrainedConfig) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _describe_unknown(path: Path, outline: WeightsFile) -> str:
 
 def _transformers_source(located: Located) -> TransformersSource | None:
     """How a folder of transformers' is read whose names are not this package's; None for all else."""
-    return TRANSFORMERS_SOURCES.get(located.config.get("model_type")) if located.kind == "transformers" else None
+    return TRANSFORMERS_SOURCES.get(located.config["model_type"]) if located.kind == "transformers" else None
 
 
 def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) -> _Checkpoint:

@@ -28,10 +28,13 @@ from transformers.models.chinese_clip.image_processing_pil_chinese_clip import C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 
+from hf_clip import HFCLIPModel
 from hf_clip.conversion import ConversionError, convert, load
 from tests.helpers.checkpoints import CONTEXT_LENGTH, IMAGES, TEXTS, randomize, small_clip_tokenizer, unit_embeddings
 from tests.helpers.families import CHINESE_TEXTS, bert_tokenizer, xlm_tokenizer
 from tests.helpers.peers import load_open_clip, load_openai_module, load_openai_tokenize
+
+pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
 TOWER = {"hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -77,6 +80,9 @@ def test_metaclip2_in_out_and_in_again(tmp_path):
     embeddings = embeddings_of(peer, pixel_values=inputs["pixel_values"], **expected)
     assert_near(unit_embeddings(model, inputs["pixel_values"], inputs["input_ids"]), embeddings)
 
+    # Names are transformers' own, so that the model's class reads the folder too.
+    assert same_tensors(HFCLIPModel.from_pretrained(tmp_path / "theirs").state_dict(), model.state_dict())
+
     convert(tmp_path / "theirs", to="hf_clip", output_dir=tmp_path / "ours")
     convert(tmp_path / "ours", to="transformers", output_dir=tmp_path / "back", verify=True)
     again = MetaClip2Model.from_pretrained(tmp_path / "back")
@@ -119,6 +125,14 @@ def test_chinese_clip_in_out_and_in_again(tmp_path):
     same = returned(images=IMAGES, text=CHINESE_TEXTS, padding=True, truncation=True, return_tensors="pt")
     # Without the mask that it gives, their model would see the padding.
     assert_near(embeddings_of(again, **same), embeddings)
+
+    # What files of earlier versions hold besides.
+    state = load_file(tmp_path / "theirs" / "model.safetensors")
+    state |= {"text_model.pooler.dense.weight": torch.zeros(48, 48), "text_model.pooler.dense.bias": torch.zeros(48)}
+    state |= {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
+    torch.save(state, tmp_path / "theirs" / "pytorch_model.bin")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    assert same_tensors(load(tmp_path / "theirs")[0].state_dict(), model.state_dict())
 
 
 OWLS = {

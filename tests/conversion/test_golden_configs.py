@@ -13,11 +13,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
-from hf_clip import HFCLIPConfig, HFCLIPTokenizer
+from hf_clip import HFCLIPConfig
 from hf_clip.conversion import ConversionError, load
 from tests.helpers.checkpoints import small_clip_tokenizer
-from tests.helpers.families import bert_tokenizer, xlm_tokenizer
+from tests.helpers.families import bert_tokenizer, clip_tokenizer, xlm_tokenizer
 from tests.helpers.peers import load_open_clip
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[1] / "golden" / "configs"
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -81,13 +83,8 @@ def peers_tensors(folder: Path, family: str) -> dict[str, torch.Tensor]:
         return make(AutoConfig.from_pretrained(folder)).state_dict()
 
 
-@pytest.fixture(scope="module")
-def openai_tokens() -> HFCLIPTokenizer:
-    return HFCLIPTokenizer()
-
-
-def tokenizer_for(family: str, folder: Path, openai_tokens: HFCLIPTokenizer):
-    """The tokenizer to load a folder with: a stand-in where it is not OpenAI's. None: the folder holds it now."""
+def tokenizer_for(family: str, folder: Path):
+    """A stand-in for the tokenizer to load a folder with. None: the folder holds it now."""
     match family:
         case "metaclip_2":
             return xlm_tokenizer(77)
@@ -99,14 +96,14 @@ def tokenizer_for(family: str, folder: Path, openai_tokens: HFCLIPTokenizer):
         case "marqo":
             small_clip_tokenizer().save_pretrained(folder)
         case _:
-            return openai_tokens
+            return clip_tokenizer()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_familys_folder_loads(family, openai_tokens, tmp_path):
+def test_a_familys_folder_loads(family, tmp_path):
     folder = tmp_path / family
     shutil.copytree(CONFIGS / family, folder)
-    tokenizer = tokenizer_for(family, folder, openai_tokens)
+    tokenizer = tokenizer_for(family, folder)
     write_zeros(folder / "model.safetensors", peers_tensors(folder, family))
     options = {"preprocessing": {"resize_mode": "squash", "interpolation": "bilinear"}} if family == "owlv2" else {}
     model, processor = load(folder, tokenizer=tokenizer, **options)
@@ -122,13 +119,13 @@ def test_a_familys_folder_loads(family, openai_tokens, tmp_path):
     assert (tuple(images.image_mean), tuple(images.image_std)) == norm
 
 
-def test_a_remote_clips_file_is_named_by_its_architecture(openai_tokens, tmp_path):
+def test_a_remote_clips_file_is_named_by_its_architecture(tmp_path):
     """Their README makes the model by OpenCLIP's name, and loads a state dict into it."""
     model_cfg = load_open_clip().get_model_config("ViT-B-32")
     with torch.device("meta"):
         write_zeros(tmp_path / "RemoteCLIP-ViT-B-32.safetensors", load_open_clip().CLIP(**model_cfg).state_dict())
     file = tmp_path / "RemoteCLIP-ViT-B-32.safetensors"
-    model, processor = load(file, architecture="open_clip/ViT-B-32", tokenizer=openai_tokens)
+    model, processor = load(file, architecture="open_clip/ViT-B-32", tokenizer=clip_tokenizer())
     assert model.config.vision_config.hidden_act == model.config.text_config.hidden_act == "gelu"
     assert processor.image_processor.size == {"shortest_edge": 224}
     with pytest.raises(ConversionError, match="quick_gelu.*gelu"):
