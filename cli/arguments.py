@@ -104,6 +104,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=26)
 
+    def start_section(self, heading: str | None) -> None:
+        # That flags are options needs no line of a screen.
+        super().start_section(None if heading == "options" else heading)
+
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs == argparse.ONE_OR_MORE:
             return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
@@ -197,7 +201,7 @@ def add_load_options(
     activation = "activation of bare weights, such as quick_gelu"
     parser.add_argument("--architecture", metavar="NAME", help=architecture)
     parser.add_argument("--hidden-act", choices=ACTIVATIONS, metavar="NAME", help=activation)
-    cleaning = f"what is done to texts, not what the checkpoint says: {', '.join(CLEANINGS)}"
+    cleaning = "lower, canonicalize, ... (default: the checkpoint's)"
     parser.add_argument("--text-cleaning", choices=CLEANINGS, metavar="NAME", help=cleaning)
     if hub_revision:
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")

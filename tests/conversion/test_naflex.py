@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoProcessor, Siglip2Config, Siglip2Model, SiglipModel
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Siglip2Config, Siglip2Model, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from hf_clip import (
     ConversionError,
     HFCLIPConfig,
+    HFCLIPImageProcessor,
     HFCLIPProcessor,
     HFCLIPSiglipModel,
     HFCLIPTokenizer,
@@ -20,6 +21,10 @@ from hf_clip import (
     embed_images,
     load,
 )
+from hf_clip.conversion.hub_files import HubOptions
+from hf_clip.conversion.preprocessing import open_clip_tokenizer
+from hf_clip.model.tokenization_hf_clip import clean_text
+from hf_clip_cli import main as cli
 from tests.helpers.naflex import (
     CONTEXT,
     MAX_NUM_PATCHES,
@@ -231,3 +236,23 @@ def test_the_cleaning_can_be_said(tmp_path):
         ValueError, match="`text_cleaning=upper` is not known: use whitespace, lower, canonicalize, none"
     ):
         load(tmp_path, text_cleaning="upper")
+
+
+def test_the_command_can_say_the_cleaning(tmp_path, capsys):
+    fixed_folder(tmp_path / "theirs", "GemmaTokenizer")
+    command = ["convert", str(tmp_path / "theirs"), "--to", "hf_clip", "--output-dir", str(tmp_path / "ours")]
+    assert cli.main([*command, "--text-cleaning", "canonicalize", "--verify"]) == 0
+    assert load(tmp_path / "ours")[1].text_cleaning == "canonicalize"
+    assert "result in hf_clip" in capsys.readouterr().out
+
+
+def test_open_clips_lower_repairs_texts_too(tmp_path):
+    """There it is done before the tokenizer, whatever that does; a tokenizer that is asked alone lowers as well."""
+    fixed_folder(tmp_path, "GemmaTokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    config = HFCLIPConfig.from_pretrained(tmp_path)
+    ours, cleaning = open_clip_tokenizer(tmp_path, {"clean": "lower"}, config.text_config, HubOptions())
+    processor = HFCLIPProcessor(HFCLIPImageProcessor(), ours, text_padding="max_length", text_cleaning=cleaning)
+    expected = ids_of(tokenizer, [clean_text(text) for text in TEXTS])
+    assert torch.equal(processor(text=TEXTS, return_tensors="pt")["input_ids"], expected)
+    assert ours("A CAT")["input_ids"] == tokenizer("a cat")["input_ids"]

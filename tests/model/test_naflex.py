@@ -1,5 +1,6 @@
 """NaFlex against transformers' Siglip2Model and its image processor, with small random weights."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,7 +15,11 @@ from hf_clip import (
     HFCLIPVisionModelWithProjection,
     ZeroShotClassifier,
     embed_images,
+    embed_texts,
+    evaluate_linear_probe,
+    evaluate_zero_shot,
     join_towers,
+    open_source,
 )
 from hf_clip.evaluation import encode_images
 from hf_clip.evaluation.corruptions import Corruption
@@ -34,6 +39,7 @@ from tests.helpers.naflex import (
     tiny_naflex,
     write_naflex_folder,
 )
+from tests.helpers.squares import encode, write_parquet
 from tests.helpers.toys import scatter_weights
 
 LABELS = ["a red square", "something blue", "a dog"]
@@ -294,6 +300,23 @@ def test_towers_can_be_joined_with_another_text_tower(models, processor, tmp_pat
     write_naflex_folder(tmp_path / "theirs")
     with pytest.raises(ValueError, match="is a NaFlex model in transformers' files: write it with hf_clip.convert"):
         join_towers(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_evaluations_take_images_of_all_shapes(models, processor, tmp_path):
+    """Tall images and wide ones: what a zero-shot evaluation and a probe see is what `embed_images` gives."""
+    images = images_of(SHAPES * 2)
+    labels = ["wide" if image.width > image.height else "tall" for image in images]
+    content = [
+        {"image": {"bytes": encode(np.asarray(image)), "path": None}, "label": label}
+        for image, label in zip(images, labels, strict=True)
+    ]
+    source = open_source(str(write_parquet(tmp_path / "images.parquet", content)))
+    found = evaluate_zero_shot(models[1], processor, source, templates=["{}"], labels=["tall", "wide"], batch_size=7)
+    scores = embed_images(models[1], processor, images) @ embed_texts(models[1], processor, ["tall", "wide"]).T
+    expected = [label == ("tall", "wide")[index] for label, index in zip(labels, scores.argmax(1), strict=True)]
+    assert found.top_1 == pytest.approx(sum(expected) / len(images))
+    probe = evaluate_linear_probe(models[1], processor, source, source, validation=source)
+    assert probe.top_1 == 1, "rows and columns are in the embedding"
 
 
 def test_images_that_an_index_prepares_one_by_one_are_of_one_batch(models, processor):
