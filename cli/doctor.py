@@ -190,7 +190,7 @@ def table(findings: dict[str, Any]) -> str:
 def table_of_architectures(architectures: Iterable[dict[str, Any]]) -> str:
     """Named architectures, as `read_architectures` has them, as lines of at most 80 columns."""
     lines = [
-        "architecture                    image   text GFLOPs pixels tokens activation",
+        "architecture                     image  text GFLOPs pixels tokens activation",
         *map(_row, architectures),
         "",
         "image, text: millions of parameters of a tower with its projection.",
@@ -205,8 +205,15 @@ def _row(architecture: dict[str, Any]) -> str:
     image_millions, text_millions = (architecture["parameters"][tower] / 1e6 for tower in ("image", "text"))
     # A ResNet names none: its layers have ReLU.
     activations = dict.fromkeys([vision.get("hidden_act", text["hidden_act"]), text["hidden_act"]])
+    # The longest names leave what they need of their column to the sizes of small towers.
+    image = _in_column(image_millions, 38 - len(architecture["name"]))
     return (
-        f"{architecture['name']:30}{image_millions:7.1f}{text_millions:7.1f}"
+        f"{architecture['name']}{image}{_in_column(text_millions, 6)}"
         f"{sum(architecture['gflops'].values()):7.1f}{vision['image_size']:7}{text['max_position_embeddings']:7} "
         f"{'/'.join(activations).replace('pytorch_', '')}"
     )
+
+
+def _in_column(millions: float, width: int) -> str:
+    """Thousands of millions need no decimal, and the column has no place for one."""
+    return f"{millions:{width}.{0 if millions >= 1000 else 1}f}"

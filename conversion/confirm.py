@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 
 from .errors import ConversionError
 from .safe_torch.weights import WeightsFile
@@ -91,7 +92,7 @@ def expected_tensors(config: HFCLIPConfig, weights: WeightsFile) -> dict[str, to
         ConversionError: where the model has many times the tensors of the weights.
     """
     limit = min(_PARAMETERS_PER_TENSOR * len(weights.tensors) + _SPARE_PARAMETERS, _MAX_PARAMETERS)
-    with _at_most_parameters(limit, len(weights.tensors)), torch.device("meta"):
+    with _at_most_parameters(limit, len(weights.tensors)), torch.device("meta"), NothingDrawn():
         return class_of(config)(config).state_dict()
 
 

@@ -25,6 +25,7 @@ from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 
 from .chinese_clip import chinese_clip_config, is_chinese_clip
 from .open_clip import config_from_model_cfg
+from .timm_towers import missing_timm, timm_vision_cfg
 
 Allowed = Mapping[str, tuple]
 
@@ -194,6 +195,8 @@ def missing_in_open_clip(config: HFCLIPConfig) -> list[str]:
     if vision.tower == "resnet":
         missing += _missing_fields(vision, _RESNET, "vision_config")
         return missing
+    if vision.tower == "timm":
+        return missing + missing_timm(vision)
     if vision.pooling == "attention":
         siglip_missing = _missing_fields(vision, _SIGLIP_VIT, "vision_config")
         if not siglip_missing and timm_siglip_name(vision) is None:
@@ -252,7 +255,9 @@ def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
     if text.hidden_act == "quick_gelu" or (vision.tower == "vit" and vision.hidden_act == "quick_gelu"):
         model_cfg["quick_gelu"] = True
     if is_siglip(config):
-        model_cfg |= {"init_logit_bias": -10, "custom_text": True}
+        model_cfg["init_logit_bias"] = -10
+    if is_siglip(config) or vision.tower == "timm":
+        model_cfg["custom_text"] = True
     model_cfg["vision_cfg"] = _open_clip_vision_cfg(vision)
     model_cfg["text_cfg"] = {
         "context_length": text.max_position_embeddings,
@@ -286,6 +291,8 @@ def _open_clip_vision_cfg(vision: HFCLIPVisionConfig) -> dict:
             "head_width": vision.hidden_size // vision.num_attention_heads,
             "patch_size": None,
         }
+    if vision.tower == "timm":
+        return timm_vision_cfg(vision)
     if vision.pooling == "attention":
         return {
             "image_size": vision.image_size,

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hf_clip.model import configuration_hf_clip as configuration
 from hf_clip.model.configuration_hf_clip import (
     POOL_AT_HIGHEST_ID,
@@ -17,11 +19,13 @@ from hf_clip.model.configuration_hf_clip import (
     HFCLIPVisionConfig,
     find_architecture,
 )
+from hf_clip.model.modeling_timm_hf_clip import NothingDrawn, make_trunk
 
 from .errors import ConversionError
 from .rules import Shapes
 
 _LAYER = "encoder.layers"
+_TRUNK = "vision_model.trunk."
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,20 @@ def config_of_openai_shape(shape: InferredShape) -> HFCLIPConfig:
     )
 
 
+def recognize(shapes: Shapes, hidden_act: str | None) -> tuple[str, HFCLIPConfig]:
+    """The known architecture of a state dict of this package's names (a name, where several differ in their activation
+    only), and its config.
+
+    Raises:
+        ConversionError: if `hidden_act` is missing; if no known architecture has these shapes, or several have that
+            differ in more than the activation; if they are those of no ResNet, vision transformer or trunk of timm.
+        ImportError: for a trunk of timm without timm.
+    """
+    if any(name.startswith("vision_model.trunk.") for name in shapes):
+        return _match_trunk(shapes, hidden_act)
+    return match_architecture(infer_shape(shapes), hidden_act)
+
+
 def match_architecture(shape: InferredShape, hidden_act: str | None) -> tuple[str, HFCLIPConfig]:
     """The known architecture of these shapes (a name, where several differ in their activation only), and its config.
 
@@ -164,6 +182,44 @@ def match_architecture(shape: InferredShape, hidden_act: str | None) -> tuple[st
         if known["config"]["projection_dim"] == shape.projection_dim
     ]
     found = {name: config for name in names if fits(config := HFCLIPConfig.from_architecture(name), shape)}
+    return _only_one(found, str(shape), hidden_act)
+
+
+def _match_trunk(shapes: Shapes, hidden_act: str | None) -> tuple[str, HFCLIPConfig]:
+    """`match_architecture` for trunks of timm: what such a trunk consists of is for timm to say."""
+    try:
+        text = _infer_text(shapes)
+    except KeyError as error:
+        raise ConversionError(f"the tensor {error} is missing: it has a trunk of timm and no text tower.") from error
+    seen = {name.removeprefix(_TRUNK): tuple(shape) for name, shape in shapes.items() if name.startswith(_TRUNK)}
+    fitting: dict[str, bool] = {}
+    found = {}
+    for name, known in configuration.read_architectures().items():
+        if known["config"]["vision_config"]["tower"] != "timm":
+            continue
+        config = HFCLIPConfig.from_architecture(name)
+        if not _agrees(config.text_config, text) or not _projections_agree(config, shapes):
+            continue
+        made_with = f"{config.vision_config.backbone} {config.vision_config.backbone_kwargs}"
+        if made_with not in fitting:
+            with torch.device("meta"), NothingDrawn():
+                trunk = make_trunk(config.vision_config)
+            fitting[made_with] = seen == {name: tuple(tensor.shape) for name, tensor in trunk.state_dict().items()}
+        if fitting[made_with]:
+            found[name] = config
+    of_text = f"text tower of {text['num_hidden_layers']} layers, width {text['hidden_size']}"
+    return _only_one(found, f"a trunk of timm of {len(seen)} tensors; {of_text}", hidden_act)
+
+
+def _projections_agree(config: HFCLIPConfig, shapes: Shapes) -> bool:
+    vision, width = config.vision_config, shapes.get("text_projection.weight", (None,))[0]
+    last = {"linear": "visual_projection.weight", "mlp": "visual_projection.fc2.weight"}.get(vision.projection_type)
+    has_same = last is None or tuple(shapes.get(last, ()))[:1] == (config.projection_dim,)
+    return width == config.projection_dim and has_same
+
+
+def _only_one(found: dict[str, HFCLIPConfig], shape: str, hidden_act: str | None) -> tuple[str, HFCLIPConfig]:
+    """The first of the known architectures of a shape. Raises ConversionError where they are none, or not one."""
     if not found:
         raise ConversionError(
             f"it has the shapes of no known architecture ({shape}), and they tell neither heads nor activation nor "

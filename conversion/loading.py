@@ -26,10 +26,17 @@ from .check_processor import fit_processor
 from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_unconfirmed_counts
 from .errors import ConversionError, one_line_errors, short_reason
 from .hub_files import HubOptions, fetch_settings
-from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, match_architecture
+from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, recognize
 from .locating import OPEN_CLIP_CONFIG, Located, locate
 from .long_clip import is_long_clip, join_positions
-from .open_clip import Layout, config_from_model_cfg, layout_of_names, open_clip_rules, rules_of_layout
+from .open_clip import (
+    Layout,
+    config_from_model_cfg,
+    layout_of_file,
+    layout_of_names,
+    open_clip_rules,
+    rules_of_layout,
+)
 from .preprocessing import (
     OPENAI_TRANSFORM,
     build_image_processor,
@@ -354,7 +361,7 @@ def _identify_bare_weights(
     if config is None:
         try:
             if name is None:
-                name, config = match_architecture(infer_shape(_shapes(outline, rules)), options.hidden_act)
+                name, config = recognize(_shapes(outline, rules), options.hidden_act)
             else:
                 _refuse_two_meanings(name, options.hidden_act)
                 config = HFCLIPConfig.from_architecture(name)
@@ -444,7 +451,7 @@ def _rules_of(checkpoint: _Checkpoint, outline: WeightsFile, expected: Mapping[s
         return list(checkpoint.rules)
     if checkpoint.format in _NATIVE_FORMATS:
         return [Rule(name, name) for name in expected] + _POSITION_IDS
-    layout = layout_of_names(outline.tensors)
+    layout = layout_of_file(outline.tensors, checkpoint.config)
     return open_clip_rules(checkpoint.config) if layout is None else rules_of_layout(layout)
 
 

@@ -6,7 +6,7 @@ image towers of SigLIP, from timm 1.0 (models/vision_transformer.py, layers/atte
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -22,6 +22,7 @@ from hf_clip.model.configuration_hf_clip import (
 from .errors import ConversionError
 from .openai import ARCHIVE_NUMBERS, LOGIT_SCALE, RESNET, VISION_TRANSFORMER, text_tower, with_weight_and_bias
 from .rules import Rule
+from .timm_towers import TIMM_RULES, timm_tower
 
 OPENAI_VOCABULARY_SIZE = 49408
 
@@ -48,7 +49,9 @@ def layout_of_names(names: Iterable[str]) -> Layout | None:
     """The layout of a state dict of OpenAI or OpenCLIP; None for names of another format."""
     names = set(names)
     if any(name.startswith("visual.trunk.") for name in names):
-        image = "siglip" if "visual.trunk.attn_pool.latent" in names else "timm"
+        # Other trunks with such a pooling have a class token, a norm before their layers or a classifier.
+        is_siglip = "visual.trunk.attn_pool.latent" in names and names.isdisjoint(_NOT_IN_SIGLIP)
+        image = "siglip" if is_siglip else "timm"
     elif "visual.conv1.weight" in names:
         image = "resnet" if "visual.layer1.0.conv1.weight" in names else "vit"
     else:
@@ -63,6 +66,14 @@ def layout_of_names(names: Iterable[str]) -> Layout | None:
     return Layout(image, "clip", is_apart, projection)
 
 
+def layout_of_file(names: Iterable[str], config: HFCLIPConfig) -> Layout | None:
+    """`layout_of_names` of a model of this config, which alone knows what stands behind a trunk of timm."""
+    found, known = layout_of_names(names), layout_of_config(config)
+    if found is None or config.vision_config.tower != "timm":
+        return found
+    return replace(known, is_text_apart=found.is_text_apart)
+
+
 def layout_of_config(config: HFCLIPConfig) -> Layout:
     """The layout that OpenCLIP's own model of this shape has."""
     text, vision = config.text_config, config.vision_config
@@ -72,7 +83,8 @@ def layout_of_config(config: HFCLIPConfig) -> Layout:
     projection = "linear" if text.projection_bias else "matrix"
     if text.projection_size is not None:
         projection = "head"
-    return Layout(image, "clip", config.model_type == HFCLIPSiglipConfig.model_type, projection)
+    is_apart = config.model_type == HFCLIPSiglipConfig.model_type or vision.tower == "timm"
+    return Layout(image, "clip", is_apart, projection)
 
 
 def open_clip_rules(config: HFCLIPConfig) -> list[Rule]:
@@ -133,11 +145,9 @@ _IMAGE_TOWERS = {
     "vit": VISION_TRANSFORMER + _layer_scales("visual.transformer", "vision_model"),
     "resnet": RESNET,
     "siglip": _siglip_trunk(),
-    "timm": [
-        Rule("visual.trunk.**", "vision_model.trunk.**"),
-        *with_weight_and_bias("visual.head.proj", "visual_projection"),
-    ],
+    "timm": TIMM_RULES,
 }
+_NOT_IN_SIGLIP = {"visual.trunk.cls_token", "visual.trunk.norm_pre.weight", "visual.trunk.head.weight"}
 _FOREIGN_TEXT = [
     Rule("text.transformer.**", "text_model.backbone.**"),
     Rule("text.transformer.embeddings.position_ids", why="0, 1, 2, ..., which the model makes itself"),
@@ -177,8 +187,10 @@ _TEXT_KEYS = {
     "context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "width", "heads",
     "layers", "mlp_ratio", "ls_init_value", "pad_id", "eos_id", "no_causal_mask", "final_ln_after_pool", "pool_type",
     "proj_bias", "proj_type", "output_tokens", "act_kwargs", "norm_kwargs", "hf_model_name", "hf_model_pretrained",
-    "hf_proj_type", "hf_pooler_type",
+    "hf_proj_type", "hf_pooler_type", "proj", "pooler_type",
 }  # fmt: skip
+# What OpenCLIP called keys before they got their prefix, as files of that time do (BiomedCLIP's), and today's names.
+_OLDER_TEXT_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 
 
 def config_from_model_cfg(
@@ -257,7 +269,7 @@ def _vision_config(model_cfg: dict[str, Any]) -> HFCLIPVisionConfig:
     cfg = model_cfg["vision_cfg"]
     _refuse_unknown("vision_cfg", cfg, _VISION_KEYS)
     if cfg.get("timm_model_name"):
-        return _timm_config(cfg)
+        return _timm_config(model_cfg)
     width, size = cfg.get("width", 768), _side("image_size", cfg.get("image_size", 224))
     layers, head_width = cfg.get("layers", 12), cfg.get("head_width", 64)
     if isinstance(layers, list | tuple):
@@ -293,14 +305,14 @@ def _vision_config(model_cfg: dict[str, Any]) -> HFCLIPVisionConfig:
     )
 
 
-def _timm_config(cfg: dict[str, Any]) -> HFCLIPVisionConfig:
+def _timm_config(model_cfg: dict[str, Any]) -> HFCLIPVisionConfig:
+    """For SigLIP's own trunks a vision transformer of this package, which needs no timm; else a trunk of timm."""
+    cfg = model_cfg["vision_cfg"]
     name = cfg["timm_model_name"].partition(".")[0]
-    is_plain_map = cfg.get("timm_pool", "avg") == "map" and cfg.get("timm_proj", "linear") in ("none", "")
+    is_plain_map = cfg.get("timm_pool", "avg") == "map" and cfg.get("timm_proj", "linear") == "none"
     if not (found := _SIGLIP_NAME.fullmatch(name)) or found["size"] not in _SIGLIP_SIZES or not is_plain_map:
-        raise ConversionError(
-            f"vision_cfg has timm's {cfg['timm_model_name']} with timm_pool={cfg.get('timm_pool')!r} and timm_proj="
-            f"{cfg.get('timm_proj')!r}: of timm's trunks, those of SigLIP with attention pooling can be read."
-        )
+        size = _side("image_size", cfg.get("image_size", 224))
+        return timm_tower(cfg, model_cfg["embed_dim"], size, _activation(model_cfg, model_cfg["text_cfg"]))
     width, layers, heads, ratio = _SIGLIP_SIZES[found["size"]]
     size, patch = int(found["image"]), int(found["patch"])
     return HFCLIPVisionConfig(
@@ -331,7 +343,7 @@ SIGLIP_IMAGE_TOWER = {
 
 def _text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | None) -> HFCLIPTextConfig:
     cfg = model_cfg["text_cfg"]
-    _refuse_unknown("text_cfg", cfg, _TEXT_KEYS)
+    _refuse_unknown("text_cfg", cfg, _TEXT_KEYS if cfg.get("hf_model_name") else _TEXT_KEYS - set(_OLDER_TEXT_KEYS))
     if cfg.get("hf_model_name"):
         return _foreign_text_config(model_cfg, find_backbone_config)
     width, vocabulary = cfg.get("width", 512), cfg.get("vocab_size", OPENAI_VOCABULARY_SIZE)
@@ -367,8 +379,19 @@ def _text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | Non
     )
 
 
+def _with_keys_of_today(cfg: dict[str, Any]) -> dict[str, Any]:
+    """A `text_cfg` whose older keys are renamed. Raises ConversionError where both names of one differ in value."""
+    cfg = dict(cfg)
+    for older, name in _OLDER_TEXT_KEYS.items():
+        if older in cfg and cfg.setdefault(name, cfg[older]) != cfg.pop(older):
+            raise ConversionError(
+                f"text_cfg has {name}={cfg[name]!r}, and another value under its older name {older}."
+            )
+    return cfg
+
+
 def _foreign_text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | None) -> HFCLIPTextConfig:
-    cfg = model_cfg["text_cfg"]
+    cfg = _with_keys_of_today(model_cfg["text_cfg"])
     assert find_backbone_config is not None, "a text tower of transformers has a config of its own"
     backbone = find_backbone_config(cfg["hf_model_name"])
     # Encoders of translation models pool nothing themselves: there OpenCLIP takes the first token.
@@ -388,5 +411,6 @@ def _foreign_text_config(model_cfg: dict[str, Any], find_backbone_config: Callab
         projection_type=cfg.get("hf_proj_type", "mlp") or "none",
         pad_token_id=backbone.pad_token_id,
         bos_token_id=backbone.bos_token_id,
-        eos_token_id=backbone.eos_token_id,
+        # BERTs have none.
+        **({} if backbone.eos_token_id is None else {"eos_token_id": backbone.eos_token_id}),
     )

@@ -3,7 +3,8 @@
 python tools/make_architectures.py
 
 The shapes are those of the `model_configs` that come with `open_clip_torch`; the image towers that it takes from timm
-for SigLIP have their shape in timm's `vision_transformer.py`, repeated below. Activations are theirs too: the exact
+for SigLIP have their shape in timm's `vision_transformer.py`, repeated below, and its other trunks of timm are named.
+Activations are theirs too: the exact
 GELU in some towers of SigLIP for which transformers' configs name the tanh approximation. What a processor must do to
 images is what all of OpenCLIP's published weights of an architecture ask for, and OpenCLIP's default where there are
 none or where they differ. Configs that are no architecture of this package are printed with the reason.
@@ -41,7 +42,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from hf_clip.conversion.timm_towers import timm_tower
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 
 FOLDER = Path(__file__).resolve().parents[1] / "hf_clip" / "assets" / "architectures"
 
@@ -87,6 +90,19 @@ OPENAI_PREPROCESSING = {
     "resize_mode": "shortest",
 }
 
+TIMM_FIELDS = (
+    "tower",
+    "backbone",
+    "backbone_kwargs",
+    "hidden_size",
+    "image_size",
+    "pooling",
+    "projection_type",
+    "projection_bias",
+    "projection_dropout",
+    "hidden_act",
+)
+
 # Written even where they are the config's defaults: a file shows the shape of its towers.
 VISION_SHAPE = {"tower", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size"}
 TEXT_SHAPE = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
@@ -94,6 +110,10 @@ ALWAYS = VISION_SHAPE | TEXT_SHAPE | {"patch_size", "max_position_embeddings", "
 
 
 def main() -> None:
+    sys.path.insert(0, str(FOLDER.parents[2]))
+    from tests.helpers.peers import load_timm
+
+    load_timm()
     package = Path(distribution("open_clip_torch").locate_file("open_clip"))
     published = load_published(package)
     configs = {file.stem: json.loads(file.read_text()) for file in sorted((package / "model_configs").glob("*.json"))}
@@ -123,17 +143,14 @@ def load_published(package: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def why_left_out(theirs: dict[str, Any]) -> str | None:
-    trunk = theirs["vision_cfg"].get("timm_model_name")
     if "multimodal_cfg" in theirs:
         return "CoCa, a captioner"
     if "hf_model_name" in theirs["text_cfg"]:
         return f"its text tower is transformers' {theirs['text_cfg']['hf_model_name']}"
-    if trunk and not siglip_trunk(trunk):
-        return f"its image tower is timm's {trunk}"
     return None
 
 
-def siglip_trunk(trunk: str) -> re.Match | None:
+def siglip_trunk(trunk: str) -> re.Match[str] | None:
     return re.fullmatch(r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_siglip_(?P<image>\d+)", trunk)
 
 
@@ -146,11 +163,12 @@ def describe(name: str, theirs: dict[str, Any], published: dict) -> dict[str, An
     aliases = [f"open_clip/{name}", *FURTHER_ALIASES.get(name, [])]
     if base in OPENAI_NAMES and is_quick:
         aliases = [name, f"openai/{ours}", *aliases]
-    is_siglip = "timm_model_name" in theirs["vision_cfg"]
+    trunk = theirs["vision_cfg"].get("timm_model_name", "")
+    is_siglip = siglip_trunk(trunk) is not None
     config = {
         "model_type": "hf_clip_siglip" if is_siglip else "hf_clip",
         "projection_dim": theirs["embed_dim"],
-        "vision_config": siglip_vision(theirs) if is_siglip else vision(theirs),
+        "vision_config": (siglip_vision if is_siglip else timm_vision if trunk else vision)(theirs),
         "text_config": text(theirs, is_siglip),
     }
     return {
@@ -219,6 +237,13 @@ def siglip_vision(theirs: dict[str, Any]) -> dict[str, Any]:
     return without_defaults(fields, HFCLIPVisionConfig)
 
 
+def timm_vision(theirs: dict[str, Any]) -> dict[str, Any]:
+    cfg = theirs["vision_cfg"]
+    activation = "quick_gelu" if theirs.get("quick_gelu") else "gelu"
+    tower = timm_tower(cfg, theirs["embed_dim"], cfg["image_size"], activation)
+    return without_defaults({field: getattr(tower, field) for field in TIMM_FIELDS}, HFCLIPVisionConfig)
+
+
 def text(theirs: dict[str, Any], is_siglip: bool) -> dict[str, Any]:
     cfg = theirs["text_cfg"]
     pad, start, end = CLIP_IDS
@@ -270,8 +295,10 @@ def tokenizer(cfg: dict[str, Any]) -> dict[str, Any]:
 def measure(shape: dict[str, Any]) -> dict[str, Any]:
     """Parameters and GFLOPs, of the model built without memory."""
     config = config_of(shape)
+    if config.vision_config.tower == "timm":
+        importlib.import_module("timm.layers").set_fused_attn(False)
     # Attention written out: what a fused kernel is counted for depends on the kernel.
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         model = AutoModel.from_config(config, attn_implementation="eager").eval()
     parameters = {
         "image": count_parameters(model.vision_model) + count_parameters(model.visual_projection),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
+from hf_clip.model.modeling_timm_hf_clip import HFCLIPTimmModel
 
 from .config import OptimizerConfig, TowerConfig
 from .recipe_error import RecipeError
@@ -30,12 +31,18 @@ def tower_groups(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
     )
     layers = _layers(trunk)
     number_of = {module: number for number, layer in enumerate(layers, start=1) for module in layer.modules()}
+    last = list(projection.modules())
+    if isinstance(trunk, HFCLIPTimmModel) and "num_classes" in (trunk.config.backbone_kwargs or {}):
+        # timm's classifier is the projection.
+        last += trunk.trunk.get_classifier().modules()
+    is_last = set(last)
     groups: list[list[nn.Module]] = [[] for _ in range(len(layers) + 1)]
     current = 0
     for module in trunk.modules():
         current = max(current, number_of.get(module, 0))
-        groups[current].append(module)
-    groups.append(list(projection.modules()))
+        if module not in is_last:
+            groups[current].append(module)
+    groups.append(last)
     return [group for group in groups if any(True for module in group for _ in module.parameters(recurse=False))]
 
 

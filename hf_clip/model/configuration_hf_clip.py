@@ -22,6 +22,9 @@ _ARCHITECTURES = Path(__file__).parents[1] / "assets" / "architectures"
 # Those of published CLIPs; relu for convolutional towers.
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu")
 
+# Poolings of a map by attention, which stand behind a trunk of timm and give embeddings of the shared space.
+MAP_POOLINGS = ("absolute_attention", "rotary_attention")
+
 # Types of a config.json, transformers' among them, and those of this package that they are read as.
 _READ_AS = {
     "clip": "hf_clip",
@@ -174,8 +177,9 @@ def _require_sizes(config: PreTrainedConfig) -> None:
             raise ValueError(f"`{field}={value}` must be 1 or more.")
     if not 0 <= (epsilon := getattr(config, "layer_norm_eps", 1e-5)) < 1:
         raise ValueError(f"`layer_norm_eps={epsilon}` must be a small number, such as 1e-5.")
-    if not 0 <= (dropout := getattr(config, "attention_dropout", 0.0)) < 1:
-        raise ValueError(f"`attention_dropout={dropout}` must be 0 or more, and below 1.")
+    for field in ("attention_dropout", "projection_dropout"):
+        if not 0 <= (dropout := getattr(config, field, 0.0)) < 1:
+            raise ValueError(f"`{field}={dropout}` must be 0 or more, and below 1.")
 
 
 def _require_whole_heads(config: PreTrainedConfig) -> None:
@@ -313,10 +317,12 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     - "transformers", a vision model of that library, whose own config is `backbone_config`; "timm", the trunk that
       timm calls `backbone`, made with `backbone_kwargs`. `hidden_size` is the width of the embedding that they give,
       `pooling` one of the above or "pooler", what the model itself pools. Where `backbone_kwargs` have `num_classes`,
-      timm's classifier is the projection (OpenCLIP's `timm_proj=""`), with `projection_type="none"`.
+      timm's classifier is the projection (OpenCLIP's `timm_proj=""`), with `projection_type="none"`. A trunk of timm
+      that gives maps can be pooled by "absolute_attention" or "rotary_attention" too, attention with learned or
+      rotary positions (OpenCLIP's "abs_attn" and "rot_attn"), which leads to `projection_dim` itself.
 
     `projection_type` is what leads to the shared space: "linear", "mlp" (as for texts, `projection_bias` its last) or
-    "none".
+    "none". `projection_dropout` is the fraction that training drops before a linear one, and within an MLP.
     Raises ValueError for unknown choices and for numbers that do not fit together.
     """
 
@@ -355,6 +361,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     backbone_kwargs: dict[str, Any] | None = None
     projection_type: str = "linear"
     projection_bias: bool = False
+    projection_dropout: int | float = 0.0
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
@@ -364,6 +371,8 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     @property
     def pooled_size(self) -> int:
         """Width of the embedding that the tower gives for an image, before the projection."""
+        if self.tower == "timm" and self.pooling in MAP_POOLINGS:
+            return self.projection_dim
         if self.tower == "timm":
             return (self.backbone_kwargs or {}).get("num_classes") or self.hidden_size
         return self.hidden_size * (self.pool_grid**2 if self.tower == "convnet" else 1)
@@ -447,9 +456,14 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         _require_backbone_config(self)
 
     def _validate_timm(self):
-        _require_choice(self, "pooling", ("class", "average", "attention", "pooler"))
+        _require_choice(self, "pooling", ("class", "average", "attention", "pooler", *MAP_POOLINGS))
         if not self.backbone:
             raise ValueError(f"`backbone={self.backbone!r}`: set it to timm's name of the trunk for `tower='timm'`.")
+        if self.pooling in MAP_POOLINGS and "num_classes" in (self.backbone_kwargs or {}):
+            raise ValueError(
+                f"`pooling={self.pooling!r}` stands in the place of the classifier that `num_classes` in "
+                "`backbone_kwargs` asks for: drop either."
+            )
 
     def _validate_convnet(self):
         widths, depths = self.stage_widths or [], self.stage_depths or []

@@ -143,15 +143,27 @@ def _text_tower(config: HFCLIPTextConfig) -> Any:
 
 
 class HFCLIPProjectionMLP(nn.Module):
-    """Two linear maps with a GELU between them."""
+    """Two linear maps with a GELU between them, behind which training drops the fraction `dropout`."""
 
-    def __init__(self, width: int, between: int, dimensions: int, biases: tuple[bool, bool]):
+    def __init__(self, width: int, between: int, dimensions: int, biases: tuple[bool, bool], dropout: float = 0.0):
         super().__init__()
+        self.dropout = dropout
         self.fc1 = with_init_std(width**-0.5, nn.Linear(width, between, bias=biases[0]))
         self.fc2 = with_init_std(between**-0.5, nn.Linear(between, dimensions, bias=biases[1]))
 
     def forward(self, embeddings_BW: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(embeddings_BW)))
+        return self.fc2(F.dropout(F.gelu(self.fc1(embeddings_BW)), self.dropout, self.training))
+
+
+class HFCLIPProjection(nn.Linear):
+    """A linear map, before which training drops the fraction `dropout`."""
+
+    def __init__(self, width: int, dimensions: int, bias: bool, dropout: float):
+        super().__init__(width, dimensions, bias=bias)
+        self.dropout = dropout
+
+    def forward(self, embeddings_BW: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.dropout(embeddings_BW, self.dropout, self.training))
 
 
 def _projection(tower: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
@@ -161,8 +173,11 @@ def _projection(tower: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
         return nn.Identity()
     if tower.projection_type == "mlp" and tower.base_config_key == "text_config":
         return HFCLIPProjectionMLP(width, (width + dimensions) // 2, dimensions, (bias, bias))
+    dropout = getattr(tower, "projection_dropout", 0.0)
     if tower.projection_type == "mlp":
-        return HFCLIPProjectionMLP(width, 2 * dimensions, dimensions, (True, bias))
+        return HFCLIPProjectionMLP(width, 2 * dimensions, dimensions, (True, bias), dropout)
+    if dropout:
+        return with_init_std(width**-0.5, HFCLIPProjection(width, dimensions, bias, dropout))
     return with_init_std(width**-0.5, nn.Linear(width, dimensions, bias=bias))
 
 
@@ -204,8 +219,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         its own: `hf_clip.load(..., image_size=...)` sets both.
 
         Raises:
-            ValueError: for a tower that keeps its size (of transformers or timm), and a size below one patch, or the
-                ResNet's stride of 32.
+            ValueError: for a tower that keeps its size (of transformers, and some of timm's), and a size below one
+                patch, or the ResNet's stride of 32.
         """
         vision, tower = self.config.vision_config, self.vision_model
         smallest = 32 if vision.tower == "resnet" else vision.patch_size if vision.tower in ("vit", "naflex") else 1

@@ -3,21 +3,42 @@
 Shape suffixes: B images, C channels, H and V rows and columns of a map, T tokens, W width of the tower.
 """
 
+import copy
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_hf_clip import HFCLIPVisionConfig
+from .configuration_hf_clip import MAP_POOLINGS, HFCLIPVisionConfig
 from .modeling_inputs_hf_clip import check_pixels, known_arguments
 
-# timm's names for the poolings of a config; "pooler" leaves the trunk its own.
-GLOBAL_POOLS = {"class": "token", "average": "avg", "attention": "map"}
+# timm's names for the poolings of a config; "pooler" leaves the trunk its own, and those of maps replace it.
+GLOBAL_POOLS = {"class": "token", "average": "avg", "attention": "map", **dict.fromkeys(MAP_POOLINGS, "")}
+
+
+# What initial weights are drawn by, and the steps of timm's own draw.
+_FILLS = {
+    "uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_",
+    "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "constant_", "zeros_", "ones_",
+}  # fmt: skip
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Within, no tensor on the meta device is filled: that takes most of the time in which a model is made there."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in _FILLS and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def import_timm() -> Any:
@@ -59,14 +80,32 @@ def make_trunk(config: HFCLIPVisionConfig, pretrained: bool = False) -> Any:
     return trunk
 
 
+def make_map_pool(config: HFCLIPVisionConfig, trunk: Any) -> nn.Module | None:
+    """timm's attention over the trunk's last map, which leads to `config.projection_dim`; None for other poolings.
+
+    Raises ValueError for a trunk whose last layer gives no map, or one that heads of 64 channels do not divide.
+    """
+    if config.pooling not in MAP_POOLINGS:
+        return None
+    # The sides of the map at the size that timm made the trunk for; where there is none, neither is a map.
+    sides, width = trunk.default_cfg.get("pool_size"), trunk.num_features
+    if not sides or width % 64:
+        lacks = f"has {width} channels, which heads of 64 do not divide" if sides else "gives no map"
+        raise ValueError(f"`pooling={config.pooling!r}` pools a map, and {config.backbone} {lacks}: use another.")
+    if config.pooling == "absolute_attention":
+        return import_timm().layers.AttentionPool2d(width, feat_size=sides, out_features=config.projection_dim)
+    return import_timm().layers.RotAttentionPool2d(width, out_features=config.projection_dim)
+
+
 class HFCLIPTimmModel(PreTrainedModel):
     """A trunk of timm as image tower: `pixel_values` (B, channels, rows, columns) to one embedding an image.
 
-    `config.pooling` is the "class" token, the "average", "attention" (timm's "map") or "pooler", the trunk's own;
-    `pooler_output` (B, pooled_size) is what timm gives for the image. `last_hidden_state` is (B, T, W), tokens or a
-    map's positions in reading order; `hidden_states` are the stages' or blocks' maps, (B, C, H, V), where timm has
-    `forward_intermediates` for the trunk. Attention weights stay within timm. What sizes of images fit is for the
-    trunk to say (`backbone_kwargs={"img_size": ...}` or `"dynamic_img_size"`).
+    `config.pooling` is the "class" token, the "average", "attention" (timm's "map"), "pooler", the trunk's own, or, of
+    a map, "absolute_attention" or "rotary_attention"; `pooler_output` (B, pooled_size) is what timm gives for the
+    image. `last_hidden_state` is (B, T, W), tokens or a map's positions in reading order; `hidden_states` are the
+    stages' or blocks' maps, (B, C, H, V), where timm has `forward_intermediates` for the trunk. Attention weights stay
+    within timm. What sizes of images fit is for the trunk to say (`backbone_kwargs={"img_size": ...}` or
+    `"dynamic_img_size"`).
 
     Raises ImportError without timm, ValueError for an unknown trunk and where `hidden_size` is not its width.
     """
@@ -91,6 +130,7 @@ class HFCLIPTimmModel(PreTrainedModel):
                 f"`hidden_size={config.hidden_size}` is not the width of timm's {config.backbone}: "
                 f"set `hidden_size={width}`."
             )
+        self.pool = make_map_pool(config, self.trunk)
         self.is_made_on_meta = next(self.trunk.parameters()).is_meta
         self.has_class_token = getattr(self.trunk, "num_prefix_tokens", 0) > 0
         self._is_checkpointing = False
@@ -115,14 +155,62 @@ class HFCLIPTimmModel(PreTrainedModel):
             return
         missing = {
             name: tensor
-            for name, tensor in (*self.trunk.named_parameters(), *self.trunk.named_buffers())
+            for name, tensor in _tensors(self.trunk, self.pool)
             if not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False)
         }
-        if missing:
+        if missing.keys() == self._computed_buffers():
+            # All that is in no file, where all that is was loaded: a trunk of billions is not drawn for that.
+            for module in self.modules():
+                if hasattr(module, "init_non_persistent_buffers"):
+                    module.init_non_persistent_buffers()
+        elif missing:
             drawn = make_trunk(self.config)
-            values = dict((*drawn.named_parameters(), *drawn.named_buffers()))
+            values = dict(_tensors(drawn, make_map_pool(self.config, drawn)))
             for name, tensor in missing.items():
                 init.copy_(tensor, values[name])
+
+    def _computed_buffers(self) -> set[str]:
+        """Names, as `_tensors` has them, of the buffers that timm computes from a module's shape alone."""
+        return {
+            f"{name}.{buffer}".removeprefix("trunk.")
+            for name, module in self.named_modules()
+            if hasattr(module, "init_non_persistent_buffers")
+            for buffer in module._non_persistent_buffers_set
+            if getattr(module, buffer) is not None
+        }
+
+    def set_image_size(self, image_size: int) -> None:
+        """See `HFCLIPModel.set_image_size`: timm resamples (`set_input_size`), as for OpenCLIP's `force_image_size`.
+
+        Raises:
+            ValueError: for a trunk that timm makes for images of one size, or with other weights for other sizes.
+        """
+        if hasattr(self.trunk, "set_input_size"):
+            options = {**(self.config.backbone_kwargs or {}), "img_size": image_size}
+            self._require_size(image_size, options)
+            self.trunk.set_input_size(img_size=(image_size, image_size))
+            self.config.backbone_kwargs = options
+        elif self.trunk.default_cfg.get("fixed_input_size"):
+            raise ValueError(self._keeps_its_size(image_size))
+        self.config.image_size = image_size
+
+    def _keeps_its_size(self, image_size: int) -> str:
+        return f"`image_size={image_size}`: timm's {self.config.backbone} keeps its {self.config.image_size}."
+
+    def _require_size(self, image_size: int, options: dict[str, Any]) -> None:
+        """Raises ValueError unless a trunk made for the size has the shapes of one that is set to it."""
+        config = copy.deepcopy(self.config)
+        try:
+            with torch.device("meta"), NothingDrawn():
+                resized = make_trunk(config)
+                resized.set_input_size(img_size=(image_size, image_size))
+                config.backbone_kwargs = options
+                made = make_trunk(config)
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(self._keeps_its_size(image_size)) from error
+        shapes = [{name: tensor.shape for name, tensor in _tensors(trunk)} for trunk in (resized, made)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(self._keeps_its_size(image_size))
 
     @can_return_tuple
     def forward(
@@ -138,6 +226,8 @@ class HFCLIPTimmModel(PreTrainedModel):
         else:
             features = self.trunk.forward_features(pixel_values)
         pooled_BW = self.trunk.forward_head(features)
+        if self.pool is not None:
+            pooled_BW = self.pool(pooled_BW)
         if features.ndim == 4:
             is_channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
             features = features.flatten(1, 2) if is_channels_last else features.flatten(2).transpose(1, 2)
@@ -146,3 +236,10 @@ class HFCLIPTimmModel(PreTrainedModel):
             pooler_output=pooled_BW,
             hidden_states=None if states is None else tuple(states),
         )
+
+
+def _tensors(trunk: nn.Module, pool: nn.Module | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by their names in the trunk, those of the pooling behind it after `pool.`."""
+    yield from (*trunk.named_parameters(), *trunk.named_buffers())
+    if pool is not None:
+        yield from (*pool.named_parameters(prefix="pool"), *pool.named_buffers(prefix="pool"))

@@ -6,13 +6,11 @@ be.
 
 import functools
 import importlib.util
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, XLMRobertaConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_torchvision_available
@@ -32,10 +30,9 @@ from tests.helpers.checkpoints import (
     write_open_clip_folder,
 )
 from tests.helpers.counts import soak_count
+from tests.helpers.open_clip_folders import assert_like_open_clip, assert_near, assert_returns_to_open_clip
 from tests.helpers.peers import load_open_clip, load_openai_module, load_openai_tokenize, load_timm
 from tools.make_golden_pixels import GOLDEN, SIZE, TRANSFORMS, image_of
-
-TOLERANCE = 1e-5
 
 RESNET = {"layers": [1, 2, 1, 1], "width": 8, "head_width": 64, "patch_size": None, "image_size": 64}
 
@@ -77,47 +74,6 @@ def open_clip_folder(request, tmp_path):
     """A folder, and OpenCLIP's model of it."""
     model_cfg = open_clip_config(**OPEN_CLIP_KNOBS[request.param])
     return tmp_path / "theirs", write_open_clip_folder(tmp_path / "theirs", model_cfg)
-
-
-def assert_near(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.shape == other.shape and (one - other).abs().max() <= TOLERANCE
-
-
-def assert_like_open_clip(folder, peer):
-    """Embeddings and token ids of a folder, as loaded here and as OpenCLIP has them; returns the loaded ones."""
-    model, processor = load(folder)
-    inputs = processor(images=IMAGES, text=TEXTS, return_tensors="pt")
-    theirs = load_open_clip().get_tokenizer(f"local-dir:{folder}")(TEXTS)
-    assert torch.equal(padded(inputs["input_ids"], theirs), theirs)
-    embeddings = unit_embeddings(peer, inputs["pixel_values"], theirs)
-    text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-    assert_near(unit_embeddings(model, inputs["pixel_values"], **text), embeddings)
-    assert model.logit_scale.item() == peer.logit_scale.item()
-    return model, processor
-
-
-def padded(input_ids, theirs):
-    """Our ids with the padding that the peer puts behind them, where only that differs."""
-    longer = theirs.clone()
-    longer[:, : input_ids.shape[1]] = input_ids
-    return longer
-
-
-def assert_returns_to_open_clip(folder, peer, tmp_path):
-    """Through our own format and back every tensor is the same, and OpenCLIP makes the same model of the result."""
-    convert(folder, to="hf_clip", output_dir=tmp_path / "ours")
-    convert(tmp_path / "ours", to="open_clip", output_dir=tmp_path / "back")
-    again = load_open_clip().create_model(f"local-dir:{tmp_path / 'back'}").eval()
-    before, after = (load_file(place / "open_clip_model.safetensors") for place in (folder, tmp_path / "back"))
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name].reshape(before[name].shape)) for name in before)
-    one, other = (load_open_clip().get_tokenizer(f"local-dir:{place}")(TEXTS) for place in (folder, tmp_path / "back"))
-    assert torch.equal(one, other)
-    pixel_values = load(folder)[1](images=IMAGES, return_tensors="pt")["pixel_values"]
-    assert_near(unit_embeddings(again, pixel_values, other), unit_embeddings(peer, pixel_values, one))
-    settings, same = dict(peer.visual.preprocess_cfg), dict(again.visual.preprocess_cfg)
-    assert json.dumps(settings, sort_keys=True) == json.dumps(same, sort_keys=True)
 
 
 def test_open_clip_in_out_and_in_again(open_clip_folder, tmp_path):

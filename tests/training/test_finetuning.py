@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from hf_clip import HFCLIPConfig, HFCLIPImageProcessor, HFCLIPModel, HFCLIPProcessor
+from hf_clip import HFCLIPConfig, HFCLIPImageProcessor, HFCLIPModel, HFCLIPProcessor, HFCLIPTokenizer
 from hf_clip.evaluation import evaluate_retrieval
 from hf_clip.sources import open_source
 from hf_clip.training import load_recipe, train
 from hf_clip.training.build import build_start
 from hf_clip.training.config import RecipeError
 from hf_clip.training.layer_groups import tower_groups
+from tests.helpers.peers import load_timm
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
 from tests.helpers.steps import configure, make_batch, make_train_step, weights
 from tests.helpers.toys import tiny_clip
@@ -190,6 +191,67 @@ def test_every_tower_is_cut_into_its_layers():
     # Stem, four stages, projection; and for texts embeddings, three layers, projection.
     assert len(parts) == 6 and len(tower_groups(model, "text_tower")) == 5
     assert model.vision_model.stem.conv1 in parts[0] and model.visual_projection in parts[-1]
+
+
+EVA = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+# Trunks of timm, what makes them small, their width and what their groups are.
+TRUNKS = {
+    "convnext_tiny": ({"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 64)}, 64, ["stem", "4 stages", "projection"]),
+    "eva02_base_patch16_clip_224": (
+        {**EVA, "num_classes": 24, "global_pool": "token"}, 48, ["embeddings", "2 layers", "classifier"],
+    ),
+    "fastvit_mci0": (
+        {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 64), "num_classes": 24}, 128,
+        ["stem", "3 convolutions of it", "4 stages", "classifier"],
+    ),
+}  # fmt: skip
+
+
+def timm_clip(name: str) -> HFCLIPModel:
+    load_timm()
+    options, width, _ = TRUNKS[name]
+    vision = {"tower": "timm", "backbone": name, "backbone_kwargs": options, "hidden_size": width, "image_size": 32}
+    vision |= {"pooling": "pooler", "projection_type": "none" if "num_classes" in options else "linear"}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return HFCLIPModel(HFCLIPConfig(vision_config=vision, text_config=text, projection_dim=24))
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_trunk_of_timm_is_cut_into_its_layers(name):
+    model, kinds = timm_clip(name), TRUNKS[name][2]
+    parts = tower_groups(model, "vision_tower")
+    found = [parameter for part in parts for module in part for parameter in module.parameters(recurse=False)]
+    expected = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
+    assert len(found) == len(expected) and {id(each) for each in found} == {id(each) for each in expected}
+    assert len(parts) == sum(int(kind[0]) if kind[0].isdigit() else 1 for kind in kinds)
+    projection = model.visual_projection if kinds[-1] == "projection" else model.vision_model.trunk.get_classifier()
+    assert [module for module in parts[-1] if list(module.parameters(recurse=False))] == [projection]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRUNKS)
+def test_layers_of_a_trunk_of_timm_are_trained_or_frozen_and_forget_their_activations(name, tmp_path):
+    load_timm()
+    for part in (timm_clip(name), HFCLIPProcessor(HFCLIPImageProcessor(size=32, crop_size=32), HFCLIPTokenizer())):
+        part.save_pretrained(tmp_path / "start")
+    overrides = [f"model.start_from={tmp_path / 'start'}", "gradient_checkpointing=true", "augmentation.rotation=0"]
+    overrides += ["optimizer.vision_tower.trainable_groups=2", "optimizer.vision_tower.layer_decay=0.5"]
+    data = write_parquet(tmp_path / "train.parquet", rows(1))
+    content = recipe(data, batch_size=12, steps=3)
+    content["model"] = {"start_from": str(tmp_path / "start")}
+    before = load_file(tmp_path / "start/model.safetensors")
+    train(load_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides), tmp_path / "run")
+    after = load_file(tmp_path / "run/model.safetensors")
+    moved = {key for key, tensor in after.items() if key.startswith("vis") and not torch.equal(tensor, before[key])}
+    model = timm_clip(name)
+    name_of = {id(parameter): key for key, parameter in model.named_parameters()}
+    trained = {
+        name_of[id(parameter)]
+        for part in tower_groups(model, "vision_tower")[-2:]
+        for module in part
+        for parameter in module.parameters(recurse=False)
+    }
+    assert {key for key in moved if "running" not in key and "num_batches" not in key} <= trained and moved
 
 
 def test_rates_differ_by_tower_and_depth(tmp_path):
