@@ -86,7 +86,7 @@ def add_verb(
         name,
         help=description,
         description=description,
-        epilog=f"example:\n  {example}",
+        epilog=f"example: {example}",
         usage=usage,
         formatter_class=_Help,
     )
@@ -205,13 +205,14 @@ def add_load_options(
     parser.add_argument("--text-cleaning", choices=CLEANINGS, metavar="NAME", help=cleaning)
     if hub_revision:
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--base", metavar="MODEL", help="model of an adapter (default: the one that it names)")
     parser.add_argument("--device", type=device, help=f"cpu, cuda, cuda:1, ... (default: {default_device})")
     parser.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} (default: the file's)")
 
 
 def load_options(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_load_options` read, but for the device."""
-    names = ("architecture", "hidden_act", "text_cleaning", "revision", "dtype")
+    names = ("architecture", "hidden_act", "text_cleaning", "revision", "base", "dtype")
     return {name: getattr(options, name) for name in names}
 
 

@@ -83,7 +83,9 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
         raise ValueError(
             f"`output_dir={output_dir}` holds something already: name a folder that is empty or does not exist yet."
         )
-    for read in (source, options.get("tokenizer")):
+    if options.get("adapter", "merge") != "merge":
+        raise ValueError(f"`adapter={options['adapter']}`: what is written is one model: drop it.")
+    for read in (source, options.get("tokenizer"), options.get("base")):
         if isinstance(read, str | Path):
             _refuse_within(output_dir, read)
     model, processor = load(source, **options)

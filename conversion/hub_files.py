@@ -29,6 +29,9 @@ SETTINGS = re.compile(
     r"|[\w.-]+\.model"
 )
 
+# One of these is in the cache where something of a repository is.
+_SIGNS = ("config.json", "open_clip_config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
+
 
 @dataclass(frozen=True)
 class HubOptions:
@@ -149,7 +152,7 @@ def fetch_settings(name: str, options: HubOptions) -> Path:
 
 def _open_cache(name: str, options: HubOptions, problem: str) -> Repository:
     try:
-        for file in ("config.json", "open_clip_config.json", "tokenizer_config.json", "tokenizer.json"):
+        for file in _SIGNS:
             found = try_to_load_from_cache(name, file, cache_dir=options.cache_dir, revision=options.revision)
             if isinstance(found, str):
                 folder = Path(found).parent

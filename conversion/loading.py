@@ -3,28 +3,29 @@
 Read are a folder or Hub id of this package, of OpenCLIP, or of transformers' CLIP, SigLIP, SigLIP 2 (of fixed
 resolution, and NaFlex), MetaCLIP 2, Chinese-CLIP, OWL-ViT or OWLv2 (the CLIP in it); a file of weights (OpenAI's
 TorchScript archive, a state dict, LongCLIP's, a training checkpoint of OpenCLIP's; of torch.save or safetensors); and
-one of OpenAI's names, such as "ViT-B/32", where its file is on this machine. The Hub is asked once about a
-repository, within seconds; where it gives no answer, the cache is used.
+one of OpenAI's names, such as "ViT-B/32", where its file is on this machine; a folder or Hub id of an adapter of PEFT,
+put on its base. The Hub is asked once about a repository, within seconds; where it gives no answer, the cache is used.
 """
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 
+from .adapters import WAYS, base_of, put_on
 from .check_processor import fit_processor
 from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_unconfirmed_counts
 from .errors import ConversionError, one_line_errors, short_reason
+from .hints import FORMATS, refuse_contradictions
 from .hub_files import HubOptions, fetch_settings
 from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, recognize
 from .locating import OPEN_CLIP_CONFIG, Located, locate
@@ -51,7 +52,7 @@ from .preprocessing import (
     scale_image_processor,
     set_cleaning,
 )
-from .rules import Rule, import_tensors, renamed_shapes
+from .rules import Rule, import_tensors, renamed_shapes, shown_names
 from .safe_torch.weights import WeightsFile, read_weights
 from .transformers_sources import TRANSFORMERS_SOURCES, TransformersSource
 from .wrapped import find_clip
@@ -81,13 +82,20 @@ class LoadOptions:
     preprocessing: Mapping[str, Any] | None
     image_size: int | None = None
     text_cleaning: str | None = None
+    base: str | Path | None = None
+    adapter: str = "merge"
 
     def __post_init__(self):
+        if self.adapter not in WAYS:
+            raise ValueError(f"`adapter={self.adapter}` is not known: use {' or '.join(WAYS)}.")
         if self.hidden_act is not None and self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"`hidden_act={self.hidden_act}` is not known: use {', '.join(ACTIVATIONS)}.")
         if self.text_cleaning not in (None, "none", *CLEANINGS):
             known = ", ".join((*CLEANINGS, "none"))
             raise ValueError(f"`text_cleaning={self.text_cleaning}` is not known: use {known}.")
+        if self.source_format is not None and self.source_format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ValueError(f"`source_format={self.source_format}` is not known: use {known}, or drop it.")
         # Both are fitted to each other: the caller's own may be used for another checkpoint.
         for name in ("config", "tokenizer"):
             object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
@@ -128,6 +136,8 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     text_cleaning: str | None = None,
+    base: str | Path | None = None,
+    adapter: str = "merge",
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
@@ -143,7 +153,8 @@ def load(
 
     Args:
         source: path, Hub id (OpenCLIP's prefixes `hf-hub:` and `local-dir:` may stand before it) or name.
-        architecture: name of the model's architecture, such as "open_clip/ViT-B-32", for a file of weights alone.
+        architecture: name of the model's architecture, such as "open_clip/ViT-B-32", for a file of weights alone. A
+            source that says it by itself must agree with this and the next three.
         hidden_act: "quick_gelu", "gelu" or "gelu_pytorch_tanh", for a file of weights alone. Enough where its shapes
             are those of known architectures that differ in no more.
         config: the shape of the model, for a file of weights alone whose architecture has no name.
@@ -154,37 +165,39 @@ def load(
             model, as many patches as a square of that side has.
         text_cleaning: what is done to texts, in place of what the source says: "whitespace", "lower" or "canonicalize"
             (see `HFCLIPProcessor`), or "none". What a tokenizer does by itself stays.
+        base: of an adapter, any source; None is the one that it names. All arguments but `revision` are about it.
+        adapter: "merge" puts it into the weights; "keep" returns a `peft.PeftModel` in which it is trainable.
         dtype: of the model. None keeps the file's; where a file mixes several (OpenAI's), float32, which is exact.
         device: where the model goes; None is the CPU.
-        revision: branch, tag or commit of a repository on the Hub.
-        cache_dir: the Hub's cache; None is the one that HF_HOME names.
-        token: of the Hub; None is that of `hf auth login`.
-        local_files_only: do not ask the Hub.
+        revision, cache_dir, token, local_files_only: of repositories on the Hub, as `huggingface_hub` takes them.
 
     Raises:
         CheckpointNotFoundError: (a ConversionError) if there is no file, folder or repository of that name.
-        ConversionError: (a ValueError) if the source cannot be read, or does not say something that the caller must
-            say; the message is one line, and says what to pass.
-        ValueError: for an unknown architecture, device or dtype, and for arguments that contradict the source.
+        ConversionError: (a ValueError) if the source cannot be read, contradicts an argument, or does not say what
+            the caller must then say; the message is one line, and says what to pass.
+        ValueError: for an unknown architecture, device or dtype.
     """
     said = (architecture, hidden_act, config, source_format, tokenizer, preprocessing, image_size, text_cleaning)
-    options = LoadOptions(*said)
-    hub = HubOptions(revision, cache_dir, token, local_files_only)
-    dtype = _check_dtype(dtype)
+    options = LoadOptions(*said, base, adapter)
+    dtype, hub = _check_dtype(dtype), HubOptions(revision, cache_dir, token, local_files_only)
     _check_device(device)
     model, processor, description = _load(source, options, hub, dtype)
     logger.info("%s: %s; %s.", source, description, str(model.dtype).removeprefix("torch."))
-    if device is not None:
-        cast(nn.Module, model).to(device)
-    return model, processor
+    return (model if device is None else cast(Any, model).to(device)), processor
 
 
 def _load(
-    source: str | Path, options: LoadOptions, hub: HubOptions, dtype: torch.dtype | None
+    source: str | Path, options: LoadOptions, hub: HubOptions, dtype: torch.dtype | None, is_base: bool = False
 ) -> tuple[HFCLIPModel, HFCLIPProcessor, str]:
     """Model and processor, and a description of what the source is. What is large is made last, when all agrees."""
     with one_line_errors(source):
         located = locate(source, hub)
+        if located.kind == "adapter" and is_base:
+            raise ConversionError(f"{source} is an adapter itself")
+        if located.kind == "adapter":
+            return _load_adapter(source, located, options, hub, dtype)
+        if options.base is not None:
+            raise ValueError(f"`base={options.base}` is for an adapter of PEFT, which {source} is not: drop it.")
         outline = read_weights(located.weights, on_meta=True)
         theirs = _transformers_source(located)
         holds_more = theirs is not None and theirs.holds_more
@@ -201,10 +214,43 @@ def _load(
             weights = join_positions(within.take(read_weights(located.weights)))
             model = _build(weights, checkpoint.config, rules, expected, dtype)
     if options.image_size is not None:
-        scale_image_processor(processor, options.image_size / model.config.vision_config.image_size)
-        model.set_image_size(options.image_size)
+        _scale(model, processor, options.image_size)
     model.source_format = checkpoint.format
     return model, processor, checkpoint.description
+
+
+def _load_adapter(
+    source: str | Path, located: Located, options: LoadOptions, hub: HubOptions, dtype: torch.dtype | None
+) -> tuple[HFCLIPModel, HFCLIPProcessor, str]:
+    """The model that an adapter was trained on, with the adapter, and the base's processor."""
+    base = base_of(located.path, located.config, options.base)
+    # The revision that was asked for is the adapter's.
+    revision = located.config.get("revision") if options.base is None else None
+    base_hub = replace(hub, revision=revision if isinstance(revision, str) else None)
+    keeps, image_size = options.adapter == "keep", options.image_size
+    # Saved modules have the shapes with which they were trained.
+    base_options = replace(options, base=None, image_size=image_size if keeps else None)
+    try:
+        model, processor, description = _load(base, base_options, base_hub, dtype if keeps else None, is_base=True)
+    except ConversionError as error:
+        raise ConversionError(
+            f"{source} is an adapter of PEFT for {base}, which cannot be loaded ({short_reason(error)}): pass `base` "
+            "(a checkpoint of any format, or a Hub id)."
+        ) from error
+    source_format = model.source_format
+    tensors = read_weights(located.weights).tensors
+    model = put_on(model, located.path, located.config, tensors, dtype=dtype, keeps=keeps)
+    if image_size is not None and not keeps:
+        _scale(model, processor, image_size)
+    model.source_format = source_format
+    kind = str(located.config.get("peft_type"))
+    return model, processor, f"adapter of PEFT ({kind}, {'kept' if keeps else 'merged'}) on {base}, {description}"
+
+
+def _scale(model: HFCLIPModel, processor: HFCLIPProcessor, image_size: int) -> None:
+    """Has model and processor take images of another size."""
+    scale_image_processor(processor, image_size / model.config.vision_config.image_size)
+    model.set_image_size(image_size)
 
 
 def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -230,61 +276,51 @@ def _check_device(device: torch.device | str | None) -> None:
         ) from error
 
 
-def _refuse_options(located: Located, options: LoadOptions) -> None:
-    """A config that is there is not overruled: it is the source's word."""
-    given = [name for name in ("architecture", "hidden_act", "config", "source_format") if getattr(options, name)]
-    if given:
-        named = " and ".join(f"`{name}`" for name in given)
-        raise ValueError(
-            f"{located.path} says by itself what model it is: drop {named}, or pass a file of weights without a "
-            "config."
-        )
-
-
 def _identify(located: Located, outline: WeightsFile, options: LoadOptions, hub: HubOptions) -> _Checkpoint:
     """What the source is, and all that must agree with it."""
     if located.kind != "file":
-        _refuse_options(located, options)
         check_settings_files(located.path)
-        return _identify_folder(located, outline, hub)
+        return _as_hinted(located, _identify_folder(located, outline, hub), options)
     layout = layout_of_names(outline.tensors)
     is_native = layout is None and any(name.startswith("vision_model.") for name in outline.tensors)
     if layout is None and not is_native:
         raise ConversionError(_describe_unknown(located.path, outline))
     container = {"torchscript": "TorchScript archive", "torch": "torch file"}.get(outline.kind, "safetensors file")
+    # Only the modules that OpenAI scripted hold these three numbers, and LongCLIP is OpenAI's models trained on.
     is_long = is_long_clip(outline.tensors)
     is_openai = layout is not None and (is_long or all(name in outline.tensors for name in _OPENAI_NUMBERS))
-    if is_openai:
-        # Only the modules that OpenAI scripted hold these three numbers, and LongCLIP is OpenAI's models trained on.
-        _refuse_options(located, options)
-    elif options.source_format == "openai":
-        given = [name for name in ("architecture", "hidden_act", "config") if getattr(options, name) is not None]
-        if given:
-            raise ValueError(f"`source_format=openai` says all of the model: drop `{given[0]}`.")
+    if options.source_format == "openai" and not is_openai:
         is_openai = layout in [Layout(image, "clip", False, "matrix") for image in ("vit", "resnet")]
         if not is_openai:
             raise ConversionError(f"{located.path} is not what OpenAI's build_model takes: drop `source_format`.")
-    elif options.source_format is not None:
-        raise ValueError(f"`source_format={options.source_format}` is not known: use 'openai', or drop it.")
     if is_openai and layout is not None:
         # All that OpenAI published was trained with QuickGELU and has heads of 64; the rest is in the shapes.
         config = config_of_openai_shape(infer_shape(_shapes(outline, rules_of_layout(layout))))
         format_name, whose = ("long_clip", "LongCLIP's") if is_long else ("openai", "OpenAI's")
-        return _Checkpoint(format_name, f"{whose} {container}", config, preprocessing=OPENAI_TRANSFORM)
+        found = _Checkpoint(format_name, f"{whose} {container}", config, preprocessing=OPENAI_TRANSFORM)
+        return _as_hinted(located, found, options)
     rules = [] if layout is None else rules_of_layout(layout)
-    return _identify_bare_weights(located, outline, options, rules, container)
+    found = _identify_bare_weights(located, outline, options, rules, container)
+    # The others made it what it is.
+    return _as_hinted(located, found, replace(options, architecture=None, hidden_act=None, config=None))
+
+
+def _as_hinted(located: Located, found: _Checkpoint, options: LoadOptions) -> _Checkpoint:
+    """What was found. Raises ValueError where the caller says something else of it."""
+    hints = {name: getattr(options, name) for name in ("architecture", "hidden_act", "config", "source_format")}
+    refuse_contradictions(located.path, found.format, found.config, **hints)
+    return found
 
 
 def _describe_unknown(path: Path, outline: WeightsFile) -> str:
     """What a file of weights is that holds no CLIP by itself."""
     names = sorted(outline.tensors)
-    some = ", ".join(name if name.isprintable() and len(name) <= 120 else ascii(name[:80]) for name in names[:5])
     if any(".lora_" in name or name.startswith("base_model.") for name in names):
         return (
-            f"{path} holds an adapter (of PEFT, such as LoRA), not a model; its tensors are {some}, ...: put it on "
-            "the model that it was trained on, call merge_and_unload(), save the result and load that."
+            f"{path} holds an adapter of PEFT, not a model; its tensors are {shown_names(names)}: pass its folder, "
+            "with adapter_config.json."
         )
-    return f"{path} holds no CLIP of a known format; its tensors are {some}, ...."
+    return f"{path} holds no CLIP of a known format; its tensors are {shown_names(names)}."
 
 
 def _transformers_source(located: Located) -> TransformersSource | None:

@@ -29,8 +29,10 @@ NATIVE_TYPES = {
     **dict.fromkeys(("clip", "siglip", "siglip2", "metaclip_2", "chinese_clip", "owlvit", "owlv2"), "transformers"),
 }
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # The better ones first. A checkpoint in shards has an index beside them.
 _NATIVE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -51,7 +53,7 @@ class Located:
 
     Attributes:
         kind: "hf_clip" or "transformers" (a folder with a config.json of one of NATIVE_TYPES), "open_clip" (a folder
-            with OpenCLIP's config) or "file" (weights alone).
+            with OpenCLIP's config), "adapter" (a folder of PEFT's) or "file" (weights alone).
         path: the folder, or the file.
         weights: the file of weights, or the index of its shards.
         config: what the folder's config holds.
@@ -118,8 +120,11 @@ def _open_folder(folder: Path, names: Iterable[str]) -> Located:
 
 def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]:
     """Format, config and file of weights of a folder that holds its settings, and whose files would be `names`."""
-    if "adapter_config.json" in names:
-        raise ConversionError(_describe_adapter(folder))
+    if ADAPTER_CONFIG in names:
+        weights = _first(_ADAPTER_WEIGHTS, names)
+        if weights is None:
+            raise ConversionError(f"{folder} has an {ADAPTER_CONFIG}, but no {' or '.join(_ADAPTER_WEIGHTS)}.")
+        return "adapter", read_json(folder / ADAPTER_CONFIG), weights
     config = read_json(folder / "config.json") if "config.json" in names else {}
     kind = config.get("model_type")
     if not isinstance(kind, str | None):
@@ -182,15 +187,6 @@ def read_json(file: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConversionError(f"{file} holds a {type(content).__name__}, not settings: fetch it again.")
     return content
-
-
-def _describe_adapter(folder: Path) -> str:
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    of_base = f" for {base!r:.120}" if isinstance(base, str) and base else ""
-    return (
-        f"{folder} holds an adapter (of PEFT, such as LoRA){of_base}, not a model: load the model, put the adapter on "
-        "it with peft.PeftModel.from_pretrained, call merge_and_unload(), save the result and load that."
-    )
 
 
 def _open_repository(name: str, hub: HubOptions) -> Located:

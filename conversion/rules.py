@@ -236,10 +236,14 @@ def _listing(problem: str, names: Sequence[str], near: Iterable[str] = (), limit
     if not names:
         return ""
     nearest = difflib.get_close_matches(names[0], list(near), n=1, cutoff=0.6)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
     hint = f" (nearest to the first: {nearest[0]})" if nearest else ""
-    shown = ", ".join(map(_shown, names[:limit]))
-    return f"{problem.format(_tensors(len(names)))}: {shown}{more}{hint}"
+    return f"{problem.format(_tensors(len(names)))}: {shown_names(names, limit)}{hint}"
+
+
+def shown_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first of some names, as part of a line."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(_shown, names[:limit])) + more
 
 
 def _shown(name: str) -> str:

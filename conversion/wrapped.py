@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import ConversionError
 from .open_clip import layout_of_names
+from .rules import shown_names
 from .safe_torch.weights import WeightsFile
 
 logger = logging.getLogger(__name__)
@@ -93,12 +94,8 @@ def find_clip(outline: WeightsFile, *, may_be_wrapped: bool) -> Within:
         prefix += inner[0]
     beside = [name for name in outline.tensors if not _is_part(name, prefix)]
     if beside:
-        shown = ", ".join(
-            name if name.isprintable() and len(name) <= 120 else ascii(name[:80]) for name in beside[:_NAMES_SHOWN]
-        )
-        more = f" and {len(beside) - _NAMES_SHOWN} more" if len(beside) > _NAMES_SHOWN else ""
         logger.warning(
-            "%s: %d tensors are not the CLIP's and are not loaded: %s%s.", outline.path, len(beside), shown, more
+            "%s: %d tensors are not the CLIP's and are not loaded: %s.", outline.path, len(beside), shown_names(beside)
         )
     return Within(outline.path, prefix, is_alone=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import ModelOutput, can_return_tuple
@@ -26,6 +26,7 @@ from .loss_hf_clip import contrastive_loss, sigmoid_loss
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
 from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, shapes_of, taken_by
 from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, unit_embeddings, with_init_std
+from .modeling_loading_hf_clip import check_image_size, set_image_size, where
 from .modeling_naflex_hf_clip import HFCLIPNaFlexModel, patch_mask
 from .modeling_resnet_hf_clip import HFCLIPResNetModel
 from .modeling_text_hf_clip import HFCLIPTextModel
@@ -219,17 +220,12 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         its own: `hf_clip.load(..., image_size=...)` sets both.
 
         Raises:
-            ValueError: for a tower that keeps its size (of transformers, and some of timm's), and a size below one
-                patch, or the ResNet's stride of 32.
+            ValueError: for a tower that keeps its size (of transformers, and some of timm's), and a size that is no
+                multiple of a patch, or of the ResNet's stride of 32.
         """
-        vision, tower = self.config.vision_config, self.vision_model
-        smallest = 32 if vision.tower == "resnet" else vision.patch_size if vision.tower in ("vit", "naflex") else 1
-        if not hasattr(tower, "set_image_size"):
-            raise ValueError(f"`image_size={image_size}`: a tower of {vision.tower} keeps its {vision.image_size}.")
-        if image_size < smallest:
-            raise ValueError(f"`image_size={image_size}` is below {smallest}, the least that this tower takes.")
-        if image_size != vision.image_size:
-            tower.set_image_size(image_size)
+        if image_size != self.config.vision_config.image_size:
+            check_image_size(self.config.vision_config, image_size)
+            set_image_size(self, image_size)
 
     def initialize_own(self, factor: float):
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
@@ -399,6 +395,31 @@ class HFCLIPSiglipModel(HFCLIPModel):
 
     config: HFCLIPSiglipConfig
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> Any:
+        """As `HFCLIPModel` has it. Of a softmax model's folder, the bias begins at 0, where logits stay as they were.
+
+        A `config` decides all but `logit_bias_init_value`, which is 0 then.
+        """
+        source = pretrained_model_name_or_path
+        if source is None or HFCLIPConfig.from_pretrained(source, **where(kwargs)).logit_bias_init_value is not None:
+            return super().from_pretrained(source, *model_args, config=config, **kwargs)
+        if config is not None and not isinstance(config, PreTrainedConfig):
+            config = HFCLIPSiglipConfig.from_pretrained(config, **where(kwargs))
+        if config is not None and config.logit_bias_init_value is not None:
+            config = HFCLIPConfig(**_fields_for_other_loss(config, None))
+        loaded = HFCLIPModel.from_pretrained(source, *model_args, config=config, **kwargs)
+        model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        model = _with_other_loss(model, 0.0, cls).to(model.device)
+        return (model, *info) if info else model
+
+
+def _fields_for_other_loss(config: HFCLIPConfig, logit_bias: float | None) -> dict[str, Any]:
+    fields: dict[str, Any] = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "custom_pipelines"):
+        fields.pop(name, None)
+    return fields | {"logit_bias_init_value": logit_bias}
+
 
 def with_other_loss(model: HFCLIPModel, logit_bias: float | None) -> HFCLIPModel:
     """The model for the other loss, with the same towers, projections and logit scale; the tensors are shared.
@@ -408,17 +429,17 @@ def with_other_loss(model: HFCLIPModel, logit_bias: float | None) -> HFCLIPModel
         logit_bias: the sigmoid's bias at the start: 0 leaves the logits as they are, and -10 is the paper's (Zhai et
             al. 2023). None is for the softmax, to which a bias makes no difference.
     """
-    kind, config_kind = (HFCLIPModel, HFCLIPConfig) if logit_bias is None else (HFCLIPSiglipModel, HFCLIPSiglipConfig)
-    fields: dict[str, Any] = model.config.to_dict()
-    for name in ("model_type", "architectures", "auto_map", "custom_pipelines"):
-        fields.pop(name, None)
+    return _with_other_loss(model, logit_bias, HFCLIPModel if logit_bias is None else HFCLIPSiglipModel)
+
+
+def _with_other_loss(model: HFCLIPModel, logit_bias: float | None, kind: type[HFCLIPModel]) -> HFCLIPModel:
     state = dict(model.state_dict())
     state.pop("logit_bias", None)
     state["logit_scale"] = state["logit_scale"].reshape(() if logit_bias is None else (1,))
     if logit_bias is not None:
         state["logit_bias"] = torch.full_like(state["logit_scale"], logit_bias)
-    fields["logit_bias_init_value"] = logit_bias
-    config = config_kind(**fields)
+    fields = _fields_for_other_loss(model.config, logit_bias)
+    config = HFCLIPConfig(**fields) if logit_bias is None else HFCLIPSiglipConfig(**fields)
     return kind.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
 
 

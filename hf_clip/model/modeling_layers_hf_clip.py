@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from .modeling_loading_hf_clip import resolution_of_weights, set_image_size
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _Hook = TypeVar("_Hook", bound=Callable)
@@ -332,6 +333,27 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
         "HFCLIPPoolingHead",
     ]
     _can_record_outputs = {"hidden_states": HFCLIPEncoderLayer, "attentions": HFCLIPAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> Any:
+        """As transformers has it. A `config` of another `image_size` has the positions resampled.
+
+        That needs `ignore_mismatched_sizes=True`; nothing is drawn at random then. The same as
+        `hf_clip.load(..., image_size=...)`, but for the processor, whose size is its own.
+
+        Raises:
+            ValueError: for another `image_size` without `ignore_mismatched_sizes=True`, and one that the tower does
+                not take.
+        """
+        found = resolution_of_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        if found is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        config, image_size = found
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("image_size", "vision_config")}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        # With `output_loading_info`, a pair.
+        set_image_size(loaded[0] if isinstance(loaded, tuple) else loaded, image_size)
+        return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """As transformers has it. A text tower that pools at the highest id pools at the end token from then on."""

@@ -83,8 +83,8 @@ def evaluate(arguments: str, folder, code: int = 0) -> dict:
 def test_help_of_a_protocol_fits_one_screen(protocol, capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", protocol, "--help"])
-    text, example = capsys.readouterr().out.split("example:\n")
-    assert len(text.splitlines()) + 2 <= 40 and max(map(len, text.splitlines())) <= 80
+    text, example = capsys.readouterr().out.split("example: ")
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 80
     # It stands on the data that comes along.
     command, root = shlex.split(example), ROOT
     assert command[:3] == ["hf-clip", "eval", protocol]
@@ -100,7 +100,7 @@ def test_an_example_of_the_help_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         cli.main(["eval", "zero-shot", "--help"])
-    command = shlex.split(capsys.readouterr().out.split("example:\n")[1])
+    command = shlex.split(capsys.readouterr().out.split("example: ")[1])
     assert cli.main(command[1:]) == 0 and "2000" in capsys.readouterr().out
 
 

@@ -78,7 +78,7 @@ def test_help_fits_one_screen(verb, capsys):
 
 
 def example_of(verb: str, capsys) -> list[str]:
-    command = shlex.split(help_of(verb, capsys).split("example:\n")[1])
+    command = shlex.split(help_of(verb, capsys).split("example: ")[1])
     assert command[:2] == ["hf-clip", verb]
     return command[1:]
 

@@ -1,10 +1,22 @@
 """Another resolution than a checkpoint's: positions are resampled as OpenCLIP does it, never drawn at random."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 
-from hf_clip import HFCLIPModel, HFCLIPSiglipModel, load
+from hf_clip import (
+    HFCLIPConfig,
+    HFCLIPForImageClassification,
+    HFCLIPModel,
+    HFCLIPSiglipConfig,
+    HFCLIPSiglipModel,
+    HFCLIPVisionModel,
+    HFCLIPVisionModelWithProjection,
+    load,
+)
 from hf_clip.model.modeling_hf_clip import with_other_loss
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.training import load_recipe, train
@@ -53,6 +65,63 @@ def test_a_resnet_takes_its_positions_along():
     torch.testing.assert_close(model.encode_image(images), near, rtol=0.1, atol=0.1)
     with pytest.raises(ValueError, match="`image_size=16` is below 32"):
         model.set_image_size(16)
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_from_pretrained_resamples_as_load_does(tower, tmp_path):
+    model, processor = tiny_clip(TEXTS)
+    model, sizes = (model, (32, 48)) if tower == "vit" else (resnet(), (64, 96))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    config = HFCLIPConfig.from_pretrained(tmp_path)
+    config.vision_config.image_size = sizes[1]
+    with pytest.raises(ValueError, match=f"of {sizes[0]} x {sizes[0]} pixels, and `config` those of {sizes[1]} x"):
+        HFCLIPModel.from_pretrained(tmp_path, config=config)
+    expected, _ = load(tmp_path, image_size=sizes[1]) if tower == "vit" else (copy.deepcopy(model), None)
+    expected.set_image_size(sizes[1])
+    options = {"config": config, "ignore_mismatched_sizes": True}
+    pixel_values = torch.rand(2, 3, sizes[1], sizes[1])
+    found = HFCLIPModel.from_pretrained(tmp_path, **options)
+    assert torch.equal(found.encode_image(pixel_values), expected.encode_image(pixel_values))
+    assert found.config.vision_config.image_size == sizes[1] != HFCLIPConfig.from_pretrained(tmp_path).vision_config
+    found.save_pretrained(tmp_path / "again")
+    assert HFCLIPModel.from_pretrained(tmp_path / "again").config.vision_config.image_size == sizes[1]
+    tokens = expected.vision_model(pixel_values)
+    auto = AutoModel.from_pretrained(tmp_path, **options)
+    assert torch.equal(auto.vision_model(pixel_values).pooler_output, tokens.pooler_output)
+    alone, info = HFCLIPVisionModelWithProjection.from_pretrained(
+        tmp_path, config=config.vision_config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert alone.config.image_size == sizes[1] and not info["missing_keys"] and not info["mismatched_keys"]
+    embeds = expected.visual_projection(tokens.pooler_output)
+    assert torch.equal(alone(pixel_values).image_embeds, embeds)
+    labeled = HFCLIPForImageClassification.from_pretrained(tmp_path, **options)
+    assert torch.equal(labeled.vision_model(pixel_values).last_hidden_state, tokens.last_hidden_state)
+    if tower == "vit":
+        one = HFCLIPVisionModel.from_pretrained(tmp_path, image_size=sizes[1], ignore_mismatched_sizes=True)
+        assert torch.equal(one(pixel_values).pooler_output, tokens.pooler_output)
+        config.vision_config.image_size = 50
+        with pytest.raises(ValueError, match="`image_size=50` is not a multiple of 8.*set `image_size=48`"):
+            HFCLIPModel.from_pretrained(tmp_path, **options)
+
+
+def test_from_pretrained_of_the_other_loss_keeps_the_logits(tmp_path):
+    model, processor = tiny_clip(TEXTS)
+    model.save_pretrained(tmp_path)
+    inputs = processor(images=[Image.new("RGB", (40, 32), "red")], text=TEXTS, return_tensors="pt")
+    expected = model(**inputs).logits_per_image
+    config = HFCLIPSiglipConfig.from_dict(with_other_loss(model, -3.0).config.to_dict())
+    for options in ({}, {"config": config}, {"output_loading_info": True}):
+        loaded = HFCLIPSiglipModel.from_pretrained(tmp_path, **options)
+        sigmoid = loaded[0] if isinstance(loaded, tuple) else loaded
+        assert type(sigmoid) is HFCLIPSiglipModel and not sigmoid.training
+        torch.testing.assert_close(sigmoid(**inputs).logits_per_image, expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        sigmoid.logit_bias.fill_(-2)
+    sigmoid.save_pretrained(tmp_path / "sigmoid")
+    for kind in (HFCLIPSiglipModel, HFCLIPModel):
+        again = kind.from_pretrained(tmp_path / "sigmoid")
+        torch.testing.assert_close(again(**inputs).logits_per_image, expected - 2)
 
 
 def test_a_recipe_starts_from_a_checkpoint_at_another_resolution(tmp_path):
