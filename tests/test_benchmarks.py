@@ -18,6 +18,7 @@ SMALLEST = {
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "encode": ["--runs", "1", "--labels", "2", "--images", "1"],
     "start": ["--runs", "1"],
+    "search": ["--rows", "2000", "--width", "16", "--queries", "4", "--files", "10"],
     "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],
 }
 

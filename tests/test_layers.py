@@ -47,8 +47,6 @@ EXCEPT = {
     ("hf_clip/search/photos.py", "pi_heif"),
     ("hf_clip/search/photos.py", "pillow_heif"),
     ("hf_clip/search/photos.py", "rawpy"),
-    # Where an index is exported to it.
-    ("hf_clip/search/exporting.py", "qdrant_client"),
 }
 # What leans upward, within a function and where ImportError is caught: a classifier of a checkpoint is made by `load`
 # where the package is installed, and by transformers' Auto classes where the code came with a model.

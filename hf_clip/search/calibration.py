@@ -122,7 +122,7 @@ def calibrate(store: Store, entry: ModelEntry, bank: np.ndarray) -> tuple[Calibr
 
 
 def _scan(table, bank, best, stride, sums, products):
-    # A second try begins anew.
+    # A second try begins again.
     best, count = best.copy(), 0
     # As LanceDB has a question to a column of float16.
     bank = bank.astype(np.float16).astype(np.float32)

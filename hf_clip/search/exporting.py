@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,6 @@ import pyarrow.parquet as pq
 
 from .errors import SearchError, writing
 from .store import EMBEDDING, IS_FOUND, METADATA, ModelEntry, Store, as_matrix
-
-if TYPE_CHECKING:
-    from qdrant_client import QdrantClient  # pyright: ignore[reportMissingImports]
 
 COLUMNS = tuple(name for name in METADATA if name not in ("error", "missing"))
 
@@ -59,7 +56,7 @@ def to_faiss(store: Store, entry: ModelEntry, file: Path) -> int:
     return content.num_rows
 
 
-def to_qdrant(store: Store, entry: ModelEntry, client: "QdrantClient", collection: str) -> int:
+def to_qdrant(store: Store, entry: ModelEntry, client: Any, collection: str) -> int:
     """Writes a collection of Qdrant's, in place of one of that name: the path's UUID, the embedding, and metadata."""
     models = _import("qdrant_client", "qdrant-client").models
     content = read_all(store, entry)

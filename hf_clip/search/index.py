@@ -185,7 +185,7 @@ class Index:
         key = model.key()
         for entry in entries:
             if entry.id == key:
-                # The same weights at another place, or in files written anew.
+                # The same weights at another place, or in files written again.
                 entry.source, entry.fingerprint, entry.options = model.source, fingerprint, model.options
                 return entry
         entry = self._new_entry(model, key, fingerprint)
@@ -215,7 +215,7 @@ class Index:
         )
 
     def _finish(self, entry: ModelEntry, report: Update, tools: str, data: str) -> None:
-        """Measures anew what depends on the rows, and switches to a model that is whole now."""
+        """Measures again what depends on the rows, and switches to a model that is whole now."""
         counted = self._store.read(
             entry, lambda table: (table.count_rows(IS_FOUND), table.count_rows("error IS NOT NULL"))
         )

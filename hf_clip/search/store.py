@@ -32,7 +32,7 @@ IS_FOUND = "missing = false AND error IS NULL"
 METADATA = ("path", "hash", "size", "mtime", "width", "height", "taken", "error", "missing")
 # So many values stand in one condition of SQL.
 VALUES_AT_ONCE = 1000
-# Up to so many rows a table is written anew at each update: it takes a fraction of a second.
+# Up to so many rows a table is written again at each update: it takes a fraction of a second.
 SMALL_TABLE = 50_000
 _TRIES = 5
 

@@ -1,12 +1,15 @@
 """`hf-clip index` and `hf-clip search`: what they print, in which formats, and what they refuse."""
 
 import json
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.squares import NAMES, SIZE, rows
 from tests.helpers.toys import tiny_clip
 
@@ -52,6 +55,18 @@ def test_index_tells_what_it_did_and_what_it_did_not_read(capsys, place):
     [model] = json.loads(run(capsys, "index photos --index apart --status")[0])["models"]
     assert (model["rows"], model["unreadable"], model["search"]) == (24, 1, {"kind": "exact"})
     assert not (place / "photos/.hf-clip.lance").exists()
+
+
+def test_commands_and_python_of_the_page(place):
+    page = (Path(__file__).parents[2] / "docs/search.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True)[1:] for line in page.splitlines() if line.startswith("    hf-clip ")]
+    assert len(commands) >= 5
+    for command in commands:
+        make_parser().parse_args(command)
+    [code] = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    names: dict = {}
+    exec(compile(code.replace("openai/clip-vit-base-patch32", "model"), "search.md", "exec"), names)  # noqa: S102
+    assert len(names["index"]) == 24 and names["hit"].path.endswith(".png")
 
 
 @pytest.mark.usefixtures("indexed")

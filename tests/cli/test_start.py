@@ -24,7 +24,10 @@ LIGHT = [
     "eval zero-shot --model m/n --data gone.parquet", "eval zero-shot --model m/n --data . --output gone/x.json",
     "eval retrieval --model m/n --data . --output data.csv", "eval few-shot --model m/n --data .",
     "eval retrieval --model m/n --data . --where a", "convert gone --to openai --output-dir out",
-    "convert . --to openai --output-dir .", "push gone owner/name", "prompts gone.yaml",
+    "index --help", "search --help", "embed --help", "index gone/ --model m/n", "index . --model gone.pt", "search .",
+    "search . dog --liked a.png", "search . dog --sheet gone/found.png", "embed . --model m/n --output out.csv",
+    "embed gone.csv --model m/n --output out.parquet", "convert . --to openai --output-dir .", "push gone owner/name",
+    "prompts gone.yaml",
 ]  # fmt: skip
 SCRIPT = """
 import sys
