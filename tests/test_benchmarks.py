@@ -17,6 +17,8 @@ SMALLEST = {
     "batch": ["--batches", "16", "--micro", "8"],
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "encode": ["--runs", "1", "--labels", "2", "--images", "1"],
+    "embed": ["--quick"],
+    "labels": ["--quick"],
     "start": ["--runs", "1"],
     "search": ["--rows", "2000", "--width", "16", "--queries", "4", "--files", "10"],
     "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],

@@ -5,17 +5,19 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
-from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .image_decoding_hf_clip import ImageDecodeError, decode_image, on_all_cores
 from .image_files_hf_clip import images_in_folder
 from .text_batches_hf_clip import TextBatch, batched, check_batch_size, encode_batch, text_batches, tokenized
 from .typing_hf_clip import DualEncoder, Processor
@@ -301,34 +303,51 @@ def image_batches(
 
     Arguments and errors are those of `embed_images`. With `return_errors`, an image that cannot be decoded is an
     ImageDecodeError in its batch and has no embedding; a batch of nothing else has None. Arguments are checked at
-    once; nothing is read ahead of the batch that is asked for.
+    once. Images are decoded on all cores; on an accelerator, those of the next batch while it encodes one. On a CPU
+    nothing is read ahead of the batch that is asked for.
     """
     check_batch_size(batch_size)
     opened = open_images(images, image_column)
     total = len(opened) if isinstance(opened, Sized) else None
     shown = progress_bar(opened, total, "image", show_progress)
 
-    def decoded():
-        for position, image in enumerate(shown):
-            try:
-                yield decode_image(image)
-            except ImageDecodeError as error:
-                if not return_errors:
-                    raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
-                yield error
+    def decoded(numbered: tuple[int, Any]) -> Image.Image | ImageDecodeError:
+        position, image = numbered
+        try:
+            return decode_image(image)
+        except ImageDecodeError as error:
+            if not return_errors:
+                raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
+            return error
+
+    def prepared():
+        for numbered in batched(enumerate(shown), batch_size):
+            batch = on_all_cores(decoded, numbered)
+            readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
+            yield batch, image_inputs(processor, readable) if readable else None
 
     def encoded():
-        for batch in batched(decoded(), batch_size):
-            readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
+        # A CPU has no time to spare for what comes next.
+        batches = prepared() if model.device.type == "cpu" else one_ahead(prepared())
+        for batch, inputs in batches:
             embeddings_BD = None
-            if readable:
+            if inputs is not None:
                 # Not around the loop: between two batches the caller's own code runs.
                 with evaluation_mode(model):
-                    inputs = image_inputs(processor, readable)
                     embeddings_BD = check_finite(unit_image_embeds(model, inputs), "images")
             yield batch, embeddings_BD
 
     return encoded()
+
+
+def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items in order, each made by another thread while the one before it is used."""
+    none_left: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, none_left)
+        while (item := coming.result()) is not none_left:
+            coming = thread.submit(next, items, none_left)
+            yield item
 
 
 def open_images(images: Any, image_column: str | None = None) -> Iterable:

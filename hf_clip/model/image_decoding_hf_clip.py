@@ -15,11 +15,18 @@ As with OpenAI, color profiles are ignored and animations give their first frame
 """
 
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # 256 MiB of RGB, the size at which Pillow itself begins to warn of decompression bombs.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
@@ -363,3 +370,15 @@ def _array_to_uint8(values: np.ndarray) -> np.ndarray:
             "out_of_range",
         )
     return _scale_to_uint8(values, white)
+
+
+def on_all_cores(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """`[work(item) for item in items]` in as many threads as torch computes in: Pillow lets others run meanwhile.
+
+    Of several errors the first item's is raised. Threads are new with every call, so that a fork leaves none behind.
+    """
+    count = min(torch.get_num_threads(), len(items))
+    if count < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(work, items))

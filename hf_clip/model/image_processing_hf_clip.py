@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.processing_utils import ImagesKwargs
 
 from .arguments_hf_clip import refuse_unknown_arguments
-from .image_decoding_hf_clip import ImageDecodeError, decode_image
+from .image_decoding_hf_clip import ImageDecodeError, decode_image, on_all_cores
 from .image_patches_hf_clip import padded_to, patches_of, shape_in_patches
 from .remote_code_hf_clip import SavedWithCode
 
@@ -214,12 +214,15 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         is_first = None
         if input_data_format is not None:
             is_first = ChannelDimension(input_data_format) == ChannelDimension.FIRST
-        decoded = []
-        for index, image in enumerate(self._prepare_images_structure(images)):
+
+        def decoded_at(numbered: tuple[int, Any]) -> Image.Image:
+            index, image = numbered
             try:
-                decoded.append(decode_image(image, is_channels_first=is_first))
+                return decode_image(image, is_channels_first=is_first)
             except ImageDecodeError as error:
                 raise ImageDecodeError(f"images[{index}]: {error}", error.reason) from error
+
+        decoded = on_all_cores(decoded_at, list(enumerate(self._prepare_images_structure(images))))
         if not decoded:
             raise ImageDecodeError("images is empty. Pass at least one image.", "empty")
         return decoded
@@ -252,13 +255,18 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
             table = _value_table(rescale_factor if do_rescale else None, mean, std)
         if max_num_patches is not None and patch_size is not None:
             shape = (patch_size, max_num_patches) if do_resize else None
-            resized = (_resize_to_patches(image, shape, resample) for image in images)
-            patches = [patches_of(_by_table(image, table), patch_size) for image in resized]
+
+            def in_patches(image: Image.Image) -> np.ndarray:
+                return patches_of(_by_table(_resize_to_patches(image, shape, resample), table), patch_size)
+
+            patches = on_all_cores(in_patches, images)
             return _in_patches(patches, max_num_patches if do_pad else None, return_tensors)
         resize_to, crop_to = size if do_resize else None, crop_size if do_center_crop else None
-        pixel_values: list[Any] = [
-            _by_table(_resize_and_crop(image, resize_to, resample, crop_to, fill_color), table) for image in images
-        ]
+
+        def pixels_of(image: Image.Image) -> Any:
+            return _by_table(_resize_and_crop(image, resize_to, resample, crop_to, fill_color), table)
+
+        pixel_values = on_all_cores(pixels_of, images)
         if do_pad:
             pixel_values = list(self.pad(pixel_values, pad_size=pad_size))
         if return_tensors is not None and len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hf_clip import ImageDecodeError, embed_images, embed_texts
-from hf_clip.model.embedding_hf_clip import evaluation_mode, open_images
+from hf_clip.model.embedding_hf_clip import evaluation_mode, one_ahead, open_images
 from hf_clip.sources import find_images
 from tests.helpers.squares import encode
 from tests.helpers.toys import LookupEncoder, gray, tiny_clip
@@ -193,3 +193,27 @@ def test_the_model_goes_where_it_is_asked_to():
     embed_texts(model, model.processor, ["a"], device="cpu")
     embed_images(model, model.processor, [gray(0)], device="cpu")
     assert asked == ["cpu", "cpu"]
+
+
+def test_on_an_accelerator_the_next_batch_is_made_while_one_is_encoded():
+    made = []
+
+    def batches():
+        for index in range(4):
+            made.append((index, threading.get_ident()))
+            yield index
+
+    ahead = one_ahead(batches())
+    assert next(ahead) == 0
+    # The thread that makes them is not this one, and has one ready by the time that the second is asked for.
+    assert next(ahead) == 1 and list(ahead) == [2, 3]
+    assert [index for index, _ in made] == [0, 1, 2, 3] and threading.get_ident() not in dict(made).values()
+
+    def broken():
+        yield 0
+        raise ValueError("no more")
+
+    ahead = one_ahead(broken())
+    assert next(ahead) == 0
+    with pytest.raises(ValueError, match="no more"):
+        next(ahead)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +288,27 @@ def test_images_of_unlike_sizes_are_no_one_tensor():
     assert [pixels.shape for pixels in processor(images=images)["pixel_values"]] == [(3, 18, 20), (3, 12, 10)]
     with pytest.raises(ValueError, match="unlike sizes, 12 x 10 and 18 x 20"):
         processor(images=images, return_tensors="pt")
+
+
+def test_a_list_is_prepared_in_threads_with_the_pixels_and_errors_of_each_image(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    threads, resize = set(), image_processing_hf_clip._resize_and_crop
+
+    def noted(*arguments):
+        threads.add(threading.get_ident())
+        # Waits until another thread has come, too: one alone would time out.
+        together.wait(30)
+        return resize(*arguments)
+
+    together = threading.Barrier(3)
+    monkeypatch.setattr(image_processing_hf_clip, "_resize_and_crop", noted)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40 + index, 52, 3), dtype=np.uint8) for index in range(9)]
+    processor = HFCLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    found = processor(images=images, return_tensors="np")["pixel_values"]
+    assert len(threads) == 3
+    monkeypatch.setattr(image_processing_hf_clip, "_resize_and_crop", resize)
+    for image, pixels in zip(images, found, strict=True):
+        assert np.array_equal(processor(images=image, return_tensors="np")["pixel_values"][0], pixels)
+    with pytest.raises(ImageDecodeError, match=r"images\[2\]: "):
+        processor(images=[images[0], images[1], b"broken", b""])
