@@ -56,10 +56,13 @@ class Within:
         try:
             yield
         except (ConversionError, ValueError) as error:
-            if not self.prefix.removeprefix("module.") or "prefix" in str(error):
+            message = str(error)
+            if not self.prefix.removeprefix("module.") or "prefix" in message:
+                raise
+            if str(self.path) not in message and str(self.path.parent) in message:
+                # Another file of the folder is at fault.
                 raise
             where = f"{self.path} (its tensors under the prefix {self.prefix!r})"
-            message = str(error)
             named = message.replace(str(self.path), where, 1) if str(self.path) in message else f"{where}: {message}"
             raise type(error)(named) from error
 

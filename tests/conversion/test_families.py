@@ -175,7 +175,8 @@ def test_the_clip_within_an_owlv2_wants_its_preprocessing_said(tmp_path):
     settings = {"image_processor_type": "Owlv2ImageProcessor", "size": {"height": 32, "width": 32}}
     (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(
-        ConversionError, match="Owlv2ImageProcessor, which fills images to a square .* `preprocessing`"
+        ConversionError,
+        match=r"^\S+theirs has an Owlv2ImageProcessor, which fills images to a square .* `preprocessing`",
     ):
         load(tmp_path / "theirs")
     model, processor = load(tmp_path / "theirs", preprocessing={"resize_mode": "longest", "interpolation": "bilinear"})
