@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from hf_clip import embed_images, load
 from hf_clip.evaluation import evaluate_retrieval
@@ -14,6 +15,7 @@ from hf_clip.training import load_recipe, plan, train
 from hf_clip.training.config import RecipeError
 from hf_clip.training.plan import footprint
 from tests.helpers.naflex import SHAPES, images_of, write_naflex_folder
+from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import NAMES, recipe, write_parquet, write_recipe
 from tests.helpers.steps import assert_close, gradients, make_batch, make_train_step
 from tests.helpers.toys import scatter_weights
@@ -68,6 +70,29 @@ def test_cached_gradients_are_those_of_the_whole_batch(pretrained, tmp_path):
     (whole, expected), (cached, ours) = found
     torch.testing.assert_close(cached, whole, rtol=1e-7, atol=0)
     assert_close(ours, expected, 1e-6)
+
+
+def first_gradients(folder: Path, pretrained: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss and the gradients of a batch on the ranks that there are, each with its own part of the images."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    (folder / f"{rank}").mkdir(exist_ok=True)
+    changes = {"augmentation": WITHOUT_MIXUP, "micro_batch_size": 4, "batch_size": COUNT}
+    train_step = make_train_step(configure(folder / f"{rank}", pretrained, **changes))
+    scatter_weights(train_step.model)
+    batch = batch_of(train_step)
+    own = slice(rank * COUNT // world_size, (rank + 1) * COUNT // world_size)
+    per_image = ("images", "captions", "concept_ids", "may_flip", "may_crop", "sample_ids", "epochs")
+    part = replace(batch, **{name: getattr(batch, name)[own] for name in per_image})
+    return train_step.backward(part, 0), gradients(train_step)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(pretrained, tmp_path):
+    """Whose micro-batches are padded to other lengths."""
+    loss, expected = first_gradients(tmp_path, pretrained)
+    for other, ours in run_on_ranks(first_gradients, 2, tmp_path, pretrained):
+        torch.testing.assert_close(other, loss, rtol=1e-7, atol=0)
+        assert_close(ours, expected, 1e-6)
 
 
 def wide_rows(copies: int) -> list[dict]:
