@@ -27,7 +27,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from transformers import PreTrainedModel
 
 from .embedding_hf_clip import dual_encoder, encode_texts, evaluation_mode, image_inputs, unit_image_embeds
-from .tokenization_hf_clip import TEXT_OPTIONS
+from .tokenization_hf_clip import TEXT_OPTIONS, guard_of
 from .typing_hf_clip import DualEncoder, Processor
 
 Tower = Literal["text", "image"]
@@ -342,12 +342,26 @@ def _processor_fields(processor: Processor, tower: Tower) -> dict[str, Any]:
     fields["ids"] = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        content = json.loads(backend.to_str())
-        # Of the last call, which each call sets as it needs it.
-        fields["backend"] = {key: content[key] for key in content if key not in ("padding", "truncation")}
+        fields["backend"] = _hash_of_backend(tokenizer, backend)
     elif hasattr(tokenizer, "get_vocab"):
         fields["vocabulary"] = tokenizer.get_vocab()
     return fields
+
+
+def _hash_of_backend(tokenizer: Any, backend: Any) -> str:
+    """Of a whole tokenizer as it is written: a vocabulary that is taken apart takes seconds."""
+    with guard_of(tokenizer):
+        padding, truncation = backend.padding, backend.truncation
+        try:
+            # Of the last call, which each call sets as it needs it.
+            backend.no_padding()
+            backend.no_truncation()
+            return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
+        finally:
+            if padding is not None:
+                backend.enable_padding(**padding)
+            if truncation is not None:
+                backend.enable_truncation(**truncation)
 
 
 def _text_options(processor: Processor | None) -> list[Any]:
