@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .usage import UsageError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 CLEANINGS = ("whitespace", "lower", "canonicalize", "none")
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
@@ -182,21 +182,25 @@ class OrderedLabels(Labels):
         return lines
 
 
-def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """`--model` and what `load` takes about it."""
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False, dtype: str | None = "auto") -> None:
+    """`--model` and what `load` takes about it; `dtype` by default."""
     if several:
         parser.add_argument(
             "--model", required=True, action=Several, metavar="MODEL", help="checkpoints of any format, or Hub ids"
         )
     else:
         parser.add_argument("--model", required=True, help="a checkpoint of any format, or a Hub id")
-    add_load_options(parser)
+    add_load_options(parser, dtype=dtype)
 
 
 def add_load_options(
-    parser: argparse.ArgumentParser, *, hub_revision: bool = True, default_device: str = "the fastest"
+    parser: argparse.ArgumentParser,
+    *,
+    hub_revision: bool = True,
+    default_device: str = "the fastest",
+    dtype: str | None = None,
 ) -> None:
-    """What `load` takes about a checkpoint; `hub_revision` where it may be a Hub id."""
+    """What `load` takes about a checkpoint; `hub_revision` where it may be a Hub id, `dtype` by default."""
     architecture = "architecture of bare weights, such as ViT-B-32"
     activation = "activation of bare weights, such as quick_gelu"
     parser.add_argument("--architecture", metavar="NAME", help=architecture)
@@ -207,7 +211,10 @@ def add_load_options(
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
     parser.add_argument("--base", metavar="MODEL", help="model of an adapter (default: the one that it names)")
     parser.add_argument("--device", type=device, help=f"cpu, cuda, cuda:1, ... (default: {default_device})")
-    parser.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} (default: the file's)")
+    of_file = "the file's"
+    of_weights = DTYPES[1:] if default_device == "cpu" else DTYPES
+    said = f"{', '.join(of_weights)} (default: {dtype or of_file})"
+    parser.add_argument("--dtype", choices=of_weights, default=dtype, metavar="NAME", help=said)
 
 
 def load_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -146,8 +146,9 @@ def _examine_device(device, has_library: bool) -> dict[str, Any]:
 
 def _examine_training(device) -> dict[str, Any]:
     from hf_clip.model.configuration_hf_clip import HFCLIPConfig
+    from hf_clip.model.device_hf_clip import is_fast_at_bf16
     from hf_clip.model.modeling_hf_clip import HFCLIPModel
-    from hf_clip.training.device import arrange_for_speed, choose_precision, is_fast_at_bf16
+    from hf_clip.training.device import arrange_for_speed, choose_precision
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = HFCLIPModel(HFCLIPConfig(text_config=tower, vision_config=tower))

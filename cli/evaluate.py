@@ -93,7 +93,7 @@ def add(verbs) -> None:
         one = add_verb(
             tasks, name, None, description, f"hf-clip eval {name} --model runs/emoji {example}", usage=usage
         )
-        add_model(one, several=True)
+        add_model(one, several=True, dtype="float32")
         add_data(one, columns)
         add_task(one)
         _add_outcome(one)

@@ -7,6 +7,7 @@ import torch
 
 from hf_clip.conversion import load
 from hf_clip.conversion.errors import CheckpointNotFoundError
+from hf_clip.model.device_hf_clip import fast_dtype
 from hf_clip.training.device import fastest_device
 
 from .usage import UsageError, one_line
@@ -32,12 +33,13 @@ def open_model(source: str, device: torch.device | str, options: Mapping[str, An
     """Model and processor of a checkpoint of any format, on the device.
 
     Args:
-        options: more arguments of `load`.
+        options: more arguments of `load`; a `dtype` of "auto" is what is fast on the device.
 
     Raises:
         UsageError: if the name is neither a file's, a folder's nor a repository's.
         ValueError: if it cannot be loaded; the message is one line, and names the source.
     """
+    options = {**options, "dtype": fast_dtype(options.get("dtype"), device)}
     try:
         return load(source, device=device, **options)
     except CheckpointNotFoundError as error:

@@ -30,7 +30,7 @@ from hf_clip.sources.values import is_single
 from .arguments import load_options, values_by_column
 from .evaluate import check_comparison, check_words, read_baselines
 from .models import open_model, usable_device
-from .usage import UsageError, one_line
+from .usage import UsageError, one_line, printable
 
 LANGUAGE_COLUMN = "lang"
 
@@ -67,6 +67,9 @@ def run_evaluation(options: Namespace) -> bool:
     results = {}
     for name in options.model:
         model, processor = open_model(name, device, load_options(options))
+        if processes is None or processes.is_main_process:
+            dtype = str(model.dtype).removeprefix("torch.")
+            print(f"hf-clip: {printable(name)} computes in {dtype} on {device}", file=sys.stderr)
         chosen = _templates_for(options, model, words)
         results[name] = TASKS[options.task](options, model, processor, sources, {**more, **chosen})
         # Of several models one at a time takes memory.

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ("hf_clip_cli/*.py hf_clip/__init__.py hf_clip/__main__.py", 6),
     ("hf_clip/model/configuration_*hf_clip.py hf_clip/model/remote_code_hf_clip.py", 0),
-    ("hf_clip/model/arguments_hf_clip.py", 0),
+    ("hf_clip/model/arguments_hf_clip.py hf_clip/model/device_hf_clip.py", 0),
     ("hf_clip/messages.py", 0),
     ("hf_clip/model/loss_hf_clip.py", 0),
     ("hf_clip/model/image_decoding_hf_clip.py hf_clip/model/image_patches_hf_clip.py", 0),

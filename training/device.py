@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from hf_clip.model.device_hf_clip import is_fast_at_bf16
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -17,18 +19,6 @@ _LARGEST_INT = 2**31 - 1
 def fastest_device() -> torch.device:
     """The device to use where none is asked for."""
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
-
-
-def is_fast_at_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones there: by its instructions, not by a race.
-
-    On a CPU that takes AMX or AVX-512's bf16 instructions. Elsewhere bf16 is emulated, and slower than fp32.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return False
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import nn
 
+from hf_clip.model.device_hf_clip import is_fast_at_bf16
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
 from .config import OptimizerConfig
-from .device import is_fast_at_bf16
 from .distributed import full_tensor, sharded_like
 from .layer_groups import learning_rate_factors
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
+from .device_hf_clip import computing_in
 from .image_decoding_hf_clip import ImageDecodeError, decode_image, on_all_cores
 from .image_files_hf_clip import images_in_folder
 from .text_batches_hf_clip import TextBatch, batched, check_batch_size, encode_batch, text_batches, tokenized
@@ -35,6 +36,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
     return_errors: Literal[False] = False,
     show_progress: bool | None = None,
@@ -49,6 +51,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
     return_errors: Literal[True],
     show_progress: bool | None = None,
@@ -62,6 +65,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
     return_errors: bool = False,
     show_progress: bool | None = None,
@@ -80,6 +84,9 @@ def embed_images(
             tensor; a folder's path, for the images below it in natural order; a data set or stream of `datasets`.
         batch_size: images encoded at once.
         device: where to encode. The model is moved there, and stays there; by default it is used where it is.
+        dtype: what to compute in: "float32", "bfloat16", "float16", or "auto" for bf16 where the device is fast at it
+            (a float32 model's cosines then differ by a few thousandths). None: the model's own. Weights stay as they
+            are.
         image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
         return_errors: skip images that cannot be decoded, and return their errors too.
         show_progress: whether to draw a bar on standard error; by default where that is a terminal.
@@ -101,6 +108,7 @@ def embed_images(
         processor,
         images,
         batch_size,
+        dtype=dtype,
         image_column=image_column,
         return_errors=return_errors,
         show_progress=show_progress,
@@ -124,6 +132,7 @@ def embed_texts(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     show_progress: bool | None = None,
 ) -> torch.Tensor:
     """Unit embeddings of texts, each as it is: no template is put around it.
@@ -134,6 +143,7 @@ def embed_texts(
         texts: strings in a list or any other iterable.
         batch_size: texts encoded at once. Texts of like length share a batch, as padding is work.
         device: where to encode. The model is moved there, and stays there; by default it is used where it is.
+        dtype: what to compute in, as for `embed_images`.
         show_progress: whether to draw a bar on standard error; by default where that is a terminal.
 
     Returns:
@@ -156,7 +166,8 @@ def embed_texts(
     check_batch_size(batch_size)
     model = _placed(model, device)
     shown = partial(progress_bar, total=-(-len(listed) // batch_size), unit="batch", show_progress=show_progress)
-    return unit_text_embeds(model, processor, listed, batch_size, shown)
+    with computing_in(model, dtype):
+        return unit_text_embeds(model, processor, listed, batch_size, shown)
 
 
 def dual_encoder(model: Any) -> DualEncoder:
@@ -295,6 +306,7 @@ def image_batches(
     images: Any,
     batch_size: int,
     *,
+    dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
     return_errors: bool = False,
     show_progress: bool | None = None,
@@ -307,6 +319,7 @@ def image_batches(
     nothing is read ahead of the batch that is asked for.
     """
     check_batch_size(batch_size)
+    computing_in(model, dtype)
     opened = open_images(images, image_column)
     total = len(opened) if isinstance(opened, Sized) else None
     shown = progress_bar(opened, total, "image", show_progress)
@@ -333,7 +346,7 @@ def image_batches(
             embeddings_BD = None
             if inputs is not None:
                 # Not around the loop: between two batches the caller's own code runs.
-                with evaluation_mode(model):
+                with evaluation_mode(model), computing_in(model, dtype):
                     embeddings_BD = check_finite(unit_image_embeds(model, inputs), "images")
             yield batch, embeddings_BD
 

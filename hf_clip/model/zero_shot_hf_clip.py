@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
+from .device_hf_clip import fast_dtype
 from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
 from .label_cache_hf_clip import LabelEmbeddings, cached_labels, equal_labels
@@ -155,7 +156,8 @@ class ZeroShotClassifier:
             source: the checkpoint.
             labels, templates, rejection, temperature, batch_size, cache: as for the class.
             device: where the model goes.
-            dtype: of the model. None keeps the file's.
+            dtype: of the model: "float32", "bfloat16", "float16", or "auto" for bf16 where the device is fast at it.
+                None keeps the file's.
             options: other arguments of `hf_clip.load`, such as `revision` or `architecture`. Where the package is not
                 installed, those of `from_pretrained` of transformers' Auto classes, which read the checkpoint then.
 
@@ -477,6 +479,7 @@ def _warn_of_equal_texts(pairs: Sequence[tuple[str, str]]) -> None:
 
 def _load_pair(source, device, dtype, options: dict[str, Any]) -> tuple[Any, Any]:
     """Model and processor of a checkpoint: by this package where it is installed, else by the Auto classes."""
+    dtype = fast_dtype(dtype, device or "cpu")
     try:
         from hf_clip import load
     except ImportError:

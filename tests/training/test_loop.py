@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, load
 from hf_clip.hub import check_model_card
+from hf_clip.model.device_hf_clip import is_fast_at_bf16
 from hf_clip.sources import SourceError
 from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import CheckpointError, load_state
 from hf_clip.training.config import CheckpointConfig, RecipeError
-from hf_clip.training.device import choose_precision, is_fast_at_bf16
+from hf_clip.training.device import choose_precision
 from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingIncomplete, TrainingStopped
 from hf_clip.training.run_folder import FolderError, require_space
 from hf_clip.training.signals import StopRequest
