@@ -81,12 +81,12 @@ class OneToken(NamedTuple):
     position: int | torch.Tensor
     attention_mask: torch.Tensor | None = None
 
-    def of(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 1, W)."""
         if isinstance(self.position, int):
-            return tokens_BTW[:, self.position : self.position + 1]
-        rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
-        return tokens_BTW[rows_B, self.position][:, None]
+            return tokens[:, self.position : self.position + 1]
+        rows_B = torch.arange(tokens.shape[0], device=tokens.device)
+        return tokens[rows_B, self.position][:, None]
 
 
 class SharedTokens:
