@@ -46,6 +46,8 @@ class Index:
         self._asked_for = model
         self._store = Store(place)
         self._checked: str | None = None
+        # The version of the models' table, the one that is asked, and its calibration: megabytes, read once.
+        self._known: tuple[int, ModelEntry, Calibration | None] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -84,6 +86,9 @@ class Index:
 
     def _entry(self) -> ModelEntry:
         """The model that questions go to. Raises SearchError if there is none."""
+        version = self._store.version()
+        if self._known is not None and self._known[0] == version:
+            return self._known[1]
         if "://" not in self.place and not Path(self.place).is_dir():
             raise SearchError(f"{self.place} holds no index: run hf-clip index, or call update().")
         entries = self._store.entries()
@@ -96,7 +101,11 @@ class Index:
         if not entries:
             name = "" if wanted is None else f" for the model {wanted.source}"
             raise SearchError(f"{self.place} holds no index{name}: run hf-clip index, or call update().")
+        self._known = version, entries[0], read_calibration(entries[0])
         return entries[0]
+
+    def _calibration(self, entry: ModelEntry) -> Calibration | None:
+        return self._known[2] if self._known is not None and self._known[1] is entry else read_calibration(entry)
 
     def _model(self, entry: ModelEntry) -> LazyModel:
         if self._asked_for is None:
@@ -286,7 +295,7 @@ class Index:
         """
         entry = self._entry()
         terms = self._terms(entry, query, images, near, minus, weights)
-        calibration = read_calibration(entry)
+        calibration = self._calibration(entry)
         direction = compose(terms, calibration)
         rows, _, exact = find(self._store, entry, direction, top_k, where=where)
         hits = Hits(to_hits(rows), is_exact=exact)
@@ -335,7 +344,7 @@ class Index:
         ]
         if not liked:
             raise SearchError("`liked` is empty: name at least one indexed image.")
-        calibration = read_calibration(entry)
+        calibration = self._calibration(entry)
         direction = compose(terms, calibration)
         wanted = max(10 * top_k, 100) + len(known)
         rows, embeddings, exact = find(self._store, entry, direction, wanted, where=where, with_embeddings=True)

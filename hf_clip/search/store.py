@@ -151,6 +151,10 @@ class Store:
 
     # Models.
 
+    def version(self) -> int:
+        """Differs once a model's entry was written."""
+        return self.read(MODELS, lambda table: table.version) if self.exists() else 0
+
     def entries(self) -> list[ModelEntry]:
         """All models, the current one first."""
         if not self.exists():
