@@ -34,7 +34,7 @@ def one_line_errors(source: str | Path) -> Iterator[None]:
     except ConversionError as error:
         if str(source).removeprefix("local-dir:").removeprefix("hf-hub:") in str(error):
             raise
-        raise type(error)(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from None
     # A panic of the tokenizers library, which is written in Rust, is no Exception.
     except BaseException as error:
         reason = short_reason(error)

@@ -113,12 +113,12 @@ class Repository:
                 etag_timeout=HUB_TIMEOUT_SECONDS,
             )
         except (HfHubHTTPError, HTTPError, HFValidationError) as error:
-            raise ConversionError(f"{self.name}: {name} cannot be fetched. {_explain(error)}") from error
+            raise ConversionError(f"{self.name}: {name} cannot be fetched. {_explain(error)}") from None
         except OSError as error:
             # Without a connection hf_hub_download says that the file is not here, because of that.
             if isinstance(error.__cause__, HfHubHTTPError | HTTPError):
-                raise ConversionError(f"{self.name}: {name} cannot be fetched. {_explain(error.__cause__)}") from error
-            raise ConversionError(f"{self.name}: {name} cannot be kept. {_explain_disk(error, options)}") from error
+                raise ConversionError(f"{self.name}: {name} cannot be fetched. {_explain(error.__cause__)}") from None
+            raise ConversionError(f"{self.name}: {name} cannot be kept. {_explain_disk(error, options)}") from None
         return Path(path)
 
 
@@ -138,7 +138,7 @@ def open_repository(name: str, options: HubOptions) -> Repository:
         try:
             cached = _open_cache(name, options, problem)
         except ConversionError as missing:
-            raise missing from error
+            raise missing from None
         logger.warning("%s is taken from the cache: %s", name, problem)
         return cached
     files = frozenset(item.rfilename for item in info.siblings or ())

@@ -236,7 +236,7 @@ def _load_adapter(
         raise ConversionError(
             f"{source} is an adapter of PEFT for {base}, which cannot be loaded ({short_reason(error)}): pass `base` "
             "(a checkpoint of any format, or a Hub id)."
-        ) from error
+        ) from None
     source_format = model.source_format
     tensors = read_weights(located.weights).tensors
     model = put_on(model, located.path, located.config, tensors, dtype=dtype, keeps=keeps)
@@ -402,7 +402,7 @@ def _identify_bare_weights(
                 _refuse_two_meanings(name, options.hidden_act)
                 config = HFCLIPConfig.from_architecture(name)
         except ConversionError as error:
-            raise ConversionError(f"{located.path} does not say what model it is: {error}") from error
+            raise ConversionError(f"{located.path} does not say what model it is: {error}") from None
         known = find_architecture(name)
         preprocessing, tokenizer = known["preprocessing"], dict(known["tokenizer"])
         what = f"{container} with the shapes of {known['name']}"
@@ -517,7 +517,7 @@ def _import(
     try:
         return import_tensors(weights.tensors, rules, shapes, dtype)
     except ConversionError as error:
-        raise ConversionError(f"{weights.path}: {error}") from error
+        raise ConversionError(f"{weights.path}: {error}") from None
 
 
 def _build(

@@ -114,6 +114,10 @@ def _find_openai_file(name: str, cache_dir: str | Path | None) -> Path:
 
 
 def _open_folder(folder: Path, names: Iterable[str]) -> Located:
+    loose = [name for name in names if name.endswith(_WEIGHTS_SUFFIXES)]
+    if len(loose) == 1 and not {"config.json", OPEN_CLIP_CONFIG, ADAPTER_CONFIG}.intersection(names):
+        # Such as `hf-clip convert --to openai` leaves.
+        return Located("file", folder / loose[0], folder / loose[0], {})
     kind, config, weights = _look_into(folder, set(names))
     return Located(kind, folder, folder / weights, config)
 

@@ -64,7 +64,7 @@ class Within:
                 raise
             where = f"{self.path} (its tensors under the prefix {self.prefix!r})"
             named = message.replace(str(self.path), where, 1) if str(self.path) in message else f"{where}: {message}"
-            raise type(error)(named) from error
+            raise type(error)(named) from None
 
 
 def find_clip(outline: WeightsFile, *, may_be_wrapped: bool) -> Within:

@@ -126,7 +126,8 @@ def draw_plots(
 
 def _plot_loss(folder: Path) -> tuple[str, str]:
     plot_training(folder / METRICS, folder / "plots/loss.png")
-    return "plots/loss.png", "Training loss by step, and R@1 on the way"
+    has_recalls = '"recall_at_1"' in (folder / METRICS).read_text(encoding="utf-8")
+    return "plots/loss.png", "Training loss by step" + ", and R@1 on the way" * has_recalls
 
 
 def _plot_retrieval(

@@ -8,8 +8,9 @@ from huggingface_hub import HfApi
 
 from hf_clip.hub import redact
 from hf_clip.hub.credentials import find_credential_in_file
+from hf_clip.hub.upload import may_pass
 
-from .recipe import load_recipe, recipe_changes
+from .recipe import load_recipe, may_change, recipe_changes
 from .recipe_error import RecipeError
 from .run_folder import CHECKPOINTS, RECIPE
 
@@ -81,7 +82,8 @@ class CheckpointPusher:
             # Whatever it is: tokens, networks, quotas.
             except Exception as error:
                 reason = redact(" ".join(str(error).split())) or type(error).__name__
-            if delay is None or self._is_closing.wait(delay):
+                is_refused = not may_pass(error)
+            if delay is None or is_refused or self._is_closing.wait(delay):
                 break
         self.fail(f"{checkpoint.name} could not be pushed to {self.repo_id} ({reason[:300]}).")
 
@@ -121,6 +123,6 @@ def _is_of_one_run(one: Path, other: Path) -> bool:
     if one.read_bytes() == other.read_bytes():
         return True
     try:
-        return not recipe_changes(load_recipe(one), load_recipe(other))
+        return all(map(may_change, recipe_changes(load_recipe(one), load_recipe(other))))
     except RecipeError:
         return False

@@ -78,6 +78,12 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         finally:
             run_folder.close()
     except StopNow as stop:
+        if progress.saved_step < progress.step:
+            raise TrainingIncomplete(
+                f"{stop}: the model in {output_dir} is trained, but the checkpoint of its last step, {progress.step}, "
+                "could not be written, and not all that its recipe asks for was done. Free some space, and go on with "
+                f"`resume` and `output_dir={output_dir}` from step {progress.saved_step}"
+            ) from None
         raise TrainingStopped(
             f"{stop}: saved at step {progress.step}. Go on with `resume` and `output_dir={output_dir}`"
         ) from None

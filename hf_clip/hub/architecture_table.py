@@ -48,7 +48,7 @@ def image_tower(config: HFCLIPVisionConfig) -> str:
     if config.tower == "transformers":
         return _of_transformers(config)
     return (
-        f"ViT, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"ViT, {_layers(config.num_hidden_layers)}, width {config.hidden_size}, {_heads(config)}, "
         f"patches of {config.patch_size} pixels"
     )
 
@@ -64,10 +64,17 @@ def text_tower(config: HFCLIPTextConfig) -> str:
     if config.tower == "transformers":
         return _of_transformers(config)
     return (
-        f"transformer, {config.num_hidden_layers} layers, width {config.hidden_size}, "
-        f"{config.num_attention_heads} heads; {config.vocab_size} tokens in the vocabulary, "
-        f"{config.max_position_embeddings} in a text"
+        f"transformer, {_layers(config.num_hidden_layers)}, width {config.hidden_size}, {_heads(config)}; "
+        f"{config.vocab_size} tokens in the vocabulary, {config.max_position_embeddings} in a text"
     )
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count != 1)}"
+
+
+def _heads(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
+    return f"{config.num_attention_heads} head{'s' * (config.num_attention_heads != 1)}"
 
 
 def _of_transformers(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
@@ -75,7 +82,7 @@ def _of_transformers(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
     assert isinstance(backbone, PreTrainedConfig)
     width = getattr(backbone, "hidden_size", None)
     layers = getattr(backbone, "num_hidden_layers", None)
-    shape = [f"{layers} layers" if layers else "", f"width {width}" if isinstance(width, int) else ""]
+    shape = [_layers(layers) if layers else "", f"width {width}" if isinstance(width, int) else ""]
     return ", ".join([f"transformers' {backbone.model_type}", *filter(None, shape)])
 
 

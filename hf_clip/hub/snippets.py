@@ -116,9 +116,17 @@ def usage(
         SnippetError: if a snippet does not run, without `say`.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    # A name without an owner is no repository's: the model was not pushed yet.
+    is_pushed = "/" in repo
     where = f"`{repo}` is this repository on the Hub, or a folder with its files, `{example.image}` among them."
+    if not is_pushed:
+        where = (
+            f"`{repo}` is the folder of this model: run the snippets in the folder that it lies in, or write its path."
+        )
+    if example.labels == Example.labels:
+        where += " The image was drawn for this card: what is printed of it says nothing about the model's data."
     parts = [HEADING, where]
-    shown = _snippets(kind, repo, example.image, example)
+    shown = _snippets(kind, repo, example.image if is_pushed else f"{repo}/{example.image}", example)
     run = _snippets(kind, str(folder.absolute()), str((folder / example.image).absolute()), example)
     for (said, code), (_, code_here) in zip(shown, run, strict=True):
         parts += [said, fenced(code, "python")]
@@ -146,7 +154,7 @@ def _snippets(kind: str, repo: str, image: str, example: Example) -> list[tuple[
         "model_class": {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind, "AutoModel"),
         "processor_class": {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}.get(kind, "AutoProcessor"),
     }
-    alone = f"With transformers alone, on `{example.image}` of this repository:"
+    alone = f"With transformers alone, on `{example.image}`:"
     if is_ours:
         alone = (
             "With transformers alone. The model's code is in this repository, and `trust_remote_code=True` runs it; "

@@ -68,7 +68,7 @@ def upload(
         # Whatever it is: networks, servers, quotas.
         except Exception as error:
             reason = _reason(error)
-            if delay is None or not _may_pass(error):
+            if delay is None or not may_pass(error):
                 # Without the cause: its text may hold what is hidden here.
                 raise PushError(f"{repo_id}: {reason}") from None
         say(f"{repo_id}: {reason} Trying again in {delay:g} s.")
@@ -100,7 +100,8 @@ def _reason(error: Exception) -> str:
     return redact(" ".join(filter(None, said)) or type(error).__name__)[:500]
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Whether another try may change an error: not where the Hub refuses, and nothing was sent."""
     if (answer := _answer_of(error)) is not None:
         return answer.response.status_code >= 500 or answer.response.status_code in PASSING
     return not isinstance(error, LASTING)

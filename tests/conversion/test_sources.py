@@ -1,5 +1,6 @@
 """Sources that cannot be loaded: one line says what the file or folder is, why the Hub gives none, what to do."""
 
+import traceback
 from types import SimpleNamespace
 
 import httpx2
@@ -15,7 +16,7 @@ from huggingface_hub.errors import (
 from hf_clip import load
 from hf_clip.conversion import ConversionError, hub_files
 from hf_clip.conversion.errors import CheckpointNotFoundError
-from tests.helpers.checkpoints import TEXTS
+from tests.helpers.checkpoints import TEXTS, openai_model, openai_state
 from tests.helpers.toys import tiny_clip
 
 CLIP = {"visual.conv1.weight": torch.zeros(4, 3, 2, 2), "token_embedding.weight": torch.zeros(5, 4)}
@@ -152,3 +153,21 @@ def test_large_files_that_are_no_settings_do_not_matter(tmp_path):
     assert load(tmp_path)[0].source_format == "hf_clip"
     (tmp_path / "generation_config.json").write_bytes(b" " * 5_000_000)
     assert "generation_config.json has 5000000 bytes" in line_of(tmp_path)
+
+
+def test_a_folder_without_a_config_is_its_one_file_of_weights(tmp_path):
+    torch.save(openai_state(openai_model()), tmp_path / "model.pt")
+    (tmp_path / "README.md").write_text("of this model")
+    assert load(tmp_path)[0].source_format == "openai"
+    torch.save(CLIP, tmp_path / "other.bin")
+    assert "pass the file: model.pt, other.bin" in line_of(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    assert "other.bin" in line_of(tmp_path)
+
+
+def test_an_error_whose_cause_is_told_has_one_traceback(hub):
+    hub.answer = httpx2.ConnectTimeout("timed out")
+    with pytest.raises(ConversionError, match="cannot be reached .timed out") as error:
+        load("owner/name")
+    shown = "".join(traceback.format_exception(error.value))
+    assert shown.count("Traceback (most recent call last)") == 1

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,3 +82,11 @@ def test_every_task_has_columns():
     assert row["image to text R@1"] == pytest.approx(5 / 6) and len(row) == 4
     few = {"task": "few-shot", "model": "a", "zero_shot_top_1": None, "shots": [{"shots": 4, "mean": 0.5}]}
     assert compare([few]) == {"a": {"4 shots": 0.5}}
+
+
+def test_both_axes_of_confusions_are_named(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(result_charts, "save", lambda figure, output: figures.append(figure) or output)
+    result = SimpleNamespace(confusion_matrix=np.array([[3, 1], [0, 2]]), labels=["cat", "dog"])
+    result_charts.plot_confusion(result, tmp_path / "confusion.png")
+    assert figures[0].axes[0].get_ylabel() == "true class" and "came first" in figures[0].axes[0].get_xlabel()

@@ -140,3 +140,9 @@ def test_memory_is_that_of_the_embeddings_and_little_more():
     # numbers.
     full = 600_000 * 512 * 4 + 6 * 2048**2 * 4 + 3 * retrieval.ROWS_AT_ONCE * 512 * 4 + 64 * 600_000
     assert full < 1.6e9
+
+
+def test_captions_that_are_all_empty_are_called_so(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", [png(0), png(1)], caption=["", " "])
+    with pytest.raises(ValueError, match="all 2 captions are empty: check the caption column"):
+        evaluate_retrieval(*images_and_texts(), open_source(source))

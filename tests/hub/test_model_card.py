@@ -121,6 +121,10 @@ def test_every_kind_of_image_tower_is_described(vision, described):
     assert image_tower(HFCLIPVisionConfig(**{"image_size": 64, **vision})) == described
 
 
+def test_one_layer_is_one_layer():
+    assert "1 layer, width 512, 8 heads" in text_tower(HFCLIPTextConfig(num_hidden_layers=1))
+
+
 def test_a_text_tower_of_transformers_is_described():
     backbone = {"model_type": "xlm-roberta", "hidden_size": 24, "num_hidden_layers": 3}
     config = HFCLIPTextConfig(tower="transformers", pooling="mean", backbone_config=backbone)

@@ -32,6 +32,15 @@ def test_snippets_print_what_the_card_says(saved, monkeypatch, capsys):
     }
 
 
+def test_a_model_that_was_not_pushed_is_named_by_a_folder_from_which_it_loads(saved):
+    _, body = card_of(saved, example_labels=LABELS)
+    assert f"`{saved.name}` is the folder of this model: run the snippets in the folder that it lies in" in body
+    assert f"{saved.name}/example.png" in body and "drawn for this card" not in body
+    _, body = card_of(saved, repo_id="owner/name")
+    assert "`owner/name` is this repository on the Hub" in body and "owner/name/example.png" not in body
+    assert "The image was drawn for this card" in body
+
+
 def test_a_snippet_that_does_not_run_is_no_card(saved):
     card_of(saved)
     before = (saved / "README.md").read_text(encoding="utf-8")

@@ -14,8 +14,10 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 from hf_clip.training import checkpoint as module
@@ -34,6 +36,7 @@ from hf_clip.training.checkpoint import (
 from hf_clip.training.config import CheckpointConfig
 from hf_clip.training.data_fingerprint import DataChangedError, fingerprint, require_same_data
 from hf_clip.training.hub_checkpoints import CheckpointPusher
+from tests.helpers.squares import recipe, write_recipe
 
 
 def write(folder: Path, step: int = 1) -> None:
@@ -400,6 +403,31 @@ def test_a_repository_of_another_run_or_of_everyone_is_left_alone(run_folder, mo
         pusher.push(run_folder / "checkpoints/checkpoint-10")
         pusher.close()
         assert {name.split("/")[1] for name in hub.files if "/" in name} == {"checkpoint-10"}
+
+
+def test_a_run_that_is_resumed_with_other_logging_is_the_same_run(tmp_path):
+    one = write_recipe(tmp_path / "one.yaml", recipe("train.parquet"))
+    logged = write_recipe(tmp_path / "logged.yaml", recipe("train.parquet", log_every=7, eval_every=50))
+    other = write_recipe(tmp_path / "other.yaml", recipe("train.parquet", batch_size=32))
+    (tmp_path / "broken.yaml").write_text("steps: none")
+    assert push._is_of_one_run(one, one) and push._is_of_one_run(logged, one) and push._is_of_one_run(one, logged)
+    assert not push._is_of_one_run(other, one) and not push._is_of_one_run(tmp_path / "broken.yaml", one)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_the_hub_refuses_is_not_tried_again(run_folder, monkeypatch, status):
+    hub = FakeHub()
+
+    def refuse(*_, **__):
+        hub.calls.append("create")
+        answer = httpx2.Response(status, request=httpx2.Request("POST", "http://hub.invalid/api/repos/create"))
+        raise HfHubHTTPError("you may not", response=answer)
+
+    hub.create_repo = refuse
+    pusher, lines = start_pusher(monkeypatch, run_folder, hub)
+    pusher._push(run_folder / "checkpoints/checkpoint-9")
+    pusher.close()
+    assert hub.calls == ["create"] and lines == ["checkpoint-9 could not be pushed to owner/name (you may not)."]
 
 
 def test_the_copy_on_the_hub_is_a_run_that_can_be_resumed(run_folder, monkeypatch, tmp_path):

@@ -440,6 +440,19 @@ def test_a_last_checkpoint_that_does_not_fit_costs_no_model(data, tmp_path, monk
     assert (tmp_path / "run/results.json").is_file()
 
 
+def test_a_signal_at_a_last_step_that_cannot_be_saved_is_told_as_that(data, tmp_path, monkeypatch):
+    def full_disk(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_clip.training.trainer.save_state", full_disk)
+    with pytest.raises(
+        TrainingIncomplete, match="SIGTERM: the model .* is trained, but .* last step, 3, could not be"
+    ):
+        train(configure(tmp_path, data, steps=3), tmp_path / "run")
+    assert load(tmp_path / "run")[0].config.model_type == "hf_clip"
+
+
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGHUP), lambda: sys.exit(7)])
 def test_a_terminal_that_closes_and_an_exit_leave_a_checkpoint(data, tmp_path, monkeypatch, end):
     update, config = Trainer.update, configure(tmp_path, data, steps=9)

@@ -65,7 +65,8 @@ def plot_confusion(result: ZeroShotResult, output: str | Path) -> Path:
             text = f"{100 * fractions_CC[row, column]:.0f}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size * 0.8)
         shown = "" if len(names) == len(counts_CC) else f"; {len(names)} of {len(counts_CC)} classes"
-        axes.set_xlabel(f"class that came first, % of the true class (rows){shown}", color=FAINT)
+        axes.set_xlabel(f"class that came first, % of the true class{shown}", color=FAINT)
+        axes.set_ylabel("true class", color=FAINT)
         return save(figure, output)
 
 
