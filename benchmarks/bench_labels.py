@@ -79,8 +79,11 @@ def encoder(side: str, folder: Path, is_small: bool):
             return torch.nn.functional.normalize(embeddings_CTD.mean(1), dim=-1)
 
         return encode
-    import open_clip
+    # Over the stub of torchvision, where that is missing.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.helpers.peers import load_open_clip
 
+    open_clip = load_open_clip()
     model = open_clip.create_model("ViT-B-32-quickgelu").eval()
     if is_small:
         tower = {"layers": 2, "width": 32}

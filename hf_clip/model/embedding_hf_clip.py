@@ -103,16 +103,9 @@ def embed_images(
     model = _placed(model, device)
     errors: dict[int, ImageDecodeError] = {}
     embeddings, position = [], 0
-    for batch, embeddings_BD in image_batches(
-        model,
-        processor,
-        images,
-        batch_size,
-        dtype=dtype,
-        image_column=image_column,
-        return_errors=return_errors,
-        show_progress=show_progress,
-    ):
+    options: dict[str, Any] = {"image_column": image_column, "return_errors": return_errors}
+    options |= {"dtype": dtype, "show_progress": show_progress}
+    for batch, embeddings_BD in image_batches(model, processor, images, batch_size, **options):
         errors |= {position + at: item for at, item in enumerate(batch) if isinstance(item, ImageDecodeError)}
         position += len(batch)
         if embeddings_BD is not None:
