@@ -101,9 +101,10 @@ def _width_and_size(config: HFCLIPVisionConfig) -> tuple[int, int | None]:
         raise ConversionError(
             f"timm's {config.backbone} cannot be made with {config.backbone_kwargs} ({error}), as OpenCLIP makes it."
         ) from error
-    patches = getattr(trunk, "patch_embed", None)
+    patches: Any = getattr(trunk, "patch_embed", None)
     # Its images are as large as its name says, whatever the `image_size` beside it.
-    size = patches.img_size[0] if getattr(patches, "strict_img_size", False) else None
+    sides = patches.img_size if getattr(patches, "strict_img_size", False) else None
+    size = sides[0] if sides else None
     return getattr(trunk, "head_hidden_size", trunk.num_features), size
 
 

@@ -161,8 +161,9 @@ class HFCLIPTimmModel(PreTrainedModel):
         if missing.keys() == self._computed_buffers():
             # All that is in no file, where all that is was loaded: a trunk of billions is not drawn for that.
             for module in self.modules():
-                if hasattr(module, "init_non_persistent_buffers"):
-                    module.init_non_persistent_buffers()
+                compute: Any = getattr(module, "init_non_persistent_buffers", None)
+                if compute is not None:
+                    compute()
         elif missing:
             drawn = make_trunk(self.config)
             values = dict(_tensors(drawn, make_map_pool(self.config, drawn)))

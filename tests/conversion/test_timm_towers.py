@@ -65,6 +65,8 @@ def test_a_config_gives_open_clips_own_tensors_and_comes_out_again(name, monkeyp
     written = export_configs.open_clip_model_cfg(config)["vision_cfg"]
     told = {key: value for key, value in model_cfg["vision_cfg"].items() if key.startswith("timm_")}
     assert {key: written.get(key) or None for key in told} == {key: value or None for key, value in told.items()}
+    if config.vision_config.tower == "timm":
+        assert HFCLIPConfig.from_architecture(f"open_clip/{name}").to_dict() == config.to_dict()
 
 
 def apart(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
