@@ -6,13 +6,16 @@ import os
 import platform
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_verb
-from .usage import one_line
+from .arguments import add_verb, check_model
+from .arguments import device as device_type
+from .main import DONE, FAILED
+from .usage import one_line, start_library
 
 PACKAGES = (
     "hf_clip", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "pillow", "numpy", "ftfy",
@@ -43,6 +46,8 @@ def add(verbs) -> None:
         "hf-clip doctor",
         prints_results=True,
     )
+    parser.add_argument("--model", help="run eight texts and images on the device and on the CPU, and compare")
+    parser.add_argument("--device", type=device_type, help="of --model: cpu, cuda, mps, ... (default: the fastest)")
     parser.add_argument("--json", action="store_true", help="print JSON, for bug reports")
     parser.add_argument(
         "--architectures", action="store_true", help="the architectures that can be named, with their sizes"
@@ -50,6 +55,8 @@ def add(verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.model is not None:
+        return check_model_on_device(options)
     if options.architectures:
         architectures = read_architectures()
         print(json.dumps(architectures, indent=2) if options.json else table_of_architectures(architectures))
@@ -57,6 +64,20 @@ def run(options: argparse.Namespace) -> int:
         findings = examine()
         print(json.dumps(findings, indent=2) if options.json else table(findings))
     return 0
+
+
+def check_model_on_device(options: argparse.Namespace) -> int:
+    """Prints the largest differences between a model's embeddings on a device and on the CPU, and a verdict."""
+    check_model(options.model)
+    start_library()
+    from hf_clip.model.device_check_hf_clip import compare_with_cpu
+
+    from .models import open_model, usable_device
+
+    model, processor = open_model(options.model, usable_device(options.device), {})
+    check = compare_with_cpu(model, processor)
+    print(json.dumps(asdict(check) | {"is_passed": check.is_passed}, indent=2) if options.json else check)
+    return DONE if check.is_passed else FAILED
 
 
 def read_architectures() -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
+from .device_check_hf_clip import warn_of_device
 from .device_hf_clip import computing_in
 from .image_decoding_hf_clip import ImageDecodeError, decode_image, on_all_cores
 from .image_files_hf_clip import images_in_folder
@@ -229,6 +230,7 @@ def unit_text_embeds(
 
     `shown` is put around the batches: a progress bar.
     """
+    warn_of_device(model, processor)
     embeddings, positions = [], []
     for batch in shown(text_batches(processor, texts, batch_size)):
         # Not around the loop: between two batches the bar runs.
@@ -313,6 +315,7 @@ def image_batches(
     """
     check_batch_size(batch_size)
     computing_in(model, dtype)
+    warn_of_device(model, processor)
     opened = open_images(images, image_column)
     total = len(opened) if isinstance(opened, Sized) else None
     shown = progress_bar(opened, total, "image", show_progress)

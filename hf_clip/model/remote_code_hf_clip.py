@@ -8,6 +8,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .arguments_hf_clip import refuse_unknown_arguments
     from .configuration_hf_clip import HFCLIPConfig
     from .configuration_limits_hf_clip import require_plausible
+    from .device_check_hf_clip import warn_of_device
     from .embedding_hf_clip import embed_images
     from .image_processing_hf_clip import HFCLIPImageProcessor
     from .image_decoding_hf_clip import decode_image
