@@ -395,15 +395,10 @@ def _evaluate_items(
                 yield image
             else:
                 unnamed["no_caption"] += 1
-
-    try:
-        features = encode_images(model, processor, make_images(), total=total, encoding=encoding)
-    except ValueError as error:
         if unnamed and not named:
-            raise ValueError(
-                f"{title}: all {unnamed.total()} captions are empty: check the caption column, and what `where` keeps."
-            ) from error
-        raise
+            raise ValueError(f"{title}: all {unnamed.total()} captions are empty: check the caption column.")
+
+    features = encode_images(model, processor, make_images(), total=total, encoding=encoding)
     kept = [named[position] for position in features.kept]
     names, positives = _candidates(kept, has_one_name)
     counts = [len(item.captions) for item in kept]
