@@ -69,12 +69,24 @@ def run(options: argparse.Namespace) -> int:
         probability = "" if hits.match_probability is None else f" (match probability {hits.match_probability:.2f})"
         print(f"hf-clip: probably nothing like it here{probability}.", file=sys.stderr)
     if options.sheet is not None and len(hits):
-        from .sheet import write_sheet
-
-        write_sheet(
-            [(index.image(hit.path), [{"score": hit.score, "label": hit.path}]) for hit in hits], options.sheet
-        )
+        _draw(index, hits, options.sheet)
     return 0
+
+
+def _draw(index: "Index", hits: "Hits", file: Path) -> None:
+    """Draws what was found; an image that went since the index was updated is a line."""
+    from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
+
+    from .sheet import write_sheet
+
+    shown = []
+    for hit in hits:
+        try:
+            shown.append((index.image(hit.path), [{"score": hit.score, "label": hit.path}]))
+        except ImageDecodeError as error:
+            print(f"hf-clip: {printable(f'{hit.path} is not on the sheet: {error}')}", file=sys.stderr)
+    if shown:
+        write_sheet(shown, file)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ def embed_to_file(
         SearchError: the output exists or cannot be written, or parts of another model or data lie beside it.
         SourceError: the data cannot be read.
     """
-    from hf_clip.sources import iterate_samples, open_source
+    from hf_clip.sources import open_source
 
     output = Path(output)
     if output.suffix not in FORMATS:
@@ -96,21 +96,32 @@ def embed_to_file(
     }
     with writing(output.parent):
         _begin(parts, plan, output)
-        samples = iterate_samples(source)
-        is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-        shown = is_terminal if show_progress is None else show_progress
-        count = number = 0
-        with tqdm(total=source.num_rows, unit=" images", disable=not shown or rank > 0) as bar:
-            while chunk := list(islice(samples, PART_ROWS)):
-                file = _part(parts, number)
-                if number % world_size == rank and not file.exists():
-                    _write_part(file, _rows(model, processor, chunk, batch_size))
-                count, number = count + len(chunk), number + 1
-                bar.update(len(chunk))
+        count, number = _write_parts(parts, source, (model, processor, batch_size), rank, world_size, show_progress)
         if not count:
             raise SearchError(f"{source.name} has no rows.")
         _join(parts, number, output)
     return output
+
+
+def _write_parts(
+    parts: Path, source: Any, encoding: tuple[Any, Any, int], rank: int, world_size: int, show_progress: bool | None
+) -> tuple[int, int]:
+    """Writes the rank's parts that are missing. Returns how many rows and how many parts there are in all."""
+    from hf_clip.sources import iterate_samples
+
+    samples = iterate_samples(source)
+    is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    shown = is_terminal if show_progress is None else show_progress
+    count = number = 0
+    with tqdm(total=source.num_rows, unit=" images", disable=not shown or rank > 0) as bar:
+        while chunk := list(islice(samples, PART_ROWS)):
+            file = _part(parts, number)
+            if number % world_size == rank and not file.exists():
+                model, processor, batch_size = encoding
+                _write_part(file, _rows(model, processor, chunk, batch_size))
+            count, number = count + len(chunk), number + 1
+            bar.update(len(chunk))
+    return count, number
 
 
 def _begin(parts: Path, plan: Mapping[str, Any], output: Path) -> None:

@@ -103,6 +103,10 @@ def test_a_sheet_shows_what_was_found(capsys, place):
     run(capsys, f"search photos {NAMES[0]!r} --top-k 5 --sheet found.png")
     with Image.open(place / "found.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 160
+    (place / "photos/0.png").rename(place / "away.png")
+    _, err = run(capsys, f"search photos {NAMES[0]!r} --top-k 24 --sheet found.png")
+    (place / "away.png").rename(place / "photos/0.png")
+    assert "0.png is not on the sheet: " in err and len([line for line in err.splitlines() if "sheet" in line]) == 1
 
 
 @pytest.mark.usefixtures("indexed")
