@@ -11,6 +11,8 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_clip/__init__.py")
 # filelock keeps a second writer out of an index.
 SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
 EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "tqdm"]
+# torch.onnx is built on the first two.
+EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
 
 setup(
     name="hf-clip",
@@ -60,8 +62,9 @@ setup(
         "eval": EVAL,
         "train": EVAL,
         "search": SEARCH,
+        "export": EXPORT,
         "demo": ["matplotlib", "tensorboard"],
-        "test": [*SEARCH, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
+        "test": [*SEARCH, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

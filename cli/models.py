@@ -7,6 +7,7 @@ import torch
 
 from hf_clip.conversion import load
 from hf_clip.conversion.errors import CheckpointNotFoundError
+from hf_clip.export.runtime import is_exported, load_exported
 from hf_clip.model.device_hf_clip import fast_dtype
 from hf_clip.training.device import fastest_device
 
@@ -35,10 +36,18 @@ def open_model(source: str, device: torch.device | str, options: Mapping[str, An
     Args:
         options: more arguments of `load`; a `dtype` of "auto" is what is fast on the device.
 
+    A folder of `hf-clip export` is opened as it is, and runs on the CPU.
+
     Raises:
-        UsageError: if the name is neither a file's, a folder's nor a repository's.
+        UsageError: if the name is neither a file's, a folder's nor a repository's, and for options that an exported
+            folder has no use for.
         ValueError: if it cannot be loaded; the message is one line, and names the source.
     """
+    if is_exported(source):
+        given = [name for name, value in options.items() if value not in (None, "auto")]
+        if given:
+            raise UsageError(f"--model {source} is exported: drop --{given[0].replace('_', '-')}.")
+        return load_exported(source)
     options = {**options, "dtype": fast_dtype(options.get("dtype"), device)}
     try:
         return load(source, device=device, **options)

@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import classify, convert, doctor, embed, evaluate, index, plan, prompts, push, search, train
+from . import classify, convert, doctor, embed, evaluate, export, index, plan, prompts, push, search, train
 from .arguments import Parser
 from .main import DONE, FAILED
 from .streams import GuardedStream, guarded_streams
 from .usage import one_line, printable
 
-VERBS = (train, plan, evaluate, classify, index, search, embed, prompts, convert, push, doctor)
+VERBS = (train, plan, evaluate, classify, index, search, embed, prompts, convert, export, push, doctor)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -30,6 +30,8 @@ NATIVE_TYPES = {
 }
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+# Stands in the folders that `hf-clip export` writes.
+EXPORT_MANIFEST = "hf_clip_export.json"
 # The better ones first. A checkpoint in shards has an index beside them.
 _NATIVE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -129,6 +131,11 @@ def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]
         if weights is None:
             raise ConversionError(f"{folder} has an {ADAPTER_CONFIG}, but no {' or '.join(_ADAPTER_WEIGHTS)}.")
         return "adapter", read_json(folder / ADAPTER_CONFIG), weights
+    if EXPORT_MANIFEST in names:
+        raise ConversionError(
+            f"{folder} is exported, for another runtime: hf_clip.load_exported takes it. It has no weights that could "
+            "be loaded, converted or trained: name the checkpoint that it was made of."
+        )
     config = read_json(folder / "config.json") if "config.json" in names else {}
     kind = config.get("model_type")
     if not isinstance(kind, str | None):

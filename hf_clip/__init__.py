@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.retrieval import evaluate_pairs, evaluate_retrieval
     from .evaluation.robustness import evaluate_corruptions, evaluate_shift
     from .evaluation.zero_shot import evaluate_zero_shot
+    from .export import ExportedCLIP, ExportError, export_model, load_exported
     from .hub.card_updates import push_to_card
     from .hub.push import push
     from .hub.upload import PushError
@@ -115,6 +116,10 @@ _HOME = {
     "evaluate_few_shot": "evaluation.few_shot",
     "evaluate_corruptions": "evaluation.robustness",
     "evaluate_shift": "evaluation.robustness",
+    "ExportError": "export",
+    "ExportedCLIP": "export",
+    "export_model": "export",
+    "load_exported": "export",
     "push_to_card": "hub.card_updates",
     "push": "hub.push",
     "PushError": "hub.upload",
@@ -128,6 +133,8 @@ _HOME = {
 __all__ = [
     "ConversionError",
     "DataSpec",
+    "ExportError",
+    "ExportedCLIP",
     "HFCLIPConfig",
     "HFCLIPForImageClassification",
     "HFCLIPImageProcessor",
@@ -164,11 +171,13 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_shift",
     "evaluate_zero_shot",
+    "export_model",
     "join_towers",
     "list_architectures",
     "list_prompts",
     "list_recipes",
     "load",
+    "load_exported",
     "load_prompts",
     "load_recipe",
     "open_source",

@@ -33,6 +33,7 @@ LAYERS = [
     ("hf_clip/evaluation/*.py", 4),
     ("hf_clip/hub/*.py", 4),
     ("hf_clip/search/*.py", 4),
+    ("hf_clip/export/*.py", 4),
     ("hf_clip/training/*.py", 5),
 ]
 # Folders that stand beside the package in the tree and inside it when installed.
@@ -52,6 +53,8 @@ EXCEPT = {
 # where the package is installed, and by transformers' Auto classes where the code came with a model.
 UPWARD = {
     ("hf_clip/model/zero_shot_hf_clip.py", "hf_clip.load"),
+    ("hf_clip/model/zero_shot_hf_clip.py", "hf_clip.load_exported"),
+    ("hf_clip/model/zero_shot_hf_clip.py", "hf_clip.export.runtime.is_exported"),
     ("hf_clip/model/zero_shot_hf_clip.py", "hf_clip.prompts.load_prompts"),
 }
 OTHER_TOP_LEVEL = {"benchmarks", "examples", "tests", "tools", *MAPPED}

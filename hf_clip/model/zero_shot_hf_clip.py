@@ -153,7 +153,7 @@ class ZeroShotClassifier:
         """The classifier of a checkpoint: a Hub id, a folder, or a file of any format that `hf_clip.load` takes.
 
         Args:
-            source: the checkpoint.
+            source: the checkpoint, or a folder of `hf_clip.export_model`.
             labels, templates, rejection, temperature, batch_size, cache: as for the class.
             device: where the model goes.
             dtype: of the model: "float32", "bfloat16", "float16", or "auto" for bf16 where the device is fast at it.
@@ -481,11 +481,16 @@ def _load_pair(source, device, dtype, options: dict[str, Any]) -> tuple[Any, Any
     """Model and processor of a checkpoint: by this package where it is installed, else by the Auto classes."""
     dtype = fast_dtype(dtype, device or "cpu")
     try:
-        from hf_clip import load
+        from hf_clip import load, load_exported
+        from hf_clip.export.runtime import is_exported
     except ImportError:
         model = AutoModelForZeroShotImageClassification.from_pretrained(source, dtype=dtype or "auto", **options)
         processor = AutoProcessor.from_pretrained(source, **options)
         return model.eval() if device is None else model.eval().to(device), processor
+    if is_exported(source):
+        if dtype is not None or options:
+            raise TypeError(f"{source} is exported, and takes no {next(iter(options), 'dtype')}: drop it.")
+        return load_exported(source, device=device)
     return load(source, device=device, dtype=dtype, **options)
 
 

@@ -51,13 +51,16 @@ def gray(value: int, size: int = 8) -> np.ndarray:
     return np.full((size, size, 3), value, dtype=np.uint8)
 
 
-def tiny_clip(captions: list[str], image_size: int = 32) -> tuple[HFCLIPModel, HFCLIPProcessor]:
+def tiny_clip(
+    captions: list[str], image_size: int = 32, num_hidden_layers: int = 2
+) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     """A ViT of random weights that takes images of `image_size`, and its processor, trained on `captions`."""
     tokenizer = HFCLIPTokenizer.train(captions, vocab_size=560)
     image_processor = HFCLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    tower["num_hidden_layers"] = num_hidden_layers
     config = HFCLIPConfig(
         text_config={
             **tower,
