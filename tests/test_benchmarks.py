@@ -17,6 +17,7 @@ SMALLEST = {
     "batch": ["--batches", "16", "--micro", "8"],
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "encode": ["--runs", "1", "--labels", "2", "--images", "1"],
+    "export": ["--quick"],
     "embed": ["--quick"],
     "labels": ["--quick"],
     "start": ["--runs", "1"],

@@ -243,7 +243,7 @@ class ExportedCLIP(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> "ExportedCLIP":
         """Itself. Raises ExportError for another device than the CPU and another type than float32."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, *_ = cast(Any, torch._C)._nn._parse_to(*args, **kwargs)
         _require_cpu(device)
         if dtype not in (None, torch.float32):
             raise ExportError(

@@ -27,7 +27,8 @@ LIGHT = [
     "index --help", "search --help", "embed --help", "index gone/ --model m/n", "index . --model gone.pt", "search .",
     "search . dog --liked a.png", "search . dog --sheet gone/found.png", "embed . --model m/n --output out.csv",
     "embed gone.csv --model m/n --output out.parquet", "convert . --to openai --output-dir .", "push gone owner/name",
-    "prompts gone.yaml", "export --help", "export gone --to onnx --output-dir out", "export . --to onnx --output-dir .",
+    "prompts gone.yaml", "export --help", "export gone --to onnx --output-dir out",
+    "export . --to onnx --output-dir .",
 ]  # fmt: skip
 SCRIPT = """
 import sys
