@@ -65,10 +65,8 @@ def export_model(
     """
     output_dir = Path(output_dir).absolute()
     _check(source, to, dtype, output_dir)
-    model, processor = load(source, **options)
-    dtype = dtype or str(model.dtype).removeprefix("torch.")
-    model = model.float()
-    _refuse_unknown_towers(model)
+    model, processor, own_dtype = _load(source, options)
+    dtype = dtype or own_dtype
     images, texts = listed(images, texts)
     reference = embeddings_of(model, processor, images, texts)
     prepare(model)
@@ -78,15 +76,11 @@ def export_model(
         manifest = _write(model, processor, result, to, dtype, int8=int8, source=_shown(source))
         exported, own_processor = load_exported(result)
         report = compare(reference, embeddings_of(exported, own_processor, images, texts), int8=int8)
-        if report.failures and not allow_low_parity:
-            raise ExportError(
-                f"the export is too far from {source}: {'; '.join(report.failures)}. Export with another precision, "
-                "or set `allow_low_parity`."
-            )
+        if not allow_low_parity:
+            _require_parity(report, source)
         manifest = Manifest(**{**vars(manifest), "parity": report.to_dict()})
         write_manifest(result, manifest)
         write_card(result, manifest, report)
-        # What is open cannot be moved everywhere.
         del exported
         result.replace(output_dir)
     return report
@@ -106,6 +100,14 @@ def _check(source: str | Path, to: str, dtype: str | None, output_dir: Path) -> 
         raise ValueError(f"`output_dir={output_dir}` is inside {folder}, which is read: name a folder outside of it.")
 
 
+def _require_parity(report: ParityReport, source: str | Path) -> None:
+    if report.failures:
+        raise ExportError(
+            f"the export is too far from {source}: {'; '.join(report.failures)}. Export with another precision, or "
+            "set `allow_low_parity`."
+        )
+
+
 def _shown(source: str | Path) -> str:
     """A Hub id as it is; of a path its last name: the rest says something about its owner's machine."""
     name = plain_name(source)
@@ -113,11 +115,15 @@ def _shown(source: str | Path) -> str:
     return path.resolve().name if path.exists() else name
 
 
-def _refuse_unknown_towers(model: HFCLIPModel) -> None:
+def _load(source: str | Path, options: dict[str, Any]) -> tuple[HFCLIPModel, HFCLIPProcessor, str]:
+    """The model in float32, its processor, and the type that its weights had."""
+    model, processor = load(source, **options)
     if model.config.vision_config.tower == "naflex":
         raise ExportError(
             "an image tower of NaFlex cannot be exported: its images have a mask and shapes of their own."
         )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return model.float(), processor, dtype
 
 
 @torch.no_grad()
