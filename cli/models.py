@@ -44,7 +44,8 @@ def open_model(source: str, device: torch.device | str, options: Mapping[str, An
         ValueError: if it cannot be loaded; the message is one line, and names the source.
     """
     if is_exported(source):
-        given = [name for name, value in options.items() if value not in (None, "auto")]
+        # The embeddings that it gives are float32, which evaluations ask for.
+        given = [name for name, value in options.items() if value not in (None, "auto", "float32")]
         if given:
             raise UsageError(f"--model {source} is exported: drop --{given[0].replace('_', '-')}.")
         return load_exported(source)

@@ -479,7 +479,7 @@ def _warn_of_equal_texts(pairs: Sequence[tuple[str, str]]) -> None:
 
 def _load_pair(source, device, dtype, options: dict[str, Any]) -> tuple[Any, Any]:
     """Model and processor of a checkpoint: by this package where it is installed, else by the Auto classes."""
-    dtype = fast_dtype(dtype, device or "cpu")
+    asked, dtype = dtype, fast_dtype(dtype, device or "cpu")
     try:
         from hf_clip import load, load_exported
         from hf_clip.export.runtime import is_exported
@@ -488,7 +488,7 @@ def _load_pair(source, device, dtype, options: dict[str, Any]) -> tuple[Any, Any
         processor = AutoProcessor.from_pretrained(source, **options)
         return model.eval() if device is None else model.eval().to(device), processor
     if is_exported(source):
-        if dtype is not None or options:
+        if options or asked not in (None, "auto", "float32", torch.float32):
             raise TypeError(f"{source} is exported, and takes no {next(iter(options), 'dtype')}: drop it.")
         return load_exported(source, device=device)
     return load(source, device=device, dtype=dtype, **options)
