@@ -291,7 +291,7 @@ def test_what_weights_alone_do_not_say_is_asked_for_in_flags_that_then_work(caps
     assert cli.main([*CLASSIFY, *more.split()]) == 1
     assert {key: str(value) for key, value in given.items()} == {
         "architecture": "open_clip/ViT-B-32", "hidden_act": "gelu", "revision": "v1", "dtype": "bfloat16",
-        "device": "cpu",
+        "device": "cpu", "base": "None", "text_cleaning": "None",
     }  # fmt: skip
 
 

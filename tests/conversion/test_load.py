@@ -577,8 +577,9 @@ def test_folders_that_lack_something(tmp_path):
     with pytest.raises(ConversionError, match="model_type='blip' and no open_clip_config.json"):
         load(tmp_path)
     (tmp_path / "config.json").unlink()
-    torch.save({}, tmp_path / "weights.pt")
-    with pytest.raises(ConversionError, match="neither config.json.*pass the file: weights.pt"):
+    for name in ("last.pt", "weights.pt"):
+        torch.save({}, tmp_path / name)
+    with pytest.raises(ConversionError, match="neither config.json.*pass the file: last.pt, weights.pt"):
         load(tmp_path)
 
 
