@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,7 +82,8 @@ def put_on(
     adapted.merge_and_unload(safe_merge=True)
     # PEFT has frozen them.
     model.requires_grad_(True)
-    return model.to(dtype).eval()
+    cast(nn.Module, model).to(dtype)
+    return model.eval()
 
 
 def _import_peft(folder: Path) -> Any:

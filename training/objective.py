@@ -56,7 +56,8 @@ class ContrastiveObjective(nn.Module):
         embeddings_BD = [self._unit(self.model.get_image_features(**inputs, pooled_only=True))]
         for texts in (captions, keywords):
             if texts is not None:
-                embeddings_BD.append(self._unit(self.model.get_text_features(**texts, pooled_only=True)))
+                given: dict[str, Any] = {**texts, "pooled_only": True}
+                embeddings_BD.append(self._unit(self.model.get_text_features(**given)))
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.

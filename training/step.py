@@ -177,7 +177,8 @@ class TrainStep:
         for index, rows in enumerate(spans):
             with syncs(index):
                 embeddings, scalars = embed(index) if index else first
-                first = None
+                # Its graph goes with its backward pass.
+                first = ([], [])
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
                 parts = [gradient[rows] for gradient in gradients[: len(embeddings)]]
                 parts += [gradient / len(spans) for gradient in gradients[len(embeddings) :]]

@@ -256,7 +256,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         if max_num_patches is not None and patch_size is not None:
             shape = (patch_size, max_num_patches) if do_resize else None
 
-            def in_patches(image: Image.Image) -> np.ndarray:
+            def in_patches(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
                 return patches_of(_by_table(_resize_to_patches(image, shape, resample), table), patch_size)
 
             patches = on_all_cores(in_patches, images)
@@ -266,7 +266,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         def pixels_of(image: Image.Image) -> Any:
             return _by_table(_resize_and_crop(image, resize_to, resample, crop_to, fill_color), table)
 
-        pixel_values = on_all_cores(pixels_of, images)
+        pixel_values: Any = on_all_cores(pixels_of, images)
         if do_pad:
             pixel_values = list(self.pad(pixel_values, pad_size=pad_size))
         if return_tensors is not None and len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import cached_assets_path
@@ -172,7 +172,7 @@ def _digest(embeddings_CD: torch.Tensor, probe_PD: torch.Tensor, equal: str) -> 
     digest = hashlib.sha256(equal.encode())
     for tensor in (embeddings_CD, probe_PD):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(memoryview(cast(Any, tensor.contiguous().numpy())))
     return digest.hexdigest()
 
 

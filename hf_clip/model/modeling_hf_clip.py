@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -407,7 +407,7 @@ class HFCLIPSiglipModel(HFCLIPModel):
         if config is not None and not isinstance(config, PreTrainedConfig):
             config = HFCLIPSiglipConfig.from_pretrained(config, **where(kwargs))
         if config is not None and config.logit_bias_init_value is not None:
-            config = HFCLIPConfig(**_fields_for_other_loss(config, None))
+            config = HFCLIPConfig(**_fields_for_other_loss(cast(HFCLIPConfig, config), None))
         loaded = HFCLIPModel.from_pretrained(source, *model_args, config=config, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         model = _with_other_loss(model, 0.0, cls).to(model.device)

@@ -345,6 +345,7 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
             ValueError: for another `image_size` without `ignore_mismatched_sizes=True`, and one that the tower does
                 not take.
         """
+        assert cls.config_class is not None
         found = resolution_of_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         if found is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)

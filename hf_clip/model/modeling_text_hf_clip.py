@@ -130,13 +130,13 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         if not may_compute_one_token(self, self.encoder.layers[-1], kwargs):
             return None
         length = input_ids.shape[-1]
-        fixed = {"first": 0, "last": length - 1}.get(self.config.pooling)
-        end_B1 = None if fixed is not None else self._end_positions(input_ids)[:, None]
-        position = fixed if end_B1 is None else end_B1[:, 0]
+        position = {"first": 0, "last": length - 1}.get(self.config.pooling)
+        if position is None:
+            position = self._end_positions(input_ids)
         sees_BT = None if attention_mask is None else attention_mask.bool()
         if self.config.is_causal and self.config.pooling != "last":
-            before_BT = torch.arange(length, device=input_ids.device) <= (fixed if end_B1 is None else end_B1)
-            before_BT = before_BT.expand(input_ids.shape)
+            last = position if isinstance(position, int) else position[:, None]
+            before_BT = (torch.arange(length, device=input_ids.device) <= last).expand(input_ids.shape)
             sees_BT = before_BT if sees_BT is None else before_BT & sees_BT
         if sees_BT is None:
             return OneToken(position)

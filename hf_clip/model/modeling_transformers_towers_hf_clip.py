@@ -140,6 +140,7 @@ class HFCLIPTransformersTextModel(_TransformersTower):
             return torch.zeros_like(input_ids[:, 0])
         if self.config.pooling == "last":
             return mask_BT.long().sum(dim=-1) - 1
+        assert self.config.eos_token_id is not None, "checked by the config where this pooling is asked for"
         is_end_BT = input_ids.eq(self.config.eos_token_id) & mask_BT.ne(0)
         require_on_device(
             is_end_BT.any(dim=-1).all(),

@@ -9,10 +9,12 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .configuration_hf_clip import HFCLIPConfig
     from .configuration_limits_hf_clip import require_plausible
     from .device_check_hf_clip import warn_of_device
+    from .device_hf_clip import is_fast_at_bf16
     from .embedding_hf_clip import embed_images
     from .image_processing_hf_clip import HFCLIPImageProcessor
     from .image_decoding_hf_clip import decode_image
     from .image_patches_hf_clip import shape_in_patches
+    from .label_cache_hf_clip import LabelEmbeddings
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
     from .modeling_hf_clip import HFCLIPModel
@@ -28,6 +30,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .pipeline_hf_clip import HFCLIPZeroShotPipeline
     from .processing_hf_clip import HFCLIPProcessor
     from .state_key_hf_clip import state_key
+    from .text_batches_hf_clip import TextBatch
     from .tokenization_hf_clip import HFCLIPTokenizer
     from .typing_hf_clip import DualEncoder
     from .image_files_hf_clip import images_in_folder

@@ -65,11 +65,10 @@ def text_batches(
         arguments: of the processor, for all texts.
     """
     check_batch_size(batch_size)
-    numbered = enumerate(texts if groups is None else zip(texts, groups, strict=True))
-    for block in batched(numbered, BATCHES_PER_BLOCK * batch_size):
+    grouped = ((text, 0) for text in texts) if groups is None else zip(texts, groups, strict=True)
+    for block in batched(enumerate(grouped), BATCHES_PER_BLOCK * batch_size):
         positions = [position for position, _ in block]
-        block_texts = [item if groups is None else item[0] for _, item in block]
-        block_groups = [0] * len(block) if groups is None else [item[1] for _, item in block]
+        block_texts, block_groups = [text for _, (text, _) in block], [group for _, (_, group) in block]
         yield from _batches_of_block(processor, positions, block_texts, block_groups, batch_size, arguments)
 
 
@@ -100,7 +99,8 @@ def _batches_of_block(
 
 def encode_batch(model: DualEncoder, batch: TextBatch) -> torch.Tensor:
     """(B, D) float32 unit embeddings on the model's device, from one forward pass."""
-    mask, sharing = batch.attention_mask, {}
+    mask = batch.attention_mask
+    sharing: dict[str, Any] = {}
     if batch.shared_prefix and getattr(model, "has_shared_prefix", False):
         sharing["shared_prefix"] = batch.shared_prefix
     embeddings_BD = model.encode_text(
@@ -124,9 +124,9 @@ def tokenized(
 
 def pads_as_asked(processor: Processor) -> bool:
     """Whether the processor pads texts on the right, to the longest of a call, so that padding can be cut off."""
-    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer: Any = getattr(processor, "tokenizer", None)
     is_known = getattr(processor, "text_padding", None) == "longest"
-    return is_known and tokenizer.padding_side == "right" and tokenizer.pad_token_id is not None  # pyright: ignore[reportOptionalMemberAccess]
+    return is_known and tokenizer.padding_side == "right" and tokenizer.pad_token_id is not None
 
 
 def _lengths(processor: Processor, ids_NT: torch.Tensor, masks_NT: torch.Tensor | None) -> list[int]:

@@ -44,7 +44,6 @@ def place(tmp_path_factory):
     (place / "empty").mkdir()
     torch.save(openai_state(openai_model()), place / "ViT-B-32.pt")
     (place / "no_config").mkdir()
-    (place / "no_config/model.safetensors").write_bytes(b"")
     write_parquet(place / "pairs.parquet", [{**row, "label": row["caption"].split(" ")[1]} for row in content])
     write_parquet(place / "images_only.parquet", [{"image": row["image"]} for row in content])
     write_parquet(place / "captions_only.parquet", [{"caption": row["caption"]} for row in content])
