@@ -67,11 +67,11 @@ def run_evaluation(options: Namespace) -> bool:
     results = {}
     for name in options.model:
         model, processor = open_model(name, device, load_options(options))
-        if processes is None or processes.is_main_process:
-            dtype = str(model.dtype).removeprefix("torch.")
-            print(f"hf-clip: {printable(name)} computes in {dtype} on {device}", file=sys.stderr)
         chosen = _templates_for(options, model, words)
         results[name] = TASKS[options.task](options, model, processor, sources, {**more, **chosen})
+        if processes is None or processes.is_main_process:
+            dtype = str(model.dtype).removeprefix("torch.")
+            print(f"hf-clip: {printable(name)} was computed in {dtype} on {device}", file=sys.stderr)
         # Of several models one at a time takes memory.
         del model, processor
     is_first = processes is None or processes.is_main_process

@@ -408,7 +408,9 @@ def test_a_card_that_cannot_be_pushed_is_told(hub, squares_on_the_hub, capsys, f
     hub.failures.append(failure)
     assert cli.main([*squares_on_the_hub, "--title", "my squares", "--push-to-card"]) == code
     printed = capsys.readouterr()
-    assert said in printed.err and len(printed.err.strip().splitlines()) == 1 and TOKEN not in printed.err
+    lines = printed.err.strip().splitlines()
+    # What the numbers were computed in is said with them.
+    assert said in lines[-1] and len(lines) == 1 + has_worked and TOKEN not in printed.err
     assert ("my squares" in printed.out) == has_worked and file.read_text() == before
 
 
