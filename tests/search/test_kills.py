@@ -104,7 +104,7 @@ def table_of(root: Path) -> Counter:
 
 @pytest.mark.slow
 def test_kills_lose_no_more_than_one_buffer_and_the_table_ends_the_same(tmp_path):
-    kills = soak_count(2, 20)
+    kills = soak_count(1, 20)
     for number in range(IMAGES):
         file = write_gray(tmp_path / f"photos/{number % 3}/{number}.png", number)
         file.write_bytes(file.read_bytes() + str(number).encode())
