@@ -41,8 +41,10 @@ class Index:
     Made by `Index.open`. One process updates an index at a time; any number ask it meanwhile.
     """
 
-    def __init__(self, root: str | Path, place: str, model: LazyModel | None):
-        self.root, self.place = root, place
+    def __init__(
+        self, root: str | Path, place: str, model: LazyModel | None, device: "torch.device | str | None" = None
+    ):
+        self.root, self.place, self._device = root, place, device
         self._asked_for = model
         self._store = Store(place)
         self._checked: str | None = None
@@ -76,11 +78,7 @@ class Index:
         """
         place = str(index) if index is not None else _place_of(root)
         lazy = None if model is None else LazyModel(model, processor, load_options, device)
-        made = cls(root, place, lazy)
-        made._device = device
-        return made
-
-    _device: "torch.device | str | None" = None
+        return cls(root, place, lazy, device)
 
     # Which model.
 

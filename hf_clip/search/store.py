@@ -171,13 +171,13 @@ class Store:
         table = self._database.create_table(MODELS, schema=_MODEL_SCHEMA, exist_ok=True)
         content = pa.Table.from_pylist(rows, _MODEL_SCHEMA)
         table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(content)
-        _clean_up(table)
+        compact(table)
 
     def remove(self, entry: ModelEntry) -> None:
         """Forgets a model and its rows."""
         table = self._database.open_table(MODELS)
         table.delete(f"id = {quoted(entry.id)}")
-        _clean_up(table)
+        compact(table)
         if self._has(f"images_{entry.id}"):
             self._database.drop_table(f"images_{entry.id}")
 
@@ -246,10 +246,6 @@ def set_missing(table: Table, paths: Sequence[str], missing: bool) -> None:
 
 def compact(table: Table) -> None:
     """Small files become large ones, and versions before the last one go."""
-    _clean_up(table)
-
-
-def _clean_up(table: Table) -> None:
     with warnings.catch_warnings():
         # It warns of readers of older versions. Ours ask again, and the lock keeps other writers out.
         warnings.simplefilter("ignore")
