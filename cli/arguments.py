@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **options):
         super().__init__(*args, **{"allow_abbrev": False, **options})
         self._given: Sequence[str] = ()
+        # What the command calls methods that messages name.
+        self.commands: dict[str, str] = {}
 
     def parse_known_args(self, args=None, namespace=None):
         """What argparse does; the arguments are kept for `error`."""
@@ -44,8 +46,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}: see {self.prog} --help.")
 
     def flags(self) -> dict[str, str]:
-        """The name that each argument has on the command line."""
-        names = {}
+        """The name that each argument has on the command line, and what runs a method."""
+        names = dict(self.commands)
         for action in self._actions:
             metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
             names[action.dest] = action.option_strings[-1] if action.option_strings else metavar

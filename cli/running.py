@@ -14,6 +14,12 @@ from .main import DONE, FAILED
 from .streams import GuardedStream, guarded_streams
 from .usage import one_line, printable
 
+# What brings a package that is missing.
+_EXTRAS = {
+    **dict.fromkeys(("lancedb", "filelock"), "search"),
+    "ray": "ray",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
+}
 VERBS = (train, plan, evaluate, classify, index, search, embed, prompts, convert, export, push, doctor)
 
 
@@ -81,7 +87,8 @@ def _message(error: Exception, parser: Parser) -> str:
 
         message = in_callers_words(message, parser.flags(), between=" ")
     if isinstance(error, ModuleNotFoundError):
-        message += ": pip install 'hf_clip[train]' installs what training and evaluation need."
+        extra = _EXTRAS.get((error.name or "").partition(".")[0], "train")
+        message += f": pip install 'hf_clip[{extra}]' installs what it needs."
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         message += ": free some space; a run that was training goes on with --resume."
     return printable(message)

@@ -27,6 +27,7 @@ def add(verbs) -> None:
         usage="hf-clip search IMAGES [TEXT ...] [options]",
         prints_results=True,
     )
+    parser.commands["update"] = "hf-clip index"
     parser.add_argument("root", metavar="IMAGES", help="the folder that `hf-clip index` was given")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what the images show, before any flag")
     image = "images like these files, or like indexed images"

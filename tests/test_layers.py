@@ -20,7 +20,8 @@ LAYERS = [
     ("hf_clip/model/arguments_hf_clip.py hf_clip/model/device_hf_clip.py", 0),
     ("hf_clip/messages.py", 0),
     ("hf_clip/model/loss_hf_clip.py", 0),
-    ("hf_clip/model/image_decoding_hf_clip.py hf_clip/model/image_patches_hf_clip.py", 0),
+    ("hf_clip/model/image_decoding_hf_clip.py hf_clip/model/image_plugins_hf_clip.py", 0),
+    ("hf_clip/model/image_patches_hf_clip.py", 0),
     ("hf_clip/model/__init__.py", 0),
     ("hf_clip/model/modeling_*hf_clip.py", 1),
     ("hf_clip/model/*processing_hf_clip.py hf_clip/model/tokenization_hf_clip.py", 1),
@@ -47,9 +48,9 @@ EXCEPT = {
     # It made the adapters that it reads.
     ("hf_clip/conversion/adapters.py", "peft"),
     # They read what cameras and phones write, where somebody installed them.
-    ("hf_clip/search/photos.py", "pi_heif"),
-    ("hf_clip/search/photos.py", "pillow_heif"),
-    ("hf_clip/search/photos.py", "rawpy"),
+    ("hf_clip/model/image_plugins_hf_clip.py", "pi_heif"),
+    ("hf_clip/model/image_plugins_hf_clip.py", "pillow_heif"),
+    ("hf_clip/model/image_plugins_hf_clip.py", "rawpy"),
 }
 # What leans upward, within a function and where ImportError is caught: a classifier of a checkpoint is made by `load`
 # where the package is installed, and by transformers' Auto classes where the code came with a model.

@@ -12,6 +12,9 @@ the same pixels for plain RGB, grayscale and CMYK files, and on purpose other pi
   white.
 
 As with OpenAI, color profiles are ignored and animations give their first frame.
+
+HEIC is decoded where `pi-heif` or `pillow-heif` is installed, and the preview of cameras' raw files, known by their
+names, where `rawpy` is.
 """
 
 import sys
@@ -24,6 +27,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
+
+from .image_plugins_hf_clip import can_read_raw, is_raw, raw_preview, register_heif
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -133,10 +138,11 @@ def decode_image(
 
 
 def readable_formats() -> list[str]:
-    """The names of the formats that are decoded: FORMATS, and those whose opener somebody registered with Pillow.
+    """The names of the formats that are decoded: FORMATS, HEIC, and those that somebody registered.
 
-    Such as `pillow_heif.register_heif_opener()`. What else Pillow brings itself stays closed.
+    By an opener of Pillow's. What else Pillow brings itself stays closed.
     """
+    register_heif()
     # Only after this does Pillow know all that it has.
     Image.init()
     # An opener is a class or a function: those of Pillow are of its own modules.
@@ -150,7 +156,7 @@ def _is_of_pillow(factory) -> bool:
 def is_image_file(path: str | Path) -> bool:
     """Whether a file is an image: by its name, or by its first bytes where the name says nothing."""
     suffix = Path(path).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES or (is_raw(path) and can_read_raw()):
         return True
     return suffix not in OTHER_SUFFIXES and is_image(path)
 
@@ -188,16 +194,17 @@ def _explain(error: Exception) -> ImageDecodeError:
 
 
 def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image:
+    name = source if isinstance(source, str | Path) else None
     if isinstance(source, dict):
-        content, path = source.get("bytes"), source.get("path")
-        source = path if content is None else content
+        content, name = source.get("bytes"), source.get("path")
+        source = name if content is None else content
     if source is None:
         raise ImageDecodeError("the image is None. Drop such rows.", "missing")
     if isinstance(source, bytes | bytearray | memoryview):
         content = bytes(source)
         if not content:
             raise ImageDecodeError("the image has 0 bytes. Fetch the file again, or drop it.", "empty")
-        return _decode_stream(BytesIO(content), max_pixels, least_edge)
+        return _decode_stream(BytesIO(content), max_pixels, least_edge, name)
     if not isinstance(source, str | Path):
         raise ImageDecodeError(
             f"an image cannot be had from {type(source).__name__}. Pass bytes, a path, a PIL image, "
@@ -212,29 +219,45 @@ def _decode_file(source, max_pixels: int, least_edge: int | None) -> Image.Image
     with path.open("rb") as stream:
         if path.stat().st_size == 0:
             raise ImageDecodeError(f"{str(path)!r} has 0 bytes. Fetch the file again.", "empty")
-        return _decode_stream(stream, max_pixels, least_edge)
+        return _decode_stream(stream, max_pixels, least_edge, name)
 
 
-def _decode_stream(stream, max_pixels: int, least_edge: int | None) -> Image.Image:
+def _decode_stream(stream, max_pixels: int, least_edge: int | None, name=None) -> Image.Image:
+    if is_raw(name) and can_read_raw():
+        return _decode_raw(stream.read(), max_pixels)
     # Image.open raises KeyError for a format that this build of Pillow lacks.
     try:
         image = Image.open(stream, formats=readable_formats())
     except Image.UnidentifiedImageError as error:
         stream.seek(0)
-        raise _explain_format(stream.read(_BEGINNING)) from error
+        raise _explain_format(stream.read(_BEGINNING), name) from error
     with image:
         return _decode_image(image, max_pixels, least_edge)
 
 
-def _explain_format(beginning: bytes) -> ImageDecodeError:
+def _decode_raw(content: bytes, max_pixels: int) -> Image.Image:
+    # Whatever LibRaw raises.
+    try:
+        preview = raw_preview(content)
+    except Exception as error:
+        raise ImageDecodeError(f"no preview can be had from this raw file ({error}).", "broken") from error
+    return decode_image(preview, max_pixels=max_pixels)
+
+
+def _explain_format(beginning: bytes, name=None) -> ImageDecodeError:
     """The ImageDecodeError for a file of another format than those that are decoded, by its first bytes."""
-    for (offset, start), name in _OTHER_BEGINNINGS.items():
+    for (offset, start), kind in _OTHER_BEGINNINGS.items():
         if beginning[offset:].startswith(start):
-            is_page = any(word in name for word in ("HTML", "XML", "archive"))
+            is_page = any(word in kind for word in ("HTML", "XML", "archive"))
             fix = "Fetch the image itself." if is_page else "Convert it to PNG."
-            if name == "HEIC":
-                fix = "Install pillow-heif and call pillow_heif.register_heif_opener(), or convert it to PNG."
-            return ImageDecodeError(f"the file is {name}, which is not decoded. {fix}", "unknown_format")
+            if kind == "HEIC":
+                is_damaged = "HEIF" in readable_formats()
+                fix = "Fetch it again." if is_damaged else "Install pi-heif, or convert it to PNG."
+            return ImageDecodeError(f"the file is {kind}, which is not decoded. {fix}", "unknown_format")
+    if is_raw(name):
+        return ImageDecodeError(
+            "a camera's raw file, which is not decoded. Install rawpy, which reads its preview.", "unknown_format"
+        )
     return ImageDecodeError(
         f"a damaged header, or a format other than {', '.join(FORMATS)}. Convert the file to PNG.", "unknown_format"
     )

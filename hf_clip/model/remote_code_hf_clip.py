@@ -14,6 +14,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .image_processing_hf_clip import HFCLIPImageProcessor
     from .image_decoding_hf_clip import decode_image
     from .image_patches_hf_clip import shape_in_patches
+    from .image_plugins_hf_clip import register_heif
     from .label_cache_hf_clip import LabelEmbeddings
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel

@@ -4,7 +4,10 @@
 exports it. Names are imported on first use: LanceDB takes seconds.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +25,27 @@ _HOME = {
     "SearchError": "errors",
     "Update": "updating",
 }
+
+
+class _Deferred(ModuleType):
+    """A package whose own code runs once something of it is asked for; its modules are imported as ever."""
+
+    def __getattr__(self, name: str):
+        self.__class__ = ModuleType
+        self.__spec__.loader.exec_module(self)  # pyright: ignore[reportOptionalMemberAccess]
+        return getattr(self, name)
+
+
+def _defer(package: str) -> None:
+    spec = None if package in sys.modules else find_spec(package)
+    if spec is not None and spec.loader is not None:
+        module = module_from_spec(spec)
+        module.__class__ = _Deferred
+        sys.modules[package] = module
+
+
+# LanceDB takes its models of requests; the classes that call a server, never used here, are half of LanceDB's import.
+_defer("lance_namespace_urllib3_client")
 
 __all__ = ["Hit", "Hits", "Index", "SearchError", "Update", "embed_to_file"]
 

@@ -23,8 +23,12 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def writing(folder: str | Path) -> Iterator[None]:
-    """The body writes to an index: what the disk or the rights refuse is one line, and what was there stays whole."""
+def writing(folder: str | Path, argument: str = "index") -> Iterator[None]:
+    """The body writes below a folder: what the disk or the rights refuse is one line, and what was there stays whole.
+
+    Args:
+        argument: that of the caller which says where.
+    """
     try:
         yield
     except SearchError:
@@ -35,7 +39,7 @@ def writing(folder: str | Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or any(word in text for word in _FULL):
             raise SearchError(
                 f"{folder} cannot be written to: the disk is full, or a quota is used up. All that was there is "
-                "whole. Free some space, or name another folder with `index`, and go on."
+                f"whole. Free some space, or name another place with `{argument}`, and go on."
             ) from error
         refused = (errno.EROFS, errno.EACCES, errno.EPERM)
         if str(getattr(error, "filename", "") or "").startswith(str(folder)):
@@ -43,6 +47,6 @@ def writing(folder: str | Path) -> Iterator[None]:
             refused += (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
         if number in refused or any(word in text for word in _REFUSED):
             raise SearchError(
-                f"{folder} cannot be written to ({one_line(error)}): name a folder of yours with `index`."
+                f"{folder} cannot be written to ({one_line(error)}): name a place of yours with `{argument}`."
             ) from error
         raise

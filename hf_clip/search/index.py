@@ -88,7 +88,7 @@ class Index:
         if self._known is not None and self._known[0] == version:
             return self._known[1]
         if "://" not in self.place and not Path(self.place).is_dir():
-            raise SearchError(f"{self.place} holds no index: run hf-clip index, or call update().")
+            raise SearchError(f"{self.place} holds no index: run `update` first.")
         entries = self._store.entries()
         wanted = self._asked_for
         if wanted is not None:
@@ -98,7 +98,7 @@ class Index:
                 entries = [one for one in entries if one.id == key]
         if not entries:
             name = "" if wanted is None else f" for the model {wanted.source}"
-            raise SearchError(f"{self.place} holds no index{name}: run hf-clip index, or call update().")
+            raise SearchError(f"{self.place} holds no index{name}: run `update` first.")
         self._known = version, entries[0], read_calibration(entries[0])
         return entries[0]
 
@@ -130,8 +130,8 @@ class Index:
                     check_probe(torch.from_numpy(tensors["text_probe"]), model, processor, "text", self.place)
                 except ValueError as error:
                     raise SearchError(
-                        f"{entry.source} gives other embeddings than when {self.place} was made: update the index, "
-                        "or name the model that it was made with."
+                        f"{entry.source} gives other embeddings than when {self.place} was made: run `update`, "
+                        "or name the `model` that it was made with."
                     ) from error
             self._checked = entry.id
 

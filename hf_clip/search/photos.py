@@ -4,16 +4,13 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from PIL import Image
 
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image, readable_formats
+from hf_clip.model.image_plugins_hf_clip import can_read_raw
 
-# Of cameras' raw files the preview is taken, where rawpy is installed.
-RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef .srw .nrw .raw .rwl .3fr .iiq".split())
 # Reasons that lie with the machine, not with the file: such a file is tried again next time.
 PASSING = {"missing", "unreadable", "out_of_memory"}
 _EXIF_FOLDER, _TAKEN, _CHANGED = 0x8769, 0x9003, 0x0132
@@ -41,27 +38,8 @@ class Photo:
     is_passing: bool = False
 
 
-@cache
-def can_read_raw() -> bool:
-    return find_spec("rawpy") is not None
-
-
-@cache
-def register_openers() -> None:
-    """HEIC is decoded where `pi-heif` or `pillow-heif` is installed."""
-    try:
-        import pi_heif as heif  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        try:
-            import pillow_heif as heif  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            return
-    heif.register_heif_opener()
-
-
 def decoders() -> str:
     """What says which files can be decoded: those that could not are tried again when it changes."""
-    register_openers()
     return " ".join([*sorted(readable_formats()), *(["raw"] if can_read_raw() else [])])
 
 
@@ -85,7 +63,8 @@ def read_photo(
     if is_known(photo.hash):
         return photo
     try:
-        image = decode_image(_preview(content) if _is_raw(source) else content)
+        # A raw file is known by its name.
+        image = decode_image({"bytes": content, "path": source if isinstance(source, str) else None})
         photo.width, photo.height = image.size
         photo.taken = taken_at(content)
         photo.pixels = prepare(image)
@@ -98,7 +77,6 @@ def read_photo(
 
 def decode_photo(source: str | bytes) -> Image.Image:
     """The image of a file, or of its bytes, of every kind that an index takes. Raises ImageDecodeError."""
-    register_openers()
     photo = read_photo(source, lambda image: image)
     if photo.error:
         raise ImageDecodeError(f"{source}: {photo.error}" if isinstance(source, str) else photo.error)
@@ -108,22 +86,6 @@ def decode_photo(source: str | bytes) -> Image.Image:
 def _read(path: str) -> bytes:
     with open(path, "rb") as stream:
         return stream.read()
-
-
-def _is_raw(source: str | bytes) -> bool:
-    return isinstance(source, str) and source.lower().endswith(tuple(RAW_SUFFIXES))
-
-
-def _preview(content: bytes) -> Any:
-    """The preview within a camera's raw file: JPEG bytes, or an array. Raises ImageDecodeError."""
-    import rawpy  # pyright: ignore[reportMissingImports]
-
-    # Whatever LibRaw raises.
-    try:
-        with rawpy.imread(io.BytesIO(content)) as raw:
-            return raw.extract_thumb().data
-    except Exception as error:
-        raise ImageDecodeError(f"no preview can be had from this raw file ({error}).", "broken") from error
 
 
 def taken_at(content: bytes) -> str | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_image
+from hf_clip.model.image_plugins_hf_clip import RAW_SUFFIXES, can_read_raw
 
 from .errors import SearchError, one_line
-from .photos import RAW_SUFFIXES, can_read_raw
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .mts .m2ts".split())
 

@@ -310,7 +310,7 @@ def test_a_registered_opener_is_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("beginning", "message"),
     [
-        (b"\0\0\0\x18ftypheic", "the file is HEIC, which is not decoded. Install pillow-heif and call"),
+        (b"\0\0\0\x18ftypheic", "the file is HEIC, which is not decoded"),
         (b"\0\0\0\x0cjP  \r\n", "the file is JPEG 2000, which is not decoded. Convert it to PNG"),
         (b"%PDF-1.7", "the file is a PDF"),
         (b"<html><body>404", "the file is an HTML page"),

@@ -1,5 +1,7 @@
 """Questions to an index: texts, images, mixtures, conditions, recommendations, and whether there is a match."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,28 @@ def test_diversity_takes_one_of_each_kind_before_a_second():
     rows = [{"score": score} for score in (0.99, 0.98, 0.97, 0.9, 0.8)]
     assert diversify(rows, kinds, 3, 0.0) == [0, 1, 2]
     assert diversify(rows, kinds, 3, 0.5) == [0, 3, 4]
+
+
+def test_an_index_that_is_not_there_is_told_in_the_words_of_python(tmp_path):
+    with pytest.raises(SearchError, match="holds no index: run `update` first"):
+        Index.open(tmp_path).search("dog")
+
+
+def test_a_package_that_is_deferred_runs_once_something_of_it_is_asked_for(tmp_path, monkeypatch):
+    from hf_clip import search
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deferred_toy").mkdir()
+    (tmp_path / "deferred_toy/__init__.py").write_text("from . import part\nheavy = part.value + 1\n")
+    (tmp_path / "deferred_toy/part.py").write_text("value = 1\n")
+    search._defer("deferred_toy")
+    from deferred_toy.part import value
+
+    package = sys.modules["deferred_toy"]
+    assert value == 1 and "heavy" not in vars(package)
+    assert package.heavy == 2 and type(package) is type(sys)
+    with pytest.raises(AttributeError):
+        _ = package.nothing
 
 
 def test_nothing_asked_for_is_an_error(index):

@@ -11,6 +11,7 @@ from hf_clip.search import Index, SearchError
 from hf_clip.search.photos import taken_at
 from hf_clip.search.store import EMBEDDING, as_matrix
 from tests.helpers.counts import soak_count
+from tests.helpers.phone_photos import HEIC, write_dng
 from tests.helpers.search_toys import GrayEncoder, write_gray
 
 
@@ -170,7 +171,23 @@ def write_and_open(photos: Path):
     return Image.new("RGB", (8, 8), (9, 9, 9))
 
 
-def test_files_of_other_kinds_are_counted_and_named(index, photos, model):
+def test_photos_of_phones_and_cameras_are_indexed(index, photos, model):
+    pytest.importorskip("pi_heif")
+    pytest.importorskip("rawpy")
+    shutil.copy(HEIC, photos / "phone.HEIC")
+    write_dng(photos / "camera.dng")
+    report = index.update()
+    assert (report.added, report.unreadable, dict(report.others)) == (2, 0, {})
+    content = index._store.columns(index._entry(), ["path", "width", "height", "taken"], "taken IS NOT NULL")
+    assert sorted(content.to_pylist(), key=lambda row: row["path"]) == [
+        {"path": "camera.dng", "width": 64, "height": 48, "taken": "2023-02-03T04:05:06"},
+        {"path": "phone.HEIC", "width": 32, "height": 48, "taken": "2024-05-01T12:30:00"},
+    ]
+    assert index.image("camera.dng").size == (64, 48)
+
+
+def test_files_of_other_kinds_are_counted_and_named(index, photos, model, monkeypatch):
+    monkeypatch.setattr("hf_clip.search.walking.can_read_raw", lambda: False)
     for name in ("film.mp4", "film.MOV", "text.txt", "raw.nef", ".hidden.png"):
         (photos / name).write_bytes(b"x")
     report = encodes(model, index)
