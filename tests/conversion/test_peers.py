@@ -69,10 +69,28 @@ OPEN_CLIP_KNOBS = {
 }
 
 
-@pytest.fixture(params=OPEN_CLIP_KNOBS)
+# Those that need a model to themselves, and the others at once; each by itself under `make soak`.
+_APART = ("plain", "norm, then average", "a token by its id", "no text projection", "CLIPA", "ResNet of other heads")
+_AT_ONCE = {
+    "quick_gelu": True,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision": {
+        **{"ls_init_value": 0.1, "head_width": 16, "mlp_ratio": 2.6, "no_ln_pre": True, "pool_type": "avg"},
+        **{"final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-3}, "patch_dropout": 0.5, "patch_size": 7},
+    },
+    "text": {
+        **{"ls_init_value": 0.2, "mlp_ratio": 3.7362, "norm_kwargs": {"eps": 1e-2}, "pool_type": "last"},
+        **{"no_causal_mask": True, "proj_bias": True},
+    },
+}
+_FEWER = {name: OPEN_CLIP_KNOBS[name] for name in _APART} | {"the others at once": _AT_ONCE}
+
+
+@pytest.fixture(params=soak_count(_FEWER, _FEWER | OPEN_CLIP_KNOBS).items(), ids=lambda named: named[0])
 def open_clip_folder(request, tmp_path):
     """A folder, and OpenCLIP's model of it."""
-    model_cfg = open_clip_config(**OPEN_CLIP_KNOBS[request.param])
+    model_cfg = open_clip_config(**request.param[1])
     return tmp_path / "theirs", write_open_clip_folder(tmp_path / "theirs", model_cfg)
 
 

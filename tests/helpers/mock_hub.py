@@ -85,7 +85,8 @@ def use_in_this_process(hub: MockHub, monkeypatch: pytest.MonkeyPatch, cache: Pa
 def running_hub(repositories: Mapping[str, Path], home: Path | None = None) -> Iterator[MockHub]:
     """A hub that answers within the block."""
     hub = MockHub(repositories, home)
-    thread = Thread(target=hub.serve_forever, daemon=True)
+    # It looks for its end 50 times a second instead of twice.
+    thread = Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

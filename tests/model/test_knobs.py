@@ -394,7 +394,7 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing():
 @pytest.mark.slow
 def test_compiles_as_one_graph_in_training_and_behind_it():
     model = scatter_weights(everything())
-    for training in (False, True):
+    for training in soak_count((True,), (False, True)):
         model.train(training)
         for kind in ("encode_image", "encode_text"):
             encode = getattr(model, kind)

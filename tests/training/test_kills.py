@@ -107,10 +107,10 @@ def uninterrupted(file):
 
 def test_killed_runs_end_as_the_one_that_was_not(file, uninterrupted, tmp_path):
     whole, counts = uninterrupted
-    draw, wanted, killed, finished = random.Random(4), soak_count(2, 20), [], 0
+    draw, wanted, killed, finished = random.Random(4), soak_count(1, 20), [], 0
     while len(killed) < wanted or (tmp_path / f"run-{finished}").exists():
         folder = tmp_path / f"run-{finished}"
-        place = [STEP, SAVE, ANY][len(killed) % 3] if len(killed) < wanted else None
+        place = [SAVE, STEP, ANY][len(killed) % 3] if len(killed) < wanted else None
         number = draw.randrange(counts[place]) if place is not None else 0
         code, _ = in_a_process(train_and_die, file, folder, place, number)
         assert code in (0, -signal.SIGKILL), f"after {killed}, killed {place} {number}"

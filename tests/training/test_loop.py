@@ -30,6 +30,7 @@ from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import DataError
 from hf_clip.training.stream.decoding import Decoder
 from hf_clip_cli import main as cli
+from tests.helpers.counts import soak_count
 from tests.helpers.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
 from tests.helpers.warm_python import warm_python
 
@@ -190,7 +191,7 @@ def uninterrupted(folder, careful):
     return folder / "uninterrupted"
 
 
-@pytest.mark.parametrize("step", [1, 10])
+@pytest.mark.parametrize("step", soak_count([10], [1, 10]))
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp_path, monkeypatch, step):
     update = Trainer.update
 
@@ -211,7 +212,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(uninterrupted, careful, tmp
     assert_same_run(tmp_path / "run", uninterrupted, 14)
 
 
-@pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.parametrize("step", soak_count([5], [0, 5]))
 def test_a_run_stopped_while_it_seeks_its_next_pairs_goes_on_too(uninterrupted, careful, tmp_path, monkeypatch, step):
     decode, decoded = Decoder.decode, []
 
@@ -248,7 +249,7 @@ def test_a_signal_ends_evaluations_and_the_last_steps_work_too(data, held_out, t
     train(config, tmp_path / "whole")
     for resume, function, step in (
         (False, "evaluate_retrieval", 3),
-        (True, "evaluate_retrieval", 4),
+        *soak_count([], [(True, "evaluate_retrieval", 4)]),
         (True, "write_model_card", 4),
     ):
         with monkeypatch.context() as patch:
@@ -532,7 +533,7 @@ def write_tar(place: Path, content: list[dict]) -> Path:
     return place / "shard-0.tar"
 
 
-@pytest.mark.parametrize("write", [write_image_folder, write_csv, write_tar])
+@pytest.mark.parametrize("write", [write_tar, *soak_count([], [write_image_folder, write_csv])])
 def test_every_kind_of_source_trains_as_the_parquet_file_does(data, tmp_path, write):
     config = configure(tmp_path, write(tmp_path / "data", rows(6)), steps=2, optimizer={"warmup_steps": 1})
     train(config, tmp_path / "run")

@@ -17,6 +17,7 @@ from hf_clip.training.config import CheckpointConfig
 from hf_clip.training.data_fingerprint import DataChangedError
 from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
 from hf_clip.training.run_folder import FolderError, RunFolder, require_space
+from tests.helpers.counts import soak_count
 from tests.helpers.ranks import process_context, run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 
@@ -267,7 +268,7 @@ def train_on_rank(file: Path, folder: Path, stop: int | None, resume: bool) -> t
     return "finished", seen
 
 
-def test_a_run_may_go_from_two_processes_to_one_and_to_four(tmp_path):
+def test_a_run_may_go_from_two_processes_to_one_and_on_to_four(tmp_path):
     """The order of the pairs stays; the weights are those of one process, but for the rounding of sums."""
     content = recipe(write_parquet(tmp_path / "train.parquet", rows(3)), steps=7, batch_size=16)
     content["optimizer"] = {"learning_rate": 1e-3, "warmup_steps": 1, "epsilon": 1e-4}
@@ -275,7 +276,7 @@ def test_a_run_may_go_from_two_processes_to_one_and_to_four(tmp_path):
     [(ending, whole)] = run_on_ranks(train_on_rank, 1, file, tmp_path / "whole", None, False)
     assert ending == "finished"
     order = []
-    for ranks, stop in ((2, 3), (1, 5), (4, None)):
+    for ranks, stop in soak_count(((2, 3), (1, None)), ((2, 3), (1, 5), (4, None))):
         outcomes = run_on_ranks(train_on_rank, ranks, file, tmp_path / "run", stop, bool(order))
         endings = {ending for ending, _ in outcomes}
         if stop is None:

@@ -256,8 +256,8 @@ def test_the_pages_config_is_one_that_accelerate_reads(tmp_path):
 def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp_path, monkeypatch):
     """The page's config on 2 processes, by Muon, killed and resumed."""
     data = write_parquet(tmp_path / "train.parquet", rows(3))
-    content = recipe(data, batch_size=24, steps=4, ema_decay=0.5, micro_batch_size=6)
-    content["checkpoints"] = {"save_every": 2}
+    content = recipe(data, batch_size=24, steps=2, ema_decay=0.5, micro_batch_size=6)
+    content["checkpoints"] = {"save_every": 1}
     content["optimizer"] |= {"algorithm": "muon", "epsilon": 1e-4}
     file = write_recipe(tmp_path / "recipe.yaml", content)
     script = tmp_path / "shard.py"
@@ -268,11 +268,11 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
     assert "model.text_model.encoder.layers.0 model.vision_model.layers.0" in ended.stdout
     assert "broadcast_buffers" not in ended.stderr
     # As if it had been killed before its last checkpoint.
-    shutil.rmtree(tmp_path / "run/checkpoints/checkpoint-4")
+    shutil.rmtree(tmp_path / "run/checkpoints/checkpoint-2")
     (tmp_path / "run/results.json").unlink()
     resumed = accelerate_launch([script, "--output-dir", "run", "--resume"], tmp_path, config)
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step 2" in resumed.stderr
+    assert "Going on from step 1" in resumed.stderr
 
     monkeypatch.setattr("hf_clip.training.optimizer.is_fast_at_bf16", lambda device: False)
     alone = train(load_recipe(file), tmp_path / "alone")
