@@ -1,7 +1,6 @@
 """The processor: both halves in one call, defaults that travel, and no input that the model cannot use."""
 
 import io
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, build_vocabulary
-from tests.helpers.warm_python import warm_python
 
 TEXTS = ["A red cat", "", "Caf&eacute; “X” <|endoftext|>", "word " * 99]
 
@@ -144,31 +142,3 @@ def test_a_folder_of_transformers_clip_is_read(tmp_path: Path):
     outputs = processor(text=["AB", "x " * 99], images=make_image(), return_tensors="pt")
     assert outputs["input_ids"].shape == (2, 9) and outputs["input_ids"][0, :3].tolist() == [513, 512, 514]
     assert outputs["pixel_values"].shape == (1, 3, 16, 16)
-
-
-@pytest.mark.slow
-def test_remote_code_needs_no_package(processor, tmp_path: Path, monkeypatch):
-    """The folder, in a process that cannot see hf_clip, gives the same inputs by its own copy of the code."""
-    program = """
-import sys
-sys.modules["hf_clip"] = None
-import torch
-from transformers import AutoProcessor
-folder, texts = sys.argv[1], sys.argv[2:]
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-outputs = processor(text=texts, images=folder + "/image.png", return_tensors="pt")
-torch.save(dict(outputs), folder + "/outputs")
-"""
-    monkeypatch.setattr(HFCLIPProcessor, "_auto_class", "AutoProcessor")
-    monkeypatch.setattr(HFCLIPTokenizer, "_auto_class", "AutoTokenizer")
-    monkeypatch.setattr(HFCLIPImageProcessor, "_auto_class", "AutoImageProcessor")
-    processor.save_pretrained(tmp_path)
-    (tmp_path / "image.png").write_bytes(make_image())
-    done = subprocess.run(
-        [*warm_python("libraries"), "-c", program, str(tmp_path), *TEXTS],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    outputs = torch.load(tmp_path / "outputs", weights_only=True)
-    expected = processor(text=TEXTS, images=make_image(), return_tensors="pt")
-    assert all(torch.equal(outputs[key], expected[key]) for key in expected)

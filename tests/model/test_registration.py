@@ -1,7 +1,5 @@
 """transformers' own entrances take a saved folder: Auto classes, the stock pipeline, and code from the Hub."""
 
-import subprocess
-
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +28,6 @@ from hf_clip import (
     HFCLIPTokenizer,
 )
 from tests.helpers.toys import tiny_clip
-from tests.helpers.warm_python import warm_python
 
 LABELS = ["a red square", "something blue", "green " * 100]
 
@@ -155,44 +152,3 @@ def test_public_names_are_there_and_others_are_refused_by_name():
         hf_clip.HFClipModel  # noqa: B018
     with pytest.raises(ImportError, match="HFClipModel"):
         exec("from hf_clip import HFClipModel")
-
-
-WITHOUT_THE_PACKAGE = """
-import sys
-
-sys.modules["hf_clip"] = None  # to import it raises ImportError
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-folder, outputs = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules")
-inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=["a red square", "green"], return_tensors="pt")
-with torch.no_grad():
-    output = model(**inputs)
-torch.save({"logits_per_image": output.logits_per_image, "image_embeds": output.image_embeds, **inputs}, outputs)
-"""
-
-
-@pytest.mark.slow
-def test_a_folder_saved_with_its_code_loads_where_the_package_is_missing(folder, tmp_path, monkeypatch):
-    model, processor = HFCLIPModel.from_pretrained(folder), HFCLIPProcessor.from_pretrained(folder)
-    for kind in (HFCLIPConfig, HFCLIPModel, HFCLIPImageProcessor, HFCLIPTokenizer, HFCLIPProcessor):
-        # Registered for this test alone: a class remembers it.
-        monkeypatch.setattr(kind, "_auto_class", None)
-        kind.register_for_auto_class(*(["AutoModel"] if kind is HFCLIPModel else []))
-    model.save_pretrained(tmp_path / "saved")
-    processor.save_pretrained(tmp_path / "saved")
-    program, outputs = tmp_path / "program.py", tmp_path / "outputs.pt"
-    program.write_text(WITHOUT_THE_PACKAGE)
-    command = [*warm_python("libraries"), str(program), str(tmp_path / "saved"), str(outputs)]
-    completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert completed.returncode == 0, completed.stderr
-    found = torch.load(outputs, weights_only=True)
-    inputs = processor(images=make_image(), text=["a red square", "green"], return_tensors="pt")
-    with torch.no_grad():
-        output = model(**inputs)
-    expected = {"logits_per_image": output.logits_per_image, "image_embeds": output.image_embeds, **inputs}
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -27,6 +27,7 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 LABELS = ["a red square", "something blue"]
+ODD = ["Caf&eacute; “X”", "<|endoftext|>", "word " * 99]
 CODE = {file.name for file in Path(remote_code_hf_clip.__file__).parent.glob("*_hf_clip.py")}
 TOWERS = {
     "vit": {},
@@ -44,6 +45,7 @@ TOWERS = {
 
 # Loads, scores, saves again, and scores what it saved.
 PROGRAM = """
+import json
 import sys
 
 sys.modules["hf_clip"] = None  # to import it raises ImportError
@@ -59,8 +61,9 @@ def scores(source):
     model = AutoModelForZeroShotImageClassification.from_pretrained(source, **trust).eval()
     processor = AutoProcessor.from_pretrained(source, **trust)
     inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=LABELS, return_tensors="pt")
-    apart = AutoTokenizer.from_pretrained(source, **trust)(LABELS, padding=True, return_tensors="pt")
-    assert torch.equal(apart["input_ids"], inputs["input_ids"])
+    tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+    assert torch.equal(tokenizer(LABELS, padding=True, return_tensors="pt")["input_ids"], inputs["input_ids"])
+    ids = [tokenizer(ODD)["input_ids"], processor.tokenizer(ODD)["input_ids"]]
     apart = AutoImageProcessor.from_pretrained(source, **trust)(Image.new("RGB", (40, 32), "red"), return_tensors="pt")
     assert torch.equal(apart["pixel_values"], inputs["pixel_values"])
     same = AutoModel.from_pretrained(source, **trust)
@@ -74,17 +77,19 @@ def scores(source):
     with torch.no_grad():
         logits = model(**inputs).logits_per_image
     assert type(found[0]) is dict and {row["label"] for row in found} == set(LABELS)
-    return model, processor, logits
+    return model, processor, logits, ids
 
-found = {}
+found, odd_ids = {}, {}
+ODD = json.loads(open("odd_texts.json").read())
 LABELS, outputs = sys.argv[1:3], sys.argv[3]
 for source in sys.argv[4:]:
-    model, processor, found[source] = scores(source)
+    model, processor, found[source], odd_ids[source] = scores(source)
     again = f"again/{source.strip('/').replace('/', '-')}"
     model.save_pretrained(again)
     processor.save_pretrained(again)
-    found[f"{source} again"] = scores(again)[-1]
+    found[f"{source} again"] = scores(again)[2]
 torch.save(found, outputs)
+json.dump(odd_ids, open("odd_ids.json", "w"))
 """
 
 
@@ -115,6 +120,7 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
     import os
 
     (folder / "program.py").write_text(PROGRAM)
+    (folder / "odd_texts.json").write_text(json.dumps(ODD))
     command = [*warm_python("libraries"), "program.py", *LABELS, "outputs.pt", *sources]
     completed = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **(environment or {})}
@@ -141,6 +147,8 @@ def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
         found = without_the_package(tmp_path, list(expected), hub.environment(tmp_path / "home"))
     expected |= {f"{name} again": scores for name, scores in expected.items()}
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    ids = processor.tokenizer(ODD)["input_ids"]
+    assert all(found == [ids, ids] for found in json.loads((tmp_path / "odd_ids.json").read_text()).values())
     for again in (tmp_path / "again").iterdir():
         assert CODE <= {file.name for file in again.iterdir()}
     # What was saved again stands on its own: it does not refer to the repository that it came from.

@@ -4,7 +4,6 @@ import copy
 import gzip
 import itertools
 import pickle
-import subprocess
 import unicodedata
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -21,7 +20,6 @@ from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer, clean_text
 from tests.helpers.counts import soak_count
 from tests.helpers.peers import load_openai_module, load_openai_tokenize
-from tests.helpers.warm_python import warm_python
 
 START, END = 49406, 49407
 
@@ -206,29 +204,6 @@ def test_a_folder_that_transformers_saved_gives_openais_ids(tokenizer, tmp_path:
     loaded = HFCLIPTokenizer.from_pretrained(tmp_path)
     assert loaded.model_max_length == 77
     assert odd_ids(loaded) == odd_ids(tokenizer)
-
-
-@pytest.mark.slow
-def test_remote_code_needs_no_package(tokenizer, tmp_path: Path, monkeypatch):
-    """The folder, in a process that cannot see hf_clip, gives the same ids by its own copy of the code."""
-    program = """
-import sys
-sys.modules["hf_clip"] = None
-from transformers import AutoTokenizer
-for folder in ("openai", "trained"):
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    print(tokenizer(sys.argv[1:])["input_ids"])
-"""
-    texts = ["Caf&eacute; “X”", "<|endoftext|>", "word " * 99]
-    monkeypatch.setattr(HFCLIPTokenizer, "_auto_class", "AutoTokenizer")
-    trained = HFCLIPTokenizer.train(CAPTIONS, 540, model_max_length=20)
-    tokenizer.save_pretrained(tmp_path / "openai")
-    trained.save_pretrained(tmp_path / "trained")
-    command = [*warm_python("libraries"), "-c", program, *texts]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
-    expected = [str(each(texts)["input_ids"]) for each in (tokenizer, trained)]
-    assert done.stdout.strip().splitlines()[-2:] == expected
 
 
 CAPTIONS = [

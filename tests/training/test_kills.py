@@ -16,6 +16,7 @@ from hf_clip.training import load_recipe, train
 from hf_clip.training.checkpoint import list_checkpoints, load_state, newest_checkpoint
 from hf_clip.training.loop import Trainer
 from tests.helpers.counts import soak_count
+from tests.helpers.quick_ends import end_quickly
 from tests.helpers.ranks import process_context
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 
@@ -48,6 +49,8 @@ def kill_at(folder: Path, place: str | None, number: int, counts: Counter) -> No
 
 
 def train_and_die(file: Path, folder: Path, place: str | None, number: int, connection) -> None:
+    # The process ends with the run.
+    end_quickly(pytest.MonkeyPatch())
     counts: Counter[str] = Counter()
     kill_at(folder, place, number, counts)
     train(load_recipe(file), folder, resume=(folder / "recipe.yaml").is_file())

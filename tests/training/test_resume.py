@@ -18,6 +18,7 @@ from hf_clip.training.data_fingerprint import DataChangedError
 from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
 from hf_clip.training.run_folder import FolderError, RunFolder, require_space
 from tests.helpers.counts import soak_count
+from tests.helpers.quick_ends import end_quickly
 from tests.helpers.ranks import process_context, run_on_ranks
 from tests.helpers.squares import recipe, rows, write_parquet, write_recipe
 
@@ -250,6 +251,8 @@ def test_room_is_asked_for_the_checkpoints_to_come(tmp_path, monkeypatch):
 
 def train_on_rank(file: Path, folder: Path, stop: int | None, resume: bool) -> tuple[str, list[list[int]]]:
     """How the run ended on this rank, and the ids of its pairs of every step."""
+    # The process ends with the run.
+    end_quickly(pytest.MonkeyPatch())
     seen = []
     if stop is not None:
         # The last rank has the signal; the first one writes.

@@ -258,7 +258,7 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
     data = write_parquet(tmp_path / "train.parquet", rows(3))
     content = recipe(data, batch_size=24, steps=2, ema_decay=0.5, micro_batch_size=6)
     content["checkpoints"] = {"save_every": 1}
-    content["optimizer"] |= {"algorithm": "muon", "epsilon": 1e-4}
+    content["optimizer"] |= {"algorithm": "muon", "epsilon": 1e-4, "warmup_steps": 1}
     file = write_recipe(tmp_path / "recipe.yaml", content)
     script = tmp_path / "shard.py"
     script.write_text(SHARD_ON_CPUS)
