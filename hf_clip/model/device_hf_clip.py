@@ -11,12 +11,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def is_fast_at_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 ones there: by its instructions, not by a race.
 
-    On a CPU that takes AMX or AVX-512's bf16 instructions. Elsewhere bf16 is emulated, and slower than fp32.
+    On a CPU that takes AMX or AVX-512's bf16 instructions, and oneDNN, which uses them. Elsewhere bf16 is emulated,
+    and slower than fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        return has_onednn and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return False
 
 
