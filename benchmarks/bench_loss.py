@@ -1,6 +1,6 @@
 """The loss of a large batch, forward and backward: this package beside plain cross entropy and sentence-transformers.
 
-    python benchmarks/bench_loss.py
+    python benchmarks/bench_loss.py [--quick]
 
 Each method runs in a process of its own, on the same unit embeddings in float32, after a small batch that warms it up.
 Memory is the process's peak over what it held with embeddings and gradients. Plain cross entropy takes 20 GB at the
@@ -13,11 +13,13 @@ import importlib.util
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from hf_clip import contrastive_loss, sigmoid_loss
+from hf_clip.model import loss_hf_clip
 
 SCALE, BIAS = 20.0, -10.0
 OURS, PEER = "contrastive_loss", "sentence-transformers"
@@ -51,8 +53,30 @@ def sentence_transformers(image, text, scale):
     return loss.calculate_loss([[image], [text]], with_backward=True)
 
 
+@torch.no_grad()
+def products_alone(image, text, scale):
+    """The four products of matrices of the loss, tile by tile, and nothing else."""
+    tile_rows, tile_columns = loss_hf_clip._CPU_TILE
+    slope_RC = torch.rand(tile_rows, tile_columns)
+    for start in range(0, len(image), tile_rows):
+        image_RD = image[start : start + tile_rows]
+        for first in range(0, len(text), tile_columns):
+            text_CD = text[first : first + tile_columns]
+            some_RC = slope_RC[: len(image_RD), : len(text_CD)]
+            for left, right in (
+                (image_RD, text_CD.T),
+                (image_RD, text_CD.T),
+                (some_RC, text_CD),
+                (some_RC.T, image_RD),
+            ):
+                loss_hf_clip.matrix_product(left, right)
+    return torch.zeros(())
+
+
 METHODS = {
     OURS: contrastive_loss,
+    "its products alone": products_alone,
+    "bf16 products": partial(contrastive_loss, products="bfloat16"),
     "cross entropy": plain_cross_entropy,
     PEER: sentence_transformers,
     "sigmoid_loss": lambda image, text, scale: sigmoid_loss(image, text, scale, torch.tensor(BIAS)),
@@ -113,13 +137,29 @@ def measured(method: str, batch: int, dimensions: int, runs: int) -> tuple[float
     return tuple(map(float, finished.stdout.split()[-3:]))
 
 
+def print_error_of_halves(batch: int, dimensions: int) -> None:
+    """By how much products of what is rounded to bf16 change gradients, beside their norm."""
+    found = {}
+    for name in ("float32", "bfloat16"):
+        tensors = leaves(batch, dimensions)
+        contrastive_loss(*tensors, products=name).backward()
+        found[name] = [tensor.grad for tensor in tensors]
+    pairs = zip(("images", "texts", "scale"), found["bfloat16"], found["float32"], strict=True)
+    errors = ", ".join(f"{name} {float((half - single).norm() / single.norm()):.1e}" for name, half, single in pairs)
+    print(f"{batch:7}  gradients with bf16 products differ by (of their norm): {errors}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--runs", type=int, default=1, help="the fastest counts")
+    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--quick", action="store_true", help="16 pairs of 8 dimensions")
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.batches, options.dimensions = [16], 8
     if options.measure:
         return measure(options.measure, *options.batches, options.dimensions, options.runs)
 
@@ -128,9 +168,10 @@ def main() -> None:
         print("sentence-transformers can't be imported: it is skipped.")
     print(f"{options.dimensions} dimensions, float32, {torch.get_num_threads()} threads; memory above the embeddings'")
     print(f"{'pairs':>7}  {'method':24}{'time':>11}{'memory':>15}{'ours is faster':>17}{'loss':>12}")
+    print_error_of_halves(min(options.batches), options.dimensions)
     for batch in options.batches:
         ours_seconds = {}
-        for method in METHODS:
+        for method in options.only:
             kind = "sigmoid" if "sigmoid" in method else "softmax"
             if (method == PEER and not has_peer) or (method == "plain sigmoid" and batch > LARGEST_PLAIN_SIGMOID):
                 continue

@@ -6,7 +6,8 @@ one tile of scores.
 Both losses score every image with every text: N x N scores, 4 GB at the paper's batch, of which only one tile exists
 at a time. The forward pass keeps sums for each row and each column. The backward pass scores the tile again, turns it
 into the loss's slope at each score, and multiplies that with the embeddings. That is one product of matrices in the
-forward pass and three in the backward pass, for both directions together, and memory that grows with N alone.
+forward pass and three in the backward pass, for both directions together, and memory that grows with N alone. Where no
+two pairs have one id, positives are on the diagonals of tiles.
 
 A rank scores its B rows of images against all N columns of texts. The sums of a column are added up over the ranks.
 Gradients follow the convention of data parallelism, which averages them over ranks: each rank's are R times what its
@@ -27,6 +28,13 @@ from torch.autograd.function import once_differentiable
 _CPU_TILE = (512, 1024)
 _GPU_TILE = (4096, 4096)
 
+# Where no score can be larger than 2 to this power, and no sum of powers is smaller than 2 to that one, one power of
+# each score serves its row and its column, without a maximum of either: float32 has powers from -126 to 127, and what
+# falls below is less than 2^-46 of its sum.
+_LARGEST_POWER, _SMALLEST_SUM = 100, -80
+# Of scores, over which the sums would be too small in any case. At a scale of 100 they are up to 145.
+_LARGEST_SCORE = 190
+
 # torch's own product of float32 matrices is MKL's, which has no use for AVX-512 on CPUs that are not Intel's: oneDNN
 # was seen 2.3 times faster on one of AMD's, with the same accuracy.
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -40,19 +48,53 @@ def matrix_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left @ right
 
 
+def half_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The float32 product of two matrices that are rounded to bf16: fast where the device multiplies those fast."""
+    left, right = left.bfloat16(), right.bfloat16()
+    with torch.autocast(left.device.type, enabled=False):
+        if left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        # A CPU's product of halves rounds its sums too, but for oneDNN's of float32 in bf16.
+        matmul = torch.backends.mkldnn.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            return matrix_product(left.float(), right.float())
+        finally:
+            matmul.fp32_precision = before
+
+
+_PRODUCTS = {"float32": matrix_product, "bfloat16": half_product}
+
+
+def _product(name: str, embeddings_BD: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    if name not in _PRODUCTS:
+        raise ValueError(f"`products={name}` is unknown: use one of {', '.join(_PRODUCTS)}.")
+    return matrix_product if embeddings_BD.dtype == torch.float64 else _PRODUCTS[name]
+
+
 def _spans(size: int, length: int) -> Iterator[slice]:
     return (slice(start, min(start + length, size)) for start in range(0, size, length))
 
 
 def _tiles(
-    image_BD: torch.Tensor, text_ND: torch.Tensor, scale: torch.Tensor
+    image_BD: torch.Tensor, text_ND: torch.Tensor, scale: torch.Tensor, product: Callable
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Rows, columns, and the scores there: all tiles of `scale * image @ text.T`, the caller's to overwrite."""
     tile_rows, tile_columns = _CPU_TILE if image_BD.device.type == "cpu" else _GPU_TILE
     for rows in _spans(len(image_BD), tile_rows):
         scaled_RD = image_BD[rows] * scale
         for columns in _spans(len(text_ND), tile_columns):
-            yield rows, columns, matrix_product(scaled_RD, text_ND[columns].T)
+            yield rows, columns, product(scaled_RD, text_ND[columns].T)
+
+
+def _of_own_pairs(score_RC: torch.Tensor, rows: slice, columns: slice, own: slice) -> tuple[slice, torch.Tensor]:
+    """Which of this rank's rows meet their own columns in a tile, and what is there: a view, empty for most tiles."""
+    offset = own.start + rows.start - columns.start
+    if not -len(score_RC) < offset < score_RC.shape[1]:
+        return slice(0, 0), score_RC[0, :0]
+    own_R = score_RC.diagonal(offset)
+    first = rows.start + max(0, -offset)
+    return slice(first, first + len(own_R)), own_R
 
 
 def _are_positive(group_R: torch.Tensor, group_C: torch.Tensor) -> torch.Tensor:
@@ -68,6 +110,7 @@ def _pull_back(
     scale: torch.Tensor,
     slopes: Iterator[tuple[slice, slice, torch.Tensor]],
     factor: torch.Tensor,
+    product: Callable,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of images, texts and scale, from the tiles of the loss's slope at each score, times `factor`."""
     needs_image, needs_text, needs_scale = needs_gradient[:3]
@@ -76,9 +119,9 @@ def _pull_back(
     text_gradient_ND = torch.zeros_like(text_ND if needs_text else text_ND[:0])
     for rows, columns, slope_RC in slopes:
         if needs_rows:
-            image_gradient_BD[rows] += matrix_product(slope_RC, text_ND[columns])
+            image_gradient_BD[rows] += product(slope_RC, text_ND[columns])
         if needs_text:
-            text_gradient_ND[columns] += matrix_product(slope_RC.T, image_BD[rows])
+            text_gradient_ND[columns] += product(slope_RC.T, image_BD[rows])
     scale_gradient = (image_gradient_BD * image_BD).sum() * factor if needs_scale else None
     return (
         image_gradient_BD.mul_(scale * factor) if needs_image else None,
@@ -121,29 +164,101 @@ class _PowerSums(NamedTuple):
         return fraction_RC.mul_(self.total[where].reciprocal().unsqueeze(dim))
 
 
+def _log2(total_B: torch.Tensor) -> torch.Tensor:
+    """In double precision on a CPU, where a sum of powers with one offset for all has a logarithm of up to 120."""
+    return (total_B.double() if total_B.device.type == "cpu" else total_B).log2()
+
+
+def _sums_by_one_offset(
+    image_BD: torch.Tensor, text_ND: torch.Tensor, scale: torch.Tensor, product: Callable, keep: Callable
+) -> tuple[_PowerSums, _PowerSums] | None:
+    """Sums of rows and of columns by one power a score; None where that would lose some. `keep` is shown tiles."""
+    largest = scale.abs() * image_BD.norm(dim=1).amax() * text_ND.norm(dim=1).amax()
+    if largest.isnan() or largest > _LARGEST_SCORE:
+        return None
+    offset = max(0, math.ceil(largest) - _LARGEST_POWER)
+    row_B, column_N = image_BD.new_zeros(len(image_BD)), text_ND.new_zeros(len(text_ND))
+    for rows, columns, score_RC in _tiles(image_BD, text_ND, scale, product):
+        keep(rows, columns, score_RC)
+        power_RC = (score_RC.sub_(offset) if offset else score_RC).exp2_()
+        row_B[rows] += power_RC.sum(dim=1)
+        column_N[columns] += power_RC.sum(dim=0)
+    if torch.minimum(row_B.amin(), column_N.amin()) < 2.0**_SMALLEST_SUM:
+        return None
+    return _PowerSums(torch.full_like(row_B, offset), row_B), _PowerSums(torch.full_like(column_N, offset), column_N)
+
+
+def _row_and_column_sums(
+    image_BD: torch.Tensor, text_ND: torch.Tensor, scale: torch.Tensor, product: Callable, keep: Callable
+) -> tuple[_PowerSums, _PowerSums]:
+    """Sums of powers of this rank's rows, and over them of all columns. `keep` is shown all tiles of scores."""
+    # Asking a GPU whether it can be done costs more than it saves there.
+    if image_BD.device.type == "cpu" and (sums := _sums_by_one_offset(image_BD, text_ND, scale, product, keep)):
+        return sums
+    by_row, by_column = _PowerSums.zeros(len(image_BD), image_BD), _PowerSums.zeros(len(text_ND), text_ND)
+    for rows, columns, score_RC in _tiles(image_BD, text_ND, scale, product):
+        keep(rows, columns, score_RC)
+        by_row.add_(rows, score_RC, dim=1)
+        by_column.add_(columns, score_RC, dim=0)
+    return by_row, by_column
+
+
+def _probabilities(
+    image_BD: torch.Tensor,
+    text_ND: torch.Tensor,
+    scale: torch.Tensor,
+    by_row: _PowerSums,
+    by_column: _PowerSums,
+    product: Callable,
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Tiles of each score's fraction of its row's sum, and of its column's, added up."""
+    has_one_offset, offset = False, 0.0
+    if image_BD.device.type == "cpu":
+        offset = by_row.maximum[0].item()
+        has_one_offset = all(bool((sums.maximum == offset).all()) for sums in (by_row, by_column))
+    of_row_B, of_column_N = by_row.total.reciprocal(), by_column.total.reciprocal()
+    for rows, columns, score_RC in _tiles(image_BD, text_ND, scale, product):
+        if has_one_offset:
+            fraction_RC = (score_RC.sub_(offset) if offset else score_RC).exp2_()
+            fraction_RC *= of_row_B[rows, None] + of_column_N[columns]
+        else:
+            fraction_RC = by_row.probabilities(rows, score_RC, dim=1)
+            fraction_RC += by_column.probabilities(columns, score_RC, dim=0)
+        yield rows, columns, fraction_RC
+
+
 class _Softmax(torch.autograd.Function):
     """The symmetric cross entropy of B rows of a global batch's N x N scores. `own` is their slice of the N."""
 
     @staticmethod
-    def forward(ctx, image_BD, text_ND, scale, group_N, count_N, own: slice) -> torch.Tensor:
-        by_row, by_column = _PowerSums.zeros(len(image_BD), image_BD), _PowerSums.zeros(len(text_ND), text_ND)
-        group_B, positive_B = group_N[own], image_BD.new_zeros(len(image_BD))
+    def forward(ctx, image_BD, text_ND, scale, group_N, count_N, own: slice, product) -> torch.Tensor:
+        positive_B = image_BD.new_zeros(len(image_BD))
+
+        def _keep_positives(rows: slice, columns: slice, score_RC: torch.Tensor) -> None:
+            if group_N is None:
+                where, own_R = _of_own_pairs(score_RC, rows, columns, own)
+                positive_B[where] = own_R
+            else:
+                if columns.start == 0:
+                    # Tiles are shown again where sums are taken in another way.
+                    positive_B[rows] = 0
+                are_positive_RC = _are_positive(group_N[own][rows], group_N[columns])
+                positive_B[rows] += are_positive_RC.mul_(score_RC).sum(dim=1)
+
         # Powers of two instead of e: the factor between them goes into the scale, and exp2 is up to 5 times faster.
-        for rows, columns, score_RC in _tiles(image_BD, text_ND, scale / math.log(2)):
-            by_row.add_(rows, score_RC, dim=1)
-            by_column.add_(columns, score_RC, dim=0)
-            positive_B[rows] += score_RC.mul_(_are_positive(group_B[rows], group_N[columns])).sum(dim=1)
+        by_row, by_column = _row_and_column_sums(image_BD, text_ND, scale / math.log(2), product, _keep_positives)
         is_distributed = len(text_ND) > len(image_BD)
         if is_distributed:
             by_column.add_up_over_ranks_()
         ctx.save_for_backward(image_BD, text_ND, scale, group_N, count_N, *by_row, *by_column)
-        ctx.own = own
+        ctx.own, ctx.product = own, product
 
         # Maximum less positive first: where a pair's own score is the largest that is 0, and a small loss stays exact.
-        positive_B /= count_N[own]
-        row_loss_B = by_row.maximum - positive_B + by_row.total.log2()
-        column_loss_B = by_column.maximum[own] - positive_B + by_column.total[own].log2()
-        loss = (row_loss_B + column_loss_B).sum() * (math.log(2) / (2 * len(text_ND)))
+        if count_N is not None:
+            positive_B /= count_N[own]
+        row_loss_B = by_row.maximum - positive_B + _log2(by_row.total)
+        column_loss_B = by_column.maximum[own] - positive_B + _log2(by_column.total[own])
+        loss = (row_loss_B + column_loss_B).sum().to(image_BD) * (math.log(2) / (2 * len(text_ND)))
         if is_distributed:
             dist.all_reduce(loss)
         return loss
@@ -153,30 +268,44 @@ class _Softmax(torch.autograd.Function):
         _refuse_second_derivatives()
         image_BD, text_ND, scale, group_N, count_N, *sums = ctx.saved_tensors
         by_row, by_column = _PowerSums(*sums[:2]), _PowerSums(*sums[2:])
-        group_B, weight_B = group_N[ctx.own], 2 / count_N[ctx.own, None]
+        weight_B = None if count_N is None else 2 / count_N[ctx.own, None]
 
         def slopes():
-            for rows, columns, score_RC in _tiles(image_BD, text_ND, scale / math.log(2)):
-                slope_RC = by_row.probabilities(rows, score_RC, dim=1)
-                slope_RC += by_column.probabilities(columns, score_RC, dim=0)
-                are_positive_RC = _are_positive(group_B[rows], group_N[columns])
-                yield rows, columns, slope_RC.addcmul_(are_positive_RC, weight_B[rows], value=-1)
+            tiles = _probabilities(image_BD, text_ND, scale / math.log(2), by_row, by_column, ctx.product)
+            for rows, columns, slope_RC in tiles:
+                if weight_B is None:
+                    _of_own_pairs(slope_RC, rows, columns, ctx.own)[1].sub_(2)
+                else:
+                    are_positive_RC = _are_positive(group_N[ctx.own][rows], group_N[columns])
+                    slope_RC.addcmul_(are_positive_RC, weight_B[rows], value=-1)
+                yield rows, columns, slope_RC
 
         factor = gradient / (2 * len(image_BD))
-        return *_pull_back(ctx.needs_input_grad, image_BD, text_ND, scale, slopes(), factor), None, None, None
+        gradients = _pull_back(ctx.needs_input_grad, image_BD, text_ND, scale, slopes(), factor, ctx.product)
+        return *gradients, None, None, None, None
+
+
+def _negate_positives(
+    tile_RC: torch.Tensor, rows: slice, columns: slice, group_N: torch.Tensor | None, own: slice
+) -> torch.Tensor:
+    """The tile with the other sign where rows and columns belong together, in place."""
+    if group_N is None:
+        _of_own_pairs(tile_RC, rows, columns, own)[1].neg_()
+        return tile_RC
+    return tile_RC.mul_(_are_positive(group_N[own][rows], group_N[columns]).mul_(-2).add_(1))
 
 
 class _Sigmoid(torch.autograd.Function):
     """The mean over B rows of a global batch's N x N scores of each row's summed binary cross entropies."""
 
     @staticmethod
-    def forward(ctx, image_BD, text_ND, scale, bias, group_N, own: slice) -> torch.Tensor:
+    def forward(ctx, image_BD, text_ND, scale, bias, group_N, own: slice, product) -> torch.Tensor:
         ctx.save_for_backward(image_BD, text_ND, scale, bias, group_N)
-        ctx.own = own
-        group_B, loss = group_N[own], image_BD.new_zeros(())
-        for rows, columns, score_RC in _tiles(image_BD, text_ND, scale):
-            sign_RC = _are_positive(group_B[rows], group_N[columns]).mul_(2).sub_(1)
-            loss -= F.logsigmoid(score_RC.add_(bias).mul_(sign_RC)).sum()
+        ctx.own, ctx.product = own, product
+        loss = image_BD.new_zeros(())
+        for rows, columns, score_RC in _tiles(image_BD, text_ND, scale, product):
+            answer_RC = _negate_positives(score_RC.add_(bias).neg_(), rows, columns, group_N, own)
+            loss -= F.logsigmoid(answer_RC).sum()
         loss /= len(text_ND)
         if len(text_ND) > len(image_BD):
             dist.all_reduce(loss)
@@ -186,18 +315,18 @@ class _Sigmoid(torch.autograd.Function):
     def backward(ctx, gradient):
         _refuse_second_derivatives()
         image_BD, text_ND, scale, bias, group_N = ctx.saved_tensors
-        group_B, bias_gradient = group_N[ctx.own], torch.zeros_like(bias)
+        bias_gradient = torch.zeros_like(bias)
 
         def slopes():
-            for rows, columns, score_RC in _tiles(image_BD, text_ND, scale):
-                sign_RC = _are_positive(group_B[rows], group_N[columns]).mul_(-2).add_(1)
-                slope_RC = score_RC.add_(bias).mul_(sign_RC).sigmoid_().mul_(sign_RC)
+            for rows, columns, score_RC in _tiles(image_BD, text_ND, scale, ctx.product):
+                at = (rows, columns, group_N, ctx.own)
+                slope_RC = _negate_positives(_negate_positives(score_RC.add_(bias), *at).sigmoid_(), *at)
                 bias_gradient.add_(slope_RC.sum())
                 yield rows, columns, slope_RC
 
         factor = gradient / len(image_BD)
-        gradients = _pull_back(ctx.needs_input_grad, image_BD, text_ND, scale, slopes(), factor)
-        return *gradients, bias_gradient * factor, None, None
+        gradients = _pull_back(ctx.needs_input_grad, image_BD, text_ND, scale, slopes(), factor, ctx.product)
+        return *gradients, bias_gradient * factor, None, None, None
 
 
 def _gather(rows_BX: torch.Tensor) -> torch.Tensor:
@@ -263,12 +392,18 @@ def _global_batch(
     return image_BD, _GatherRows.apply(text_BD), ids_N, slice(first, first + len(image_BD))
 
 
-def _groups(ids_N: torch.Tensor | None, embeddings_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The group of each pair, equal where the ids are, and how many pairs it has. Both in the embeddings' dtype."""
+def _groups(
+    ids_N: torch.Tensor | None, embeddings_ND: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """The group of each pair, equal where the ids are, and how many pairs it has, both in the embeddings' dtype.
+
+    None where no two pairs have one id.
+    """
     if ids_N is None:
-        group_N = torch.arange(len(embeddings_ND), device=embeddings_ND.device)
-        return group_N.to(embeddings_ND), embeddings_ND.new_ones(len(embeddings_ND))
+        return None, None
     _, group_N, count_G = torch.unique(ids_N, return_inverse=True, return_counts=True)
+    if len(count_G) == len(ids_N):
+        return None, None
     return group_N.to(embeddings_ND), count_G[group_N].to(embeddings_ND)
 
 
@@ -278,9 +413,12 @@ def _positives_lead(image_BD, text_ND, scale, group_N, count_N, own: slice) -> t
     No scores are needed for it: a mean of scores is the score of a mean. Value and gradients follow the losses'
     convention over ranks.
     """
-    group_N = group_N.long()
-    group_sum_ND = torch.zeros_like(text_ND).index_add(0, group_N, text_ND)
-    positive_BD = group_sum_ND[group_N[own]] / count_N[own, None]
+    if group_N is None:
+        positive_BD = text_ND[own]
+    else:
+        group_N = group_N.long()
+        group_sum_ND = torch.zeros_like(text_ND).index_add(0, group_N, text_ND)
+        positive_BD = group_sum_ND[group_N[own]] / count_N[own, None]
     lead = scale * (image_BD * (positive_BD - text_ND.mean(dim=0))).sum() / len(image_BD)
     if len(text_ND) == len(image_BD):
         return lead
@@ -310,6 +448,7 @@ def contrastive_loss(
     logit_scale: torch.Tensor,
     concept_ids: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
+    products: str = "float32",
 ) -> torch.Tensor:
     """Symmetric InfoNCE over the global batch (Radford et al. 2021, section 2.3 and figure 3), in tiles.
 
@@ -326,6 +465,8 @@ def contrastive_loss(
             logarithm"). None: each pair is its own only positive.
         label_smoothing: in [0, 1), the fraction of each row's target that is spread over the whole batch (Szegedy et
             al. 2016, section 7), as in `torch.nn.functional.cross_entropy`.
+        products: "float32", or "bfloat16": of what is rounded to bf16, with sums in float32. It is faster where the
+            device multiplies bf16 faster; gradients then differ by about 0.3%.
 
     Returns:
         A scalar, equal on all ranks: the loss of the global batch. Its gradients are those of this rank's pairs;
@@ -333,12 +474,13 @@ def contrastive_loss(
         differentiated in float32. With several ranks its backward pass is a collective, as the forward one is.
 
     Raises:
-        ValueError: shapes that do not agree, an empty batch, ranks with unequal batches or without the others' ids.
+        ValueError: shapes that do not agree, an empty batch, ranks with unequal batches or without the others' ids;
+            unknown `products`.
     """
     image_BD, text_ND, ids_N, own = _global_batch(image_embeds, text_embeds, concept_ids)
     scale = _scalar("logit_scale", logit_scale, image_BD)
     batch = (image_BD, text_ND, scale, *_groups(ids_N, text_ND), own)
-    loss = _Softmax.apply(*batch)
+    loss = _Softmax.apply(*batch, _product(products, image_BD))
     # A fraction of the target moves from the positives to all, and with it that fraction of the subtracted scores.
     return loss + label_smoothing * _positives_lead(*batch) if label_smoothing else loss
 
@@ -350,6 +492,7 @@ def sigmoid_loss(
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor,
     concept_ids: torch.Tensor | None = None,
+    products: str = "float32",
 ) -> torch.Tensor:
     """SigLIP's loss over the global batch (Zhai et al. 2023, section 3.2 and algorithm 1), in tiles.
 
@@ -360,10 +503,12 @@ def sigmoid_loss(
         image_embeds, text_embeds, logit_scale: as in `contrastive_loss`.
         logit_bias: what is added to the scaled cosines, of shape () or (1,).
         concept_ids: integers, (B,). Pairs with equal ids belong together. None: each pair is its own only positive.
+        products: as in `contrastive_loss`.
 
     Returns, raises: as `contrastive_loss`.
     """
     image_BD, text_ND, ids_N, own = _global_batch(image_embeds, text_embeds, concept_ids)
     scale = _scalar("logit_scale", logit_scale, image_BD)
     bias = _scalar("logit_bias", logit_bias, image_BD)
-    return _Sigmoid.apply(image_BD, text_ND, scale, bias, _groups(ids_N, text_ND)[0], own)
+    group_N, _ = _groups(ids_N, text_ND)
+    return _Sigmoid.apply(image_BD, text_ND, scale, bias, group_N, own, _product(products, image_BD))

@@ -221,6 +221,23 @@ def test_half_precision_embeddings_are_scored_and_differentiated_in_float32(name
             assert (gradient.double() - exact_gradient).norm() <= rounding * exact_gradient.norm()
 
 
+@each_loss
+def test_products_of_halves_are_sums_in_float32(name):
+    """The rounding of embeddings and slopes alone: scores of 100 rounded to bf16 would be off by up to 0.25."""
+    loss, *numbers = LOSSES[name]
+    numbers = [torch.tensor(50.0), *(number.float() for number in numbers[1:])]
+    embeddings = pairs(count=40, dimensions=64, dtype=torch.float32)
+    exact = loss_and_gradients(loss, *embeddings, *numbers)
+    ours = loss_and_gradients(partial(loss, products="bfloat16"), *embeddings, *numbers)
+    assert not torch.equal(ours[1], exact[1])
+    for rounded, single in zip(ours, exact, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - single).norm() <= 0.02 * single.norm()
+    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+    with pytest.raises(ValueError, match="`products=int8` is unknown: use one of float32, bfloat16"):
+        loss(*embeddings, *numbers, products="int8")
+
+
 @pytest.mark.parametrize("has_onednn", [False, True])
 def test_autocast_does_not_reach_the_products_of_float32_embeddings(has_onednn, monkeypatch):
     if not has_onednn:
