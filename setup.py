@@ -64,7 +64,7 @@ setup(
         "search": SEARCH,
         "export": EXPORT,
         "demo": ["matplotlib", "tensorboard"],
-        "test": [*SEARCH, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1"],
+        "test": [*SEARCH, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1", "simplejpeg"],
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

@@ -1,38 +1,47 @@
-"""One training step of a small ViT: this package beside transformers' CLIPModel as it comes, alternated.
+"""A training step: this package beside transformers' CLIPModel and OpenCLIP, alternated.
 
-    python benchmarks/bench_step.py
+    python benchmarks/bench_step.py [--only PART] [--quick]
 
-Same weights, images and texts; AdamW; bf16 by autocast. The peer has its default attention (sdpa) and memory layout,
-and gets images normalized and texts as tokens with their mask: padded to the longest, and to 77 tokens, as
-transformers' example of its training has them. Here a step begins with bytes and captions. Each side has a process of
-its own, as a process's settings are part of what is compared. Prints medians and the median of the ratios of
-neighbouring steps.
+`small` is a ViT of 65 tokens with short captions. CLIPModel comes with its default attention (sdpa) and memory layout,
+and gets texts as tokens with their mask: padded to the longest, and to 77 tokens, as transformers' example of its
+training has them. `base` is ViT-B/32 with captions of web-like lengths (log-normal numbers of tokens, mean 18, cut at
+77): transformers at its best (padded to the longest, eager attention, no mask), and OpenCLIP as it comes (padded to
+77). `micro` is the small ViT in two micro-batches, beside the same without the first one's graph kept.
+
+The same shapes and pairs, AdamW, the precision that is fast on the processor by autocast. Peers get images normalized;
+here a step begins with bytes and captions. Each side is a process of its own, as a process's settings are part of what
+is compared. Prints medians, and the median of each round's ratios.
 """
 
 import argparse
-import multiprocessing
 import random
-import statistics
-import tempfile
-import time
+import sys
 from collections.abc import Callable
-from functools import partial
-from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from batches import WORDS, make_batch
-from transformers import CLIPModel
+from bench_embed import captions as web_captions
+from sides import alternated, print_table, serve
 
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hf_clip.training.decisions import decide
 from hf_clip.training.prepare import prepare
 from hf_clip.training.step import TrainStep
+from hf_clip.training.stream import Batch
+from hf_clip.training.texts import tokens_of
 
-SIZE = 64
+# Of each part, the sides and the pairs of a step.
+PARTS = {
+    "small": (("hf_clip", "CLIPModel, the longest", "CLIPModel, 77 tokens"), 256),
+    "base": (("hf_clip", "CLIPModel, eager, the longest", "OpenCLIP"), 64),
+    "micro": (("hf_clip", "no graph kept"), 256),
+}
 
 
-def caption(draw: random.Random, _: int) -> str:
+def short_caption(draw: random.Random, _: int) -> str:
     return f"a photo of {' '.join(draw.choices(WORDS, k=draw.randint(4, 12)))}"
 
 
@@ -40,22 +49,31 @@ def shape(width: int, heads: int, layers: int) -> dict:
     """64 patches and the class token; half as many layers for texts."""
     tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
     return {
-        "projection_dim": 256,
-        "vision_config": {**tower, "num_hidden_layers": layers, "image_size": SIZE, "patch_size": 8},
+        "projection_dim": 2 * width,
+        "vision_config": {**tower, "num_hidden_layers": layers, "image_size": 64, "patch_size": 8},
         "text_config": {**tower, "num_hidden_layers": layers // 2},
     }
 
 
 def recipe(options: argparse.Namespace) -> TrainConfig:
+    small = shape(16, 2, 2) if options.quick else shape(128, 4, 4)
+    is_base = options.only == "base" and not options.quick
     return TrainConfig(
-        model=ModelConfig(config=shape(options.width, options.heads, options.layers)),
+        model=ModelConfig(architecture="ViT-B/32") if is_base else ModelConfig(config=small),
         data=DataConfig(train=["none"]),
         optimizer=OptimizerConfig(warmup_steps=0),
         steps=1000,
         batch_size=options.pairs,
+        micro_batch_size=options.pairs // 2 if options.only == "micro" else None,
         mixed_precision=options.precision,
         torch_compile=options.compile,
     )
+
+
+def batch_of(options: argparse.Namespace, image_size: int) -> Batch:
+    texts = web_captions(options.pairs)
+    caption = (lambda _, index: texts[index]) if options.only == "base" else short_caption
+    return make_batch(options.pairs, image_size, caption)
 
 
 def our_step(options: argparse.Namespace) -> Callable[[], float]:
@@ -63,33 +81,44 @@ def our_step(options: argparse.Namespace) -> Callable[[], float]:
     decisions = decide(config)
     model, processor = build_start(config.model, [], config.seed)
     train_step = TrainStep(config, decisions, *prepare(model, config, decisions), processor)
-    batch = make_batch(options.pairs, SIZE, caption)
-    return lambda: train_step.update(batch, 0).loss.item()
+    batch = batch_of(options, model.config.vision_config.image_size)
+    if options.side == "hf_clip":
+        return lambda: train_step.update(batch, 0).loss.item()
+
+    def with_a_forward_more() -> float:
+        """As each micro-batch, the first too, would be embedded once without and once with a graph."""
+        texts = train_step._texts(batch, 2)
+        with torch.no_grad():
+            train_step.objective(train_step._images(batch, slice(0, options.pairs // 2), 0.0), texts.parts[0])
+        return train_step.update(batch, 0).loss.item()
+
+    return with_a_forward_more
 
 
-def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], float]:
-    config = recipe(options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def peer_step(options: argparse.Namespace) -> Callable[[], float]:
+    config, device = recipe(options), "cuda" if torch.cuda.is_available() else "cpu"
+    precision = decide(config).precision
     model, processor = build_start(config.model, [], config.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        peer = CLIPModel.from_pretrained(folder).train().to(device)
+    batch = batch_of(options, model.config.vision_config.image_size)
+    tokens = tokens_of(processor, batch.captions, None)
+    pixels = processor(images=list(batch.images.numpy()), return_tensors="pt")["pixel_values"].to(device)
+    longest, length = int(tokens.lengths.max()), model.config.text_config.max_position_embeddings
+    padded = torch.zeros(options.pairs, longest if options.side.endswith("the longest") else length, dtype=torch.long)
+    padded[:, :longest] = tokens.input_ids
+    loss_of = open_clip_loss if options.side == "OpenCLIP" else clip_model_loss
+    peer, loss_of = loss_of(options, model.config, pixels, padded.to(device))
     told = config.optimizer
     optimizer = torch.optim.AdamW(
-        peer.parameters(), lr=told.learning_rate, betas=(told.beta1, told.beta2), eps=told.epsilon, weight_decay=0.2
+        peer.train().to(device).parameters(),
+        lr=told.learning_rate,
+        betas=(told.beta1, told.beta2),
+        eps=told.epsilon,
+        weight_decay=0.2,
     )
-    batch = make_batch(options.pairs, SIZE, caption)
-    inputs = processor(
-        images=list(batch.images.numpy()),
-        text=batch.captions,
-        padding=padding,
-        return_attention_mask=True,
-        return_tensors="pt",
-    ).to(device)
 
     def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = peer(**inputs, return_loss=True).loss
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = loss_of()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -98,58 +127,68 @@ def peer_step(options: argparse.Namespace, padding: bool | str) -> Callable[[], 
     return step
 
 
-def serve(connection: Connection, make_step: Callable[[], Callable[[], float]]) -> None:
-    """Makes one step whenever asked, and answers with its seconds; until the other end hangs up."""
-    step = make_step()
-    try:
-        while connection.recv():
-            started = time.perf_counter()
-            step()
-            connection.send(time.perf_counter() - started)
-    except EOFError:
-        pass
+def clip_model_loss(options: argparse.Namespace, config, pixels: torch.Tensor, ids: torch.Tensor):
+    """transformers' model, and a function of its loss."""
+    from transformers import CLIPConfig, CLIPModel
+
+    towers = {name: getattr(config, name).to_dict() for name in ("vision_config", "text_config")}
+    theirs = CLIPConfig(projection_dim=config.projection_dim, **towers)
+    peer = CLIPModel._from_config(theirs, attn_implementation="eager" if "eager" in options.side else "sdpa")
+    # Behind the end token, which is the first of its id, nothing counts.
+    has_ended = (ids == config.text_config.eos_token_id).cumsum(1).cumsum(1) > 1
+    mask = None if "eager" in options.side else (~has_ended & (ids > 0)).long()
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "return_loss": True}
+    return peer, lambda: peer(**inputs).loss
 
 
-def alternated(sides: list[Callable], runs: int) -> tuple[float, float, float]:
-    """Median seconds of both sides, and of their ratio; two pairs of steps warm up (and compile) before."""
-    context = multiprocessing.get_context("spawn")
-    connections, processes, seconds = [], [], []
-    for make_step in sides:
-        here, there = context.Pipe()
-        processes.append(context.Process(target=serve, args=(there, make_step), daemon=True))
-        processes[-1].start()
-        there.close()
-        connections.append(here)
-    for _ in range(runs + 2):
-        pair = []
-        for connection in connections:
-            connection.send(True)
-            pair.append(connection.recv())
-        seconds.append(pair)
-    for connection, process in zip(connections, processes, strict=True):
-        connection.close()
-        process.join()
-    mine, other = (statistics.median(column) for column in zip(*seconds[2:], strict=True))
-    return mine, other, statistics.median(theirs / ours for ours, theirs in seconds[2:])
+def open_clip_loss(options: argparse.Namespace, config, pixels: torch.Tensor, ids: torch.Tensor):
+    """OpenCLIP's model, and a function of its loss as its trainer has it."""
+    open_clip: ModuleType = load_open_clip()
+    if options.quick:
+        tower = {"layers": 2, "width": 16}
+        vision, text = {**tower, "head_width": 8, "patch_size": 8, "image_size": 64}, {**tower, "heads": 2}
+        peer = open_clip.model.CLIP(32, vision, text)
+    else:
+        peer = open_clip.create_model("ViT-B-32-quickgelu")
+    loss_of = open_clip.ClipLoss()
+    return peer, lambda: loss_of(*peer(pixels, ids))
+
+
+def load_open_clip() -> ModuleType:
+    # Over the stub of torchvision, where that is missing.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.helpers.peers import load_open_clip
+
+    return load_open_clip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=256)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=4, help="of the image tower, and twice those of the text tower")
-    parser.add_argument("--precision", choices=["bf16", "no"], default="bf16")
+    parser.add_argument("--pairs", type=int, help="of a step; by default 256, and 64 for ViT-B/32")
+    parser.add_argument("--precision", choices=["auto", "bf16", "no"], default="auto")
     parser.add_argument("--compile", action="store_true", help="torch_compile for this package's step")
+    parser.add_argument("--quick", action="store_true", help="four pairs of a tiny model, two sides, one round")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(f"{options.pairs} pairs, 65 tokens an image, {options.precision}, {torch.get_num_threads()} threads")
-    for name, padding in (("the longest", True), ("77 tokens", "max_length")):
-        sides = [partial(our_step, options), partial(peer_step, options, padding)]
-        mine, other, ratio = alternated(sides, options.runs)
-        print(
-            f"peer pads to {name:12} hf_clip {mine:.3f} s   CLIPModel {other:.3f} s   {ratio:.2f} x faster", flush=True
-        )
+    if options.side:
+        is_ours = options.side in ("hf_clip", "no graph kept")
+        step = our_step(options) if is_ours else peer_step(options)
+        step()
+        if options.compile:
+            # Other shapes are compiled anew.
+            step()
+        return serve(step)
+    for part, (names, pairs) in PARTS.items():
+        if options.only not in (None, part):
+            continue
+        pairs = options.pairs or (4 if options.quick else pairs)
+        shared = ["--only", part, "--pairs", str(pairs), "--precision", options.precision]
+        shared += [f"--{name}" for name in ("compile", "quick") if getattr(options, name)]
+        sides = {name: [__file__, "--side", name, *shared] for name in (names[:2] if options.quick else names)}
+        print_table(f"{part}, {pairs} pairs", alternated(sides, 1 if options.quick else options.runs))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

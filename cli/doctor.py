@@ -173,10 +173,11 @@ def _examine_training(device) -> dict[str, Any]:
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = HFCLIPModel(HFCLIPConfig(text_config=tower, vision_config=tower))
-    arrange_for_speed(model, device)
+    precision = choose_precision("auto", device)
+    arrange_for_speed(model, device, precision)
     return {
         "bf16_is_fast": is_fast_at_bf16(device),
-        "training_precision": choose_precision("auto", device),
+        "training_precision": precision,
         "training_attention": model.config.text_config._attn_implementation,
     }
 

@@ -51,6 +51,8 @@ EXCEPT = {
     ("hf_clip/model/image_plugins_hf_clip.py", "pi_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "pillow_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "rawpy"),
+    # It decodes JPEGs for training faster, where somebody installed it.
+    ("hf_clip/training/stream/images.py", "simplejpeg"),
 }
 # What leans upward, within a function and where ImportError is caught: a classifier of a checkpoint is made by `load`
 # where the package is installed, and by transformers' Auto classes where the code came with a model.

@@ -15,6 +15,7 @@ from .config import TrainConfig
 from .deepspeed import configure_deepspeed, runs_deepspeed
 from .device import choose_precision, fastest_device, keep_freed_memory
 from .recipe_error import RecipeError
+from .stream.images import jpeg_decoder
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Decisions:
             "mixed_precision": self.precision,
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
+            "jpeg_decoder": jpeg_decoder(),
         }
 
 

@@ -6,6 +6,7 @@ Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, T 
 import time
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from .run_folder import CHECKPOINTS, RunFolder, claim_folder, require_space
 from .signals import StopNow
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
+from .texts import tokens_of
 from .trainer import Progress, Trainer, TrainingDiverged
 
 
@@ -116,6 +118,7 @@ def _train(
             decisions.accelerator.process_index,
             decisions.processes,
             trainer.stop.is_asked,
+            partial(tokens_of, trainer.train_step.processor),
         )
         with trainer.stop:
             try:

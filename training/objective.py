@@ -1,6 +1,7 @@
 """What a step minimizes.
 
-Shape suffixes: B pairs of this rank, T tokens, D dimensions of the shared space.
+Shape suffixes: B pairs of this rank, N their texts (captions, then keywords), T tokens, D dimensions of the shared
+space.
 """
 
 from functools import partial
@@ -23,11 +24,14 @@ class ContrastiveObjective(nn.Module):
     are encoded once for both losses.
     """
 
-    def __init__(self, model: HFCLIPModel, keyword_weight: float, label_smoothing: float = 0.0):
+    def __init__(
+        self, model: HFCLIPModel, keyword_weight: float, label_smoothing: float = 0.0, products: str = "float32"
+    ):
         super().__init__()
         self.model = model
         self.keyword_weight = keyword_weight
         self.label_smoothing = label_smoothing
+        self.products = products
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -38,33 +42,37 @@ class ContrastiveObjective(nn.Module):
     def forward(
         self,
         images: torch.Tensor | dict[str, Any],
-        captions: dict[str, torch.Tensor],
-        keywords: dict[str, torch.Tensor] | None = None,
+        texts: list[dict[str, torch.Tensor]],
+        places: torch.Tensor | None = None,
         concept_ids: torch.Tensor | None = None,
         mixed_fraction: float = 0.0,
     ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes.
 
+        Those of texts are then in the order of `texts`, which need not be those of `images`.
+
         Args:
             images: pixels (B, 3, rows, columns), or all that the model takes of images by its arguments' names.
-            captions: the processor's `input_ids` (B, T), and `attention_mask` where the text tower needs one;
-                `keywords` likewise, (B, another T).
+            texts: chunks, each with the processor's `input_ids` (some, T), and `attention_mask` where the text tower
+                needs one.
+            places: (N,), of each text among those of all chunks: captions in the images' order, and behind them, it
+                may be, as many keywords.
             concept_ids: (B,); pairs with equal ids are positives of each other.
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
         """
         inputs: dict[str, Any] = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
-        embeddings_BD = [self._unit(self.model.get_image_features(**inputs, pooled_only=True))]
-        for texts in (captions, keywords):
-            if texts is not None:
-                given: dict[str, Any] = {**texts, "pooled_only": True}
-                embeddings_BD.append(self._unit(self.model.get_text_features(**given)))
+        image_BD = self._unit(self.model.get_image_features(**inputs, pooled_only=True))
+        chunks: list[dict[str, Any]] = [{**chunk, "pooled_only": True} for chunk in texts]
+        text_ND = torch.cat([self._unit(self.model.get_text_features(**chunk)) for chunk in chunks])
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.
             factors.append(self.model.logit_bias + 0)
         if concept_ids is None:
-            return embeddings_BD, factors
-        return self.loss(embeddings_BD, factors, concept_ids, mixed_fraction)
+            return [image_BD, text_ND], factors
+        if places is not None:
+            text_ND = text_ND.index_select(0, places)
+        return self.loss(image_BD, text_ND, factors, concept_ids, mixed_fraction)
 
     @staticmethod
     def _unit(output: BaseModelOutputWithPooling) -> torch.Tensor:
@@ -73,24 +81,25 @@ class ContrastiveObjective(nn.Module):
 
     def loss(
         self,
-        embeddings: list[torch.Tensor],
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
         factors: list[torch.Tensor],
         concept_ids: torch.Tensor,
         mixed_fraction: float = 0.0,
     ) -> torch.Tensor:
-        """Of unit embeddings of images, captions and, it may be, keywords, with the scale and a sigmoid's bias.
+        """Of unit embeddings of images, and of captions and, it may be, keywords, with the scale and a sigmoid's bias.
 
         An image mixed of two is a pair with either's text, by their fractions (Zhang et al. 2018).
         """
-        image_BD, *texts_BD = embeddings
         if mixed_fraction:
-            swapped_BD = [image_BD, *(swap_neighbours(text_BD) for text_BD in texts_BD)]
-            own = self.loss(embeddings, factors, concept_ids)
-            others = self.loss(swapped_BD, factors, swap_neighbours(concept_ids))
+            own = self.loss(image_embeds, text_embeds, factors, concept_ids)
+            others = self.loss(image_embeds, swap_neighbours(text_embeds), factors, swap_neighbours(concept_ids))
             return (1 - mixed_fraction) * own + mixed_fraction * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)
         measure = softmax if len(factors) == 1 else sigmoid_loss
-        losses = [measure(image_BD, text_BD, *factors, concept_ids=concept_ids) for text_BD in texts_BD]
+        texts_BD = text_embeds.split(len(image_embeds))
+        given = {"concept_ids": concept_ids, "products": self.products}
+        losses = [measure(image_embeds, text_BD, *factors, **given) for text_BD in texts_BD]
         if len(losses) == 1:
             return losses[0]
         return (losses[0] + self.keyword_weight * losses[1]) / (1 + self.keyword_weight)

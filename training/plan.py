@@ -25,7 +25,7 @@ from hf_clip.model.modeling_layers_hf_clip import blind
 
 from .build import build_start, model_config
 from .config import TrainConfig
-from .device import choose_precision
+from .device import choose_precision, fastest_attention
 from .layer_groups import freeze, recompute_activations
 from .native_aspect import in_patches
 from .objective import ContrastiveObjective
@@ -149,7 +149,8 @@ def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
 def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig, device: str) -> Footprint:
     model = kind(shape)
     # As `arrange_for_speed` has it, but for the layout in memory, which changes no count.
-    model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
+    precision = precision_of(config, device)
+    model.set_attn_implementation(fastest_attention(device, precision))
     freeze(model, config.optimizer)
     model.train()
     objective = ContrastiveObjective(model, config.data.keyword_weight)
@@ -161,7 +162,6 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
     sizes = [_count(unit.parameters()) for unit in units]
     parameters = _count(model.parameters())
 
-    precision = precision_of(config, device)
     two, layer_two = _kept_bytes(objective, units, 2, precision)
     four, layer_four = _kept_bytes(objective, units, 4, precision)
     pair, again = (four - two) // 2, 0
@@ -241,6 +241,8 @@ def _kept_bytes(
         return sum(storage.nbytes() for storage in kept.values())
 
     images, texts = _inputs(objective.model, size)
+    if objective.keyword_weight:
+        texts = {name: torch.cat([each, each]) for name, each in texts.items()}
     half = _DTYPES.get(precision)
     with (
         _totals_of(units, total) as of_units,
@@ -248,7 +250,7 @@ def _kept_bytes(
         torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None),
     ):
         # What it returns is held until all is counted.
-        outcome = objective(images, captions=texts, keywords=texts if objective.keyword_weight else None)
+        outcome = objective(images, [texts])
     del outcome
     return total(), of_units
 

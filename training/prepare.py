@@ -30,7 +30,7 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
             "loss: set label_smoothing=0."
         )
     accelerator = decisions.accelerator
-    arrange_for_speed(model, decisions.device)
+    arrange_for_speed(model, decisions.device, decisions.precision)
     freeze(model, config.optimizer)
     if config.gradient_checkpointing:
         recompute_activations(model)
@@ -40,7 +40,7 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
             tower.compile()
     if accelerator.is_fsdp2 or runs_deepspeed(accelerator):
         give_plain_parameters(model)
-    objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing)
+    objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing, config.loss_products)
     if runs_deepspeed(accelerator):
         autocast_forward(objective, decisions.device, decisions.precision)
     with warnings.catch_warnings():

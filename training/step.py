@@ -1,14 +1,16 @@
 """One update of the weights by a global batch, whole or in micro-batches.
 
-Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, D dimensions of the shared space.
+Shape suffixes: B pairs of this rank, N their texts (captions, then keywords), H and W rows and columns, C = 3 colors,
+D dimensions of the shared space.
 
 A contrastive loss looks at all pairs of a batch at once, so that its micro-batches cannot just add their gradients up.
 With cached gradients (Gao et al. 2021, "GradCache") they can: all micro-batches but the first are embedded without a
 graph, then the first with its graph; the loss of the global batch gives the gradient of each embedding; the first
-pulls its embeddings' gradients back into the weights, and each other one is embedded once more and does the same. That
-is exact, costs one more forward of all but one, and holds the activations of one micro-batch. Whatever is random is
-the same both times: augmentation by the pairs' ids, dropout by a seed of each micro-batch. Batch norms' running
-statistics move where there is a graph, in the order of the micro-batches. Images wait as bytes.
+pulls its embeddings' gradients back into the weights, and each other one is embedded once more and does the same. The
+texts of a micro-batch are of like length, and not those of its images. That is exact, costs one more forward of all
+but one, and holds the activations of one micro-batch. Whatever is random is the same both times: augmentation by the
+pairs' ids, dropout by a seed of each micro-batch. Batch norms' running statistics move where there is a graph, in the
+order of the micro-batches. Images wait as bytes.
 """
 
 from contextlib import nullcontext
@@ -25,13 +27,14 @@ from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_fraction, uniforms
 from .config import AugmentationConfig, TrainConfig
 from .decisions import Decisions
-from .distributed import full_tensor
+from .distributed import full_tensor, is_sharded
 from .ema import WeightAverage
 from .layer_groups import BatchStatistics, frozen_modules
 from .native_aspect import in_patches, rows_of_one_size
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
 from .recipe_error import RecipeError
 from .stream import Batch
+from .texts import StepTexts, texts_of_step, tokens_of
 
 
 class StepResult(NamedTuple):
@@ -80,6 +83,7 @@ class TrainStep:
             )
         self._frozen = frozen_modules(self.model, self.config.optimizer)
         self._statistics = BatchStatistics(self.model)
+        self._is_sharded = is_sharded(self.model)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -145,19 +149,19 @@ class TrainStep:
     def backward(self, batch: Batch, step: int) -> torch.Tensor:
         """The global batch's loss; its gradients are in the parameters, averaged over ranks."""
         spans = self._micro_batches(len(batch.captions))
-        texts = [self._texts(batch, rows) for rows in spans]
+        texts = self._texts(batch, len(spans))
         concept_ids = batch.concept_ids.to(self.accelerator.device)
         fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
             images = self._images(batch, spans[0], fraction)
-            loss = self.objective(images, **texts[0], concept_ids=concept_ids, mixed_fraction=fraction)
+            loss = self.objective(images, texts.parts[0], texts.places, concept_ids, fraction)
             self._pull_back(loss)
             return loss.detach()
 
         def embed(index: int):
             self._seed(step, index)
-            return self.objective(self._images(batch, spans[index], fraction), **texts[index])
+            return self.objective(self._images(batch, spans[index], fraction), texts.parts[index])
 
         def syncs(index: int):
             is_last = index == len(spans) - 1
@@ -167,21 +171,22 @@ class TrainStep:
             others = [embed(index) for index in range(1, len(spans))]
         with syncs(0):
             first = embed(0)
-        cached_BD = [
-            torch.cat([part.detach() for part in parts]).requires_grad_()
+        image_BD, text_ND = (
+            torch.cat([part.detach() for part in parts])
             for parts in zip(first[0], *(embeddings for embeddings, _ in others), strict=True)
-        ]
+        )
+        cached = [each.requires_grad_() for each in (image_BD, text_ND.index_select(0, texts.places))]
         factors = [factor.detach().requires_grad_() for factor in first[1]]
-        loss = self.accelerator.unwrap_model(self.objective).loss(cached_BD, factors, concept_ids, fraction)
-        gradients = torch.autograd.grad(loss, cached_BD + factors)
+        loss = self.accelerator.unwrap_model(self.objective).loss(*cached, factors, concept_ids, fraction)
+        of_image_BD, of_text_ND, *of_factors = torch.autograd.grad(loss, cached + factors)
         for index, rows in enumerate(spans):
             with syncs(index):
                 embeddings, scalars = embed(index) if index else first
                 # Its graph goes with its backward pass.
                 first = ([], [])
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
-                parts = [gradient[rows] for gradient in gradients[: len(embeddings)]]
-                parts += [gradient / len(spans) for gradient in gradients[len(embeddings) :]]
+                parts = [of_image_BD[rows], of_text_ND[texts.rows[index]]]
+                parts += [gradient / len(spans) for gradient in of_factors]
                 pairs = zip(embeddings + scalars, parts, strict=True)
                 self._pull_back(cast(torch.Tensor, sum((value * part).sum() for value, part in pairs)))
         return loss.detach()
@@ -270,13 +275,11 @@ class TrainStep:
                     excessive.append(f"augmentation.{name} (now {value})")
         return " and ".join(excessive) or "its strengths"
 
-    def _texts(self, batch: Batch, rows: slice) -> dict[str, dict[str, torch.Tensor]]:
-        """Tokens of captions and, where there are any, of keywords."""
-        return {
-            name: dict(self.processor(text=texts[rows], return_tensors="pt").to(self.accelerator.device))
-            for name, texts in (("captions", batch.captions), ("keywords", batch.keywords))
-            if texts is not None
-        }
+    def _texts(self, batch: Batch, parts: int) -> StepTexts:
+        """Tokens of captions and, where there are any, of keywords, for so many micro-batches."""
+        tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.keywords)
+        # Sharded weights are put together for each chunk, by all processes together.
+        return texts_of_step(tokens, parts, self.accelerator.device, has_one_chunk=self._is_sharded)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Collective where weights are sharded."""

@@ -85,14 +85,17 @@ class Trainer:
         progress.step, progress.position = state["step"], state["position"]
         progress.train_seconds, progress.saved_step = state["train_seconds"], state["step"]
         self.log.say(f"Going on from step {progress.step}.")
-        now = self.decisions.circumstances()
+        now, then = self.decisions.circumstances(), state["circumstances"]
         changed = [
-            f"{name} was {was} and is {now.get(name)}"
-            for name, was in state["circumstances"].items()
-            if now.get(name) != was
+            f"{name} was {then.get(name)} and is {now.get(name)}" for name in now if now.get(name) != then.get(name)
         ]
         if changed:
             self.log.say(f"{', '.join(changed)}: the last bits of the weights may differ from an uninterrupted run's.")
+        if now["jpeg_decoder"] != then.get("jpeg_decoder"):
+            self.log.say(
+                "JPEGs are decoded by another decoder: pixels may differ by some levels from those before. For the "
+                "same ones, install what the run began with (pip install simplejpeg, or remove it), and resume again."
+            )
 
     def update(self, batch: Batch) -> StepResult:
         """One step. The last of `max_bad_steps` in a row raises TrainingDiverged and leaves their samples' ids.

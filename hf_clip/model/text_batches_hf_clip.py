@@ -83,7 +83,7 @@ def _batches_of_block(
     lengths, all_ids_NT, all_masks_NT = [len(text) for text in texts], None, None
     if pads_as_asked(processor) and not arguments:
         all_ids_NT, all_masks_NT = tokenized(processor, texts)
-        lengths = _lengths(processor, all_ids_NT, all_masks_NT)
+        lengths = text_lengths(processor, all_ids_NT, all_masks_NT)
     for rows in _rows_of_like_length(groups, lengths, batch_size):
         at = [positions[row] for row in rows]
         if all_ids_NT is None:
@@ -129,16 +129,16 @@ def pads_as_asked(processor: Processor) -> bool:
     return is_known and tokenizer.padding_side == "right" and tokenizer.pad_token_id is not None
 
 
-def _lengths(processor: Processor, ids_NT: torch.Tensor, masks_NT: torch.Tensor | None) -> list[int]:
+def text_lengths(processor: Processor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
     """The tokens of each text; without a mask, one that ends like padding counts as well."""
-    if masks_NT is not None:
-        return masks_NT.sum(1).tolist()
+    if attention_mask is not None:
+        return attention_mask.sum(1).tolist()
     tokenizer: Any = getattr(processor, "tokenizer", None)
     padding = tokenizer.pad_token_id
     # Of the last token that is no padding, and one more where texts end with what they are padded with.
-    places_T = torch.arange(1, ids_NT.shape[1] + 1)
-    lengths_N = ((ids_NT != padding) * places_T).amax(1) + (tokenizer.eos_token_id == padding)
-    return lengths_N.clamp(1, ids_NT.shape[1]).tolist()
+    places_T = torch.arange(1, input_ids.shape[1] + 1)
+    lengths_N = ((input_ids != padding) * places_T).amax(1) + (tokenizer.eos_token_id == padding)
+    return lengths_N.clamp(1, input_ids.shape[1]).tolist()
 
 
 def _rows_of_like_length(groups: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:

@@ -218,7 +218,7 @@ def test_a_mixed_image_is_a_pair_with_either_text_by_their_shares():
     generator = torch.Generator().manual_seed(0)
     image, text = (unit_embeddings(torch.randn(4, 8, generator=generator)) for _ in range(2))
     scale, ids = torch.tensor(5.0), torch.tensor([0, 1, 2, 0])
-    mixed = ContrastiveObjective(model, 0.0).loss([image, text], [scale], ids, 0.3)
+    mixed = ContrastiveObjective(model, 0.0).loss(image, text, [scale], ids, 0.3)
     swap = [1, 0, 3, 2]
     by_hand = 0.7 * contrastive_loss(image, text, scale, ids) + 0.3 * contrastive_loss(
         image, text[swap], scale, ids[swap]

@@ -114,7 +114,7 @@ def test_the_objective_casts_by_itself(tmp_path):
     end = objective.model.config.text_config.eos_token_id
     kinds = []
     objective.model.visual_projection.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
-    images, texts = torch.zeros(2, 3, 16, 16), {"input_ids": torch.tensor([[0, end]] * 2)}
+    images, texts = torch.zeros(2, 3, 16, 16), [{"input_ids": torch.tensor([[0, end]] * 2)}]
     for precision in ("no", "bf16"):
         autocast_forward(objective, torch.device("cpu"), precision)
         objective(images, texts)

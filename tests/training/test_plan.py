@@ -83,7 +83,7 @@ def test_activations_are_those_that_real_tensors_keep(file, tmp_path, precision,
     words = ["a red square", "a blue one"]
     processor = build_processor(config.model, words)
     model = build_model(config.model, processor, 0).train()
-    arrange_for_speed(model, torch.device(device))
+    arrange_for_speed(model, torch.device(device), precision)
     weights, kept = {each.data_ptr() for each in model.parameters()}, {}
 
     def keep(tensor):
@@ -99,7 +99,7 @@ def test_activations_are_those_that_real_tensors_keep(file, tmp_path, precision,
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
-        ContrastiveObjective(model, 0.0)(images, {"input_ids": ids})
+        ContrastiveObjective(model, 0.0)(images, [{"input_ids": ids}])
     real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
     assert counted.copy_bytes + 6 * counted.pair_bytes == pytest.approx(real, rel=0.01)
     # Copies of what enters products of matrices.

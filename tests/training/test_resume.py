@@ -84,8 +84,11 @@ def test_other_data_of_the_same_name_is_refused(file, stopped, tmp_path):
 
 def test_other_circumstances_are_said(file, stopped, capfd, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr("hf_clip.training.decisions.jpeg_decoder", lambda: "another 1.0")
     train(load_recipe(file), stopped, resume=True)
-    assert "threads was 1 and is 7: the last bits of the weights may differ" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "threads was 1 and is 7" in said and "the last bits of the weights may differ" in said
+    assert "and is another 1.0" in said and "JPEGs are decoded by another decoder: pixels may differ" in said
 
 
 def test_metrics_that_a_dead_machine_left_do_not_stop_a_resume(file, stopped):

@@ -1,6 +1,5 @@
 """Batches: each process's part of the pairs of a step, drawn from its lanes."""
 
-import random
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,9 @@ import torch
 
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources import list_shards
+from hf_clip.training.augmentation import DRAWS_PER_IMAGE, uniforms
 from hf_clip.training.config import AugmentationConfig, DataConfig
+from hf_clip.training.texts import TextTokens
 
 from .coordination import Coordinator, LaneState, Position, merge_positions
 from .data import TrainingData
@@ -42,6 +43,7 @@ class Batch:
         sample_ids: (B,) int64, of the rows, over all sources.
         epochs: (B,) how often the source of each pair was passed through before.
         position: how far this rank's lanes are after it.
+        tokens: of captions and keywords, where the stream makes them.
     """
 
     images: torch.Tensor | list[torch.Tensor]
@@ -53,6 +55,7 @@ class Batch:
     sample_ids: np.ndarray
     epochs: np.ndarray
     position: Position
+    tokens: TextTokens | None = None
 
 
 class PairStream:
@@ -67,6 +70,7 @@ class PairStream:
         augmentation: the recipe's section; its words mark images that must not be mirrored, or that may be cut.
         rank, world_size: which lanes are read here. All ranks must make their streams together.
         is_stopped: asked between pairs: once it is true on any rank, `batches` ends on all.
+        tokens_of: makes the tokens of captions and keywords, in the thread that reads.
 
     Raises:
         DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes; a lane
@@ -84,11 +88,11 @@ class PairStream:
         rank: int = 0,
         world_size: int = 1,
         is_stopped: Callable[[], bool] = lambda: False,
+        tokens_of: Callable[[list[str], list[str] | None], TextTokens] | None = None,
     ):
+        self.tokens_of = tokens_of
         self.data, self.config, self.image_processor = data, config, image_processor
         self.batch_size, self.seed, self.is_stopped = batch_size, seed, is_stopped
-        self.no_flip_words = [word.lower() for word in augmentation.no_flip_words]
-        self.crop_words = [word.lower() for word in augmentation.crop_words]
         self.shards = [list_shards(source) for source in data.sources]
         rows = [[shard.num_rows for shard in shards_of_source] for shards_of_source in self.shards]
         unknown_lengths = [len(shards_of_source) for shards_of_source in rows if None in shards_of_source]
@@ -102,7 +106,7 @@ class PairStream:
         if self.num_rows is not None:
             for lane in range(self.lanes):
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
-        self.decoder = Decoder(image_processor, self._fits_in_memory())
+        self.decoder = Decoder(image_processor, self._fits_in_memory(), augmentation)
         self.coordinator = Coordinator(world_size)
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
@@ -281,31 +285,38 @@ class PairStream:
     def _batch(self, taken: list[tuple[Pair, int]], position: Position) -> Batch:
         pairs = [pair for pair, _ in taken]
         images = [torch.from_numpy(pair.image) for pair in pairs]
+        sample_ids = np.array([pair.sample_id for pair in pairs])
+        epochs = np.array([pass_index for _, pass_index in taken])
+        captions, keywords = self._texts(pairs, epochs, sample_ids)
         return Batch(
             images=torch.stack(images) if self.image_processor.max_num_patches is None else images,
-            captions=[self._draw(pair, pass_index).choice(pair.captions) for pair, pass_index in taken],
-            keywords=[self._keywords(*one) for one in taken] if self.config.keyword_weight else None,
+            captions=captions,
+            keywords=keywords,
             concept_ids=torch.tensor([pair.concept for pair in pairs]),
-            may_flip=torch.tensor([not _has_a_word(pair, self.no_flip_words) for pair in pairs]),
-            may_crop=torch.tensor([_has_a_word(pair, self.crop_words) for pair in pairs]),
-            sample_ids=np.array([pair.sample_id for pair in pairs]),
-            epochs=np.array([pass_index for _, pass_index in taken]),
+            may_flip=torch.tensor([pair.may_flip for pair in pairs]),
+            may_crop=torch.tensor([pair.may_crop for pair in pairs]),
+            sample_ids=sample_ids,
+            epochs=epochs,
             position=position,
+            tokens=self.tokens_of(captions, keywords) if self.tokens_of else None,
         )
 
-    def _draw(self, pair: Pair, pass_index: int) -> random.Random:
-        # A text seeds by every bit of its hash, alike in every process.
-        return random.Random(f"{self.seed} {pass_index} {pair.sample_id}")
+    def _texts(
+        self, pairs: list[Pair], epochs: np.ndarray, sample_ids: np.ndarray
+    ) -> tuple[list[str], list[str] | None]:
+        """A caption of each pair, and some of its keywords in random order (a caption where it has none)."""
+        has_keywords = bool(self.config.keyword_weight)
+        count = 2 + self.config.max_keywords if has_keywords else 1
+        # Behind those of the augmentation.
+        draws = uniforms(self.seed, epochs, sample_ids, DRAWS_PER_IMAGE + count)[:, DRAWS_PER_IMAGE:].astype(float)
+        chosen = (draws[:, 0] * [len(pair.captions) for pair in pairs]).astype(int).tolist()
+        captions = [pair.captions[index] for pair, index in zip(pairs, chosen, strict=True)]
+        if not has_keywords:
+            return captions, None
+        rows = zip(pairs, captions, draws[:, 1:].tolist(), strict=True)
+        return captions, [self._keywords(pair.keywords, row) or caption for pair, caption, row in rows]
 
-    def _keywords(self, pair: Pair, pass_index: int) -> str:
-        """Some of the pair's keywords, in random order; a caption where it has none."""
-        draw = self._draw(pair, pass_index)
-        if not pair.keywords:
-            return draw.choice(pair.captions)
-        count = draw.randint(1, min(self.config.max_keywords, len(pair.keywords)))
-        return ", ".join(draw.sample(pair.keywords, count))
-
-
-def _has_a_word(pair: Pair, words: list[str]) -> bool:
-    text = " ".join(pair.captions).lower()
-    return any(word in text for word in words)
+    def _keywords(self, keywords: list[str], draws: list[float]) -> str:
+        left, most = list(keywords), min(self.config.max_keywords, len(keywords))
+        count = 1 + int(draws[0] * most) if most else 0
+        return ", ".join(left.pop(int(draw * len(left))) for draw in draws[1 : 1 + count])

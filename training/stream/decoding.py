@@ -11,20 +11,28 @@ import numpy as np
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources import Sample, SourceError
+from hf_clip.training.config import AugmentationConfig
 
 from .errors import DataError
+from .images import training_pixels
 from .reading import Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A readable pair. `image` is uint8 (H, W, 3) at one of the model's sizes; `concept` names what it shows."""
+    """A readable pair.
+
+    `image` is uint8 (H, W, 3) at one of the model's sizes; `concept` names what it shows; whether it may be mirrored
+    and cut is told by the words of its captions.
+    """
 
     sample_id: int
     image: np.ndarray
     captions: list[str]
     keywords: list[str]
     concept: int
+    may_flip: bool
+    may_crop: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +49,31 @@ class Decoder:
     Args:
         image_processor: brings images to the model's size.
         keeps_pairs: whether each image is decoded once for the whole run.
+        augmentation: the recipe's section; its words mark images that must not be mirrored, or that may be cut.
     """
 
-    def __init__(self, image_processor: HFCLIPImageProcessor, keeps_pairs: bool):
+    def __init__(self, image_processor: HFCLIPImageProcessor, keeps_pairs: bool, augmentation: AugmentationConfig):
         self.image_processor = image_processor
         self.keeps_pairs = keeps_pairs
+        self.no_flip_words = [word.lower() for word in augmentation.no_flip_words]
+        self.crop_words = [word.lower() for word in augmentation.crop_words]
         self.kept: dict[int, Pair | BadPair] = {}
 
     def decode(self, sample_id: int, sample: Sample) -> Pair | BadPair:
         if not sample.captions:
             return BadPair(sample.key, "no_caption")
         try:
-            image = self.image_processor.resize_and_crop(sample.image, may_reduce_jpeg=True)
+            image = training_pixels(self.image_processor, sample.image)
         except ImageDecodeError as error:
             return BadPair(sample.key, error.reason)
         # Without concepts, images with one caption are positives of each other: nothing could tell them apart.
         concept = sample.concept if sample.concept is not None else sample.captions[0]
         digest = hashlib.blake2b(concept.encode(errors="surrogatepass"), digest_size=8).digest()
         concept_id = int.from_bytes(digest, "little", signed=True)
-        return Pair(sample_id, image, sample.captions, sample.keywords, concept_id)
+        words = " ".join(sample.captions).lower()
+        may_flip = not any(word in words for word in self.no_flip_words)
+        may_crop = any(word in words for word in self.crop_words)
+        return Pair(sample_id, image, sample.captions, sample.keywords, concept_id, may_flip, may_crop)
 
     def in_order(
         self, tickets: Iterator[Ticket], workers: Executor | None, depth: int
