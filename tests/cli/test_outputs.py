@@ -121,6 +121,7 @@ def test_what_the_command_wrote_itself_may_be_replaced(place):
         outputs.file("--output", Path("gone/x.json"), "a result in JSON")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "replaced"),
     [

@@ -16,6 +16,8 @@ from hf_clip_cli.main import main
 from tests.helpers.checkpoints import TEXTS, unit_embeddings
 from tests.helpers.toys import scatter_weights, tiny_clip
 
+pytestmark = pytest.mark.slow
+
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 ATTENTION = ["q_proj", "v_proj"]
 WAYS = {

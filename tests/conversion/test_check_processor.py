@@ -16,6 +16,8 @@ from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID
 from tests.helpers.checkpoints import IMAGES, TEXTS
 from tests.helpers.toys import tiny_clip
 
+pytestmark = pytest.mark.slow
+
 
 def edit(file: Path, **fields) -> None:
     """Sets fields of a JSON file; `a__b` is b within a."""

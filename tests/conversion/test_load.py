@@ -102,6 +102,7 @@ def openai_numbers(size: int) -> dict[str, torch.Tensor]:
 RESNET = {"vision_layers": (1, 2, 1, 1), "vision_width": 8, "vision_patch_size": None, "image_resolution": 64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", [{}, RESNET], ids=["ViT", "ResNet"])
 @pytest.mark.parametrize("container", ["torchscript", "torch"])
 def test_openais_archives_need_no_word(vision, container, tmp_path, caplog):
@@ -614,6 +615,7 @@ def test_cleaning_is_open_clips():
         assert clean_whitespace(text) == peer.get_clean_fn("whitespace")(text)
 
 
+@pytest.mark.slow
 def test_the_openai_tokenizer_refuses_another_vocabulary(tmp_path):
     write_open_clip_folder(tmp_path / "theirs", open_clip_config(text={"hf_tokenizer_name": None}))
     with pytest.raises(ConversionError, match="knows 546 tokens, OpenAI's vocabulary has 49408.*`tokenizer`"):

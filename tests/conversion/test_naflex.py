@@ -37,6 +37,8 @@ from tests.helpers.naflex import (
     write_naflex_folder,
 )
 
+pytestmark = pytest.mark.slow
+
 # Siglip2Tokenizer lowers texts, and does nothing else to them.
 TEXTS = ["A CAT", "two  Dogs,\ton the beach ", "caf\u00c3\u00a9 &amp; \u201cÉcole\u201d", "don't_stop!", "a " * 80]
 

@@ -38,6 +38,7 @@ def assert_loads(content, model_and_processor, folder) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -162,6 +162,7 @@ def test_trials_are_nested_and_of_each_class():
     assert (draw != few_shot.draw_shots(labels, 4, seed=2)).any()
 
 
+@pytest.mark.slow
 def test_few_shots_by_scikit_learn(model, tmp_path):
     train, test = squares(tmp_path / "train.parquet", 2), squares(tmp_path / "test.parquet", 1, first_seed=9)
     validation = squares(tmp_path / "validation.parquet", 1, first_seed=20)

@@ -35,6 +35,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("front", "said"), BROKEN, ids=[front.strip()[:60] for front, _ in BROKEN])
 def test_front_matter_that_cannot_be_used_is_one_line(tmp_path, front, said):
     (tmp_path / "README.md").write_text(f"---\n{front}---\n# x\n", encoding="utf-8")

@@ -28,6 +28,7 @@ def changed(before: list[str], after: list[str]) -> list[str]:
     return [f"{line[0]} {line[1:]}" for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("result", "key"),
     [*zip(EVERY, ("image_to_text", "top_1", "top_1", "shots", "corrupted_top_1"), strict=True)],
@@ -135,6 +136,7 @@ NOTE = "- fashion, zero-shot: skipped 3 (broken)."
 LINES = [*TABLE, f"\n{NOTE}\n", "", "", "## Evaluation", "# Title", "---", "```", "~~~~", "text", "| x |"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=soak_count(100, 2000))
 @given(st.lists(st.sampled_from(LINES), max_size=12).map("\n".join), st.sampled_from([{}, {"broken": 2}]))
 def test_whatever_a_card_holds_pushing_twice_is_pushing_once(body, skipped):

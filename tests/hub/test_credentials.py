@@ -120,6 +120,7 @@ def test_base64_is_read_at_whatever_width_it_is_wrapped(width):
         assert find_credential(b"data:\n" + line_end.join(lines)) == "a password in base64"
 
 
+@pytest.mark.slow
 def test_nothing_of_a_models_files_is_taken_for_one(saved):
     card_of(saved)
     files = [*saved.rglob("*"), *(Path(hf_clip.__file__).parent / "model").glob("*.py")]

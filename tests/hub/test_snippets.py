@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 from hf_clip.hub import CardFacts, SnippetError, adapt_card, check_model_card, write_model_card
 from tests.helpers.model_cards import LABELS, card_of
 
+pytestmark = pytest.mark.slow
+
 
 def snippets(text: str) -> list[tuple[str, str]]:
     """(code, what the card says that it prints)"""

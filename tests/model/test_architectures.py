@@ -15,6 +15,8 @@ from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 from tests.helpers.counts import soak_count
 from tests.helpers.peers import load_open_clip, load_openai_module, load_timm
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = read_architectures()
 # One of each kind, where all would take long.

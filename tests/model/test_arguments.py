@@ -237,6 +237,7 @@ def collate(pairs: list[dict]) -> dict:
     return {**{name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}, "return_loss": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda model: model, with_lora], ids=["bare", "lora"])
 def test_trainer_takes_the_mean_gradient_of_the_batches_that_it_accumulates(tmp_path, wrap):
     data, model = Pairs(inputs(4)), wrap(dual_encoder()).eval()

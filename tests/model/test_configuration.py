@@ -216,6 +216,7 @@ def test_the_temperature_starts_where_the_papers_does():
     assert math.exp(-HFCLIPConfig().logit_scale_init_value) == pytest.approx(0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("names", "count"), PUBLISHED.items())
 def test_published_architectures_have_their_published_size(names, count):
     shapes = []

@@ -180,6 +180,7 @@ def test_initial_weights_keep_the_stream_at_one_size():
     assert 0.5 < states[-1].std() / states[0].std() < 2
 
 
+@pytest.mark.slow
 def test_made_without_memory_and_compiled():
     with torch.device("meta"):
         model = HFCLIPConvNetModel(HFCLIPVisionConfig(**SHAPE))

@@ -249,6 +249,7 @@ SEEDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(400, 20_000))
 @given(
     content=st.sampled_from(SEEDS),

@@ -286,6 +286,7 @@ def assert_same_outputs(model: HFCLIPSiglipModel, theirs: SiglipModel, **inputs)
         torch.testing.assert_close(states, expected_states, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knob", SIGLIP_SHAPES)
 def test_a_folder_of_siglip_gives_its_embeddings_and_ours_gives_them_there(knob, tmp_path):
     config = siglip_config(**SIGLIP_SHAPES[knob])
@@ -406,6 +407,7 @@ def test_compiles_as_one_graph_in_training_and_behind_it():
             torch.testing.assert_close(compiled(inputs), expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_exports_with_any_number_of_images():
     tower = scatter_weights(everything()).vision_model
     program = torch.export.export(tower, (make_images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))

@@ -166,6 +166,7 @@ def test_gradients_of_gradients_raise_instead_of_being_wrong(name):
         torch.autograd.grad(loss(image, text, *numbers), image, create_graph=True)
 
 
+@pytest.mark.slow
 @with_and_without_ids
 @pytest.mark.parametrize("cosine", ["near 0", "near 1", "near -1"])
 @pytest.mark.usefixtures("tile")
@@ -260,6 +261,7 @@ def peak_bytes(work) -> int:
     return peak
 
 
+@pytest.mark.slow
 @each_loss
 @pytest.mark.parametrize("ids", [False, True])
 def test_memory_grows_with_the_batch_not_with_its_square(name, ids, monkeypatch):

@@ -118,6 +118,7 @@ def assert_same_outputs(ours: HFCLIPModel, theirs: CLIPModel) -> None:
         torch.testing.assert_close(output[tower].pooler_output, expected[tower].pooler_output, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_clip_gives_its_embeddings(knobs, tmp_path):
     theirs = scatter_weights(CLIPModel(CLIPConfig(**knobs)))
     theirs.save_pretrained(tmp_path)
@@ -170,6 +171,7 @@ def test_openais_own_model_gives_the_same_logits():
     torch.testing.assert_close(output.logits_per_text, logits_per_text, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [HFCLIPModel, CLIPModel])
 def test_towers_load_alone_from_a_dual_folder(source, tmp_path, caplog):
     config_class = HFCLIPConfig if source is HFCLIPModel else CLIPConfig

@@ -200,6 +200,7 @@ def test_logits_and_loss_of_what_the_processor_gives(models, processor):
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_all_shapes_go_through_embedding_classifier_and_pipelines(models, processor, tmp_path):
     peer, model = models
     images = images_of(SHAPES)

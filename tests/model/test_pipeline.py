@@ -71,6 +71,7 @@ def near(found, expected, tolerance=1e-5):
         np.testing.assert_allclose([r["score"] for r in rows], [r["score"] for r in wanted], rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_scores_are_the_stock_pipelines(folder):
     stock = pipeline(TASK, model=str(folder), device="cpu")
     assert type(stock).__name__ == "ZeroShotImageClassificationPipeline"

@@ -53,6 +53,7 @@ def gradients(model: HFCLIPModel, pooled_only: bool) -> dict[str, torch.Tensor]:
     return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("knobs", KNOBS)
 def test_embeddings_and_gradients_are_those_of_all_tokens(knobs, implementation):

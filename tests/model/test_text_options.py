@@ -138,6 +138,7 @@ def test_what_is_unknown_is_refused():
 ADDED = ["<MyCat>", "<mycat>", "badhandV4", "skscat", "New York"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_cleaning", [None, "canonicalize"])
 @pytest.mark.parametrize("token", ADDED)
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_open_clips_wrapper_gives_the_same_embeddings(name, pool, projection, bi
     torch.testing.assert_close(F.normalize(embeddings), F.normalize(expected), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUNKS)
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     model = HFCLIPModel(HFCLIPConfig(vision_config=config(name), text_config=small_text(), projection_dim=24))

@@ -84,6 +84,7 @@ def is_known(text: str) -> bool:
     return all(unicodedata.category(character) != "Cn" for character in text)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(300, 20_000))
 @given(st.lists(st.one_of(st.text(st.characters(), max_size=8), st.sampled_from(ODD)), max_size=4))
 def test_ids_of_any_text_equal_openais(tokenizer, openai, parts):
@@ -176,6 +177,7 @@ def odd_ids(tokenizer) -> list[list[int]]:
     return tokenizer(ODD)["input_ids"]
 
 
+@pytest.mark.slow
 def test_saved_loaded_pickled_and_copied(tokenizer, tmp_path: Path):
     tokenizer(["a", "b c"], padding="max_length", max_length=5, truncation=True)
     tokenizer.save_pretrained(tmp_path)

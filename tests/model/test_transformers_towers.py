@@ -55,6 +55,8 @@ from tests.helpers.peers import load_open_clip
 from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 PATCHES = {"image_size": 16, "patch_size": 4}

@@ -116,6 +116,7 @@ def test_the_name_of_a_data_set_stands_for_its_labels_and_templates(tmp_path):
         ZeroShotClassifier(model, processor, str(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_classifier_of_a_checkpoint_is_that_of_its_model(tmp_path, monkeypatch, is_installed):
     model, processor = tiny_clip(["red", "blue"])

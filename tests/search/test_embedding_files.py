@@ -17,6 +17,8 @@ from tests.helpers.search_toys import GrayEncoder, write_gray
 from tests.helpers.squares import NAMES, SIZE, rows, write_parquet
 from tests.helpers.toys import tiny_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clip():

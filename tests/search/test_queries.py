@@ -9,6 +9,8 @@ from hf_clip.search import Index, SearchError
 from hf_clip.search.queries import compose, diversify
 from tests.helpers.search_toys import GrayEncoder, write_gray
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -14,6 +14,8 @@ from tests.helpers.counts import soak_count
 from tests.helpers.phone_photos import HEIC, write_dng
 from tests.helpers.search_toys import GrayEncoder, write_gray
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def photos(tmp_path):

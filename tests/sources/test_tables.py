@@ -46,6 +46,7 @@ BAD_FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
 def test_bad_files(tmp_path, name, content, message):
     write_images(tmp_path, 1)
@@ -99,6 +100,7 @@ def test_a_file_that_ends_too_early_is_named(tmp_path):
     assert "damaged.parquet row" in text and "cannot be read from here on" in text
 
 
+@pytest.mark.slow
 @settings(max_examples=soak_count(100, 2000), deadline=None, derandomize=True)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1), min_size=1))
 def test_any_caption_survives_csv_and_json(tmp_path_factory, texts):

@@ -108,6 +108,7 @@ def test_members_that_are_too_large_are_not_read(tmp_path, monkeypatch, caplog):
     assert "bin" not in caplog.text and "npy" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_large_member_of_zeros_takes_no_memory(tmp_path):
     members = {"0.png": image_bytes(0), "0.txt": "a", "0.bin": bytes(2**27)}
     packed = write(tmp_path / "b.tar", gzip.compress(write_tar(tmp_path / "a.tar", members).read_bytes(), 1))

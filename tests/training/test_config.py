@@ -379,6 +379,7 @@ def test_a_model_that_cannot_be_built_is_refused(file):
         load_recipe(file, ["model.config={}"])
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_not_there_or_none(tmp_path):
     with pytest.raises(RecipeError, match="no recipe 'emojis': name one that comes with the package .*emoji"):
         load_recipe("emojis")

@@ -20,6 +20,8 @@ from tests.helpers.squares import NAMES, recipe, write_parquet, write_recipe
 from tests.helpers.steps import assert_close, gradients, make_batch, make_train_step
 from tests.helpers.toys import scatter_weights
 
+pytestmark = pytest.mark.slow
+
 COUNT = 16
 WITHOUT_MIXUP = {"rotation": 10, "flip": 0.5, "hue": 0.1, "cutout": 0.5, "blur": 0.2}
 
