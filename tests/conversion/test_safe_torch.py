@@ -418,7 +418,7 @@ def test_every_flipped_bit_of_the_numbers_is_seen(files, kind, tmp_path):
 def test_damaged_zips_give_an_error_or_the_right_tensors(files, kind, tmp_path):
     path, expected = files[kind]
     content, rng, refused = path.read_bytes(), random.Random(1), 0
-    count = soak_count(200, 2000)
+    count = soak_count(60, 2000)
     for _ in range(count):
         damaged = write(tmp_path / "x", hostile.damage_bytes(rng, content))
         try:
@@ -434,7 +434,7 @@ def test_damaged_zips_give_an_error_or_the_right_tensors(files, kind, tmp_path):
 def test_forged_zips_give_an_error_or_what_pythons_own_unpickler_gives(files, kind, tmp_path):
     path, _ = files[kind]
     content, rng, refused = path.read_bytes(), random.Random(2), 0
-    count = soak_count(200, 2000)
+    count = soak_count(60, 2000)
     for _ in range(count):
         forged = hostile.forge(rng, content)
         try:
@@ -450,7 +450,7 @@ def test_forged_zips_give_an_error_or_what_pythons_own_unpickler_gives(files, ki
 def test_damaged_files_without_checksums_give_an_error_or_no_more_than_they_hold(files, kind, tmp_path):
     path, _ = files[kind]
     content, rng = path.read_bytes(), random.Random(3)
-    for _ in range(soak_count(200, 2000)):
+    for _ in range(soak_count(60, 2000)):
         damaged = hostile.damage_bytes(rng, content)
         try:
             read = read_weights(write(tmp_path / "x", damaged))
@@ -596,7 +596,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=soak_count(100, 2000), deadline=None)
+@settings(max_examples=soak_count(50, 2000), deadline=None)
 @given(plain)
 def test_plain_values_are_walked_as_they_were_pickled(value):
     assert walk_pickle(io.BytesIO(pickle.dumps(value, 2))) == (value, {})
@@ -614,7 +614,7 @@ steps = st.one_of(
 programs = st.lists(steps).map(b"".join)
 
 
-@settings(max_examples=soak_count(300, 5000), deadline=None)
+@settings(max_examples=soak_count(100, 5000), deadline=None)
 @given(programs | st.binary())
 def test_any_program_ends_in_a_value_that_python_would_give_or_in_the_error(body):
     stream = io.BytesIO(whole(body))

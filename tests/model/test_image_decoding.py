@@ -270,7 +270,7 @@ def test_damaged_files_give_a_image_or_the_one_error(content, edits, kept):
     assert time.monotonic() - start < 20
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(200, 5_000))
+@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(100, 5_000))
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_image_or_the_one_error(content):
     try:

@@ -216,7 +216,7 @@ def test_threads_that_share_a_processor_get_their_own_padding(make):
 
     expected = [call(wish) for wish in wishes]
     assert len({tuple(ids.shape) for ids in expected}) == len(wishes)
-    rounds = soak_count(80, 1000)
+    rounds = soak_count(30, 1000)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(call, wishes * rounds))
     wrong = [index for index, ids in enumerate(found) if not torch.equal(ids, expected[index % len(wishes)])]

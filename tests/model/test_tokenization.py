@@ -85,7 +85,7 @@ def is_known(text: str) -> bool:
 
 
 @pytest.mark.slow
-@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(300, 20_000))
+@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(150, 20_000))
 @given(st.lists(st.one_of(st.text(st.characters(), max_size=8), st.sampled_from(ODD)), max_size=4))
 def test_ids_of_any_text_equal_openais(tokenizer, openai, parts):
     text = "".join(parts)
@@ -94,7 +94,7 @@ def test_ids_of_any_text_equal_openais(tokenizer, openai, parts):
     assert ids(tokenizer, text) == openai(text)
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(200, 5_000))
+@settings(deadline=None, derandomize=True, database=None, max_examples=soak_count(100, 5_000))
 @given(st.text(st.characters(max_codepoint=127), max_size=40))
 @example("a\x0bb").via("a control character that str.split takes for a space")
 def test_the_short_way_for_ascii_changes_nothing(peer, text):
