@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,10 @@ from .errors import ConversionError
 from .rules import shown_names
 
 logger = logging.getLogger(__name__)
+
+_MAX_NAME = 1000
+# The number of a layer.
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 WAYS = ("merge", "keep")
 # Before the names of the modules that PEFT was put on.
@@ -40,6 +45,8 @@ def base_of(folder: Path, settings: Mapping[str, Any], base: str | os.PathLike |
             f"{folder} holds an adapter of PEFT, which does not say what model it was trained on: pass `base` (a "
             "checkpoint of any format, or a Hub id)."
         )
+    if not named.isprintable() or len(named) > _MAX_NAME:
+        raise ConversionError(f"{folder} names as its base what is no name ({shown_names([named])}): pass `base`.")
     return named
 
 
@@ -68,6 +75,7 @@ def put_on(
     peft = _import_peft(folder)
     names = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
     root, prefix = _root_of(model, folder, settings, names)
+    _refuse_unusable(peft, folder, settings, names)
     if keeps and root is not model:
         raise ConversionError(
             f"{folder} was trained on another module than the dual encoder ({prefix!r}), and cannot be kept on it: "
@@ -84,6 +92,35 @@ def put_on(
     model.requires_grad_(True)
     cast(nn.Module, model).to(dtype)
     return model.eval()
+
+
+def _refuse_unusable(
+    peft: Any, folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises ConversionError for an adapter of an unknown kind, of whole numbers, or with ranks of no tensor of it.
+
+    PEFT makes tensors of the ranks that the settings name before it looks at the file's.
+    """
+    kind = settings.get("peft_type")
+    if kind not in [known.value for known in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING]:
+        raise ConversionError(
+            f"{folder} holds an adapter of the kind peft_type={kind!r:.80}, which peft {peft.__version__} does not "
+            "know: pip install -U peft, if it is a newer one's."
+        )
+    # Indices are of weights (SHiRA), and of vectors that layers share (VB-LoRA).
+    whole = [name for name, one in tensors.items() if not one.is_floating_point() and "indices" not in name]
+    if whole:
+        raise ConversionError(
+            f"{folder}: {len(whole)} tensors of the adapter are not of floating point: {shown_names(whole)}."
+        )
+    longest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    patterns = settings.get("rank_pattern")
+    ranks = [settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    if wrong := [rank for rank in ranks if type(rank) is int and rank > longest]:
+        raise ConversionError(
+            f"{folder}: a rank of {wrong[0]} is more than any tensor of the adapter has (at most {longest}): its "
+            "settings are of another adapter, or damaged."
+        )
 
 
 def _import_peft(folder: Path) -> Any:
@@ -146,16 +183,42 @@ def _config(peft: Any, folder: Path, root: nn.Module, names: Mapping[str, Any]) 
         raise ConversionError(f"{folder} holds an adapter of a model of Megatron-LM, which is no CLIP.")
     own = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     modules = [name for name, _ in root.named_modules() if name]
+    held = {one for one in modules if any(name.startswith(f"{one}.{own}") for name in names)}
+    missing = _missing_layers(peft, config, modules, held)
     for field, value in {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}.items():
         if hasattr(config, field):
             setattr(config, field, value)
     if getattr(config, "target_modules", None):
-        config.target_modules = {one for one in modules if any(name.startswith(f"{one}.{own}") for name in names)}
+        config.target_modules = held
     if saved := getattr(config, "modules_to_save", None):
-        there = [one for one in modules if one.endswith(tuple(saved)) and any(n.startswith(f"{one}.") for n in names)]
+        named = [one for one in modules if one.endswith(tuple(saved))]
+        there = [one for one in named if any(name.startswith(f"{one}.") for name in names)]
+        missing += [f"{one}.{key}" for one in there for key in root.get_submodule(one).state_dict()]
+        # Of these the file has nothing, under whatever name: those of a head of the user's own are in no CLIP.
+        lost = [one for one in saved if not any(f"{one}." in name for name in names)]
+        missing += [one for one in named if one.endswith(tuple(lost))] if lost else []
         config.modules_to_save = there or None
+    if missing := [one for one in missing if one not in names]:
+        raise ConversionError(
+            f"{folder}: the adapter lacks {len(missing)} of what its settings name: {shown_names(missing)}. It was "
+            "trained on another model, or its file is cut."
+        )
     config.inference_mode = False
     return config
+
+
+def _missing_layers(peft: Any, config: Any, modules: list[str], held: set[str]) -> list[str]:
+    """Modules that the settings name, of which the file has other layers' alone.
+
+    A list of names is asked for, which most adapters have: patterns of strangers may take for ever.
+    """
+    if not isinstance(getattr(config, "target_modules", None), list | set):
+        return []
+    if isinstance(getattr(config, "exclude_modules", None), str):
+        return []
+    kinds = {_LAYER.sub("*", one) for one in held}
+    alike = [one for one in modules if one not in held and _LAYER.sub("*", one) in kinds]
+    return [one for one in alike if peft.tuners.tuners_utils.check_target_module_exists(config, one)]
 
 
 def _fill(peft: Any, adapted: Any, folder: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:

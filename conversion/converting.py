@@ -42,7 +42,6 @@ from .loading import load
 from .locating import plain_name
 from .open_clip import open_clip_rules
 from .openai import openai_rules
-from .preprocessing import cleaning_of_transformers
 from .rules import export_tensors
 from .verify import TEXTS, Verification, verify_conversion
 
@@ -134,7 +133,7 @@ def write_transformers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: P
     kind = export_configs.transformers_type(model.config)
     peer_class, processor_class = TRANSFORMERS_CLASSES[kind]
     settings, missing = export_configs.transformers_image_settings(processor.image_processor)
-    missing += _missing_cleaning(processor, cleaning_of_transformers(model.config, processor.tokenizer))
+    missing += _missing_cleaning(processor)
     missing = export_configs.missing_in_transformers(model.config) + missing
     _refuse(f"transformers' {peer_class.__name__}", missing)
     with torch.device("meta"):
@@ -166,11 +165,11 @@ def _require_same_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) ->
         _refuse("transformers' Siglip2Model", ["a tokenizer other than SigLIP 2's, Gemma's in lower case"])
 
 
-def _missing_cleaning(processor: HFCLIPProcessor, done: str | None) -> list[str]:
-    """A phrase for what is done to texts before the tokenizer, where the format does something else (`done`)."""
+def _missing_cleaning(processor: HFCLIPProcessor) -> list[str]:
+    """A phrase for what is done to texts before the tokenizer, where formats without such a step lose by it."""
     cleaning = processor.text_cleaning
     # A tokenizer in lower case has that within itself.
-    if cleaning in (None, done, "lower", "whitespace"):
+    if cleaning in (None, "lower", "whitespace"):
         return []
     return [f"text_cleaning={cleaning!r} of texts before its tokenizer"]
 
@@ -204,7 +203,7 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
     missing += image_missing or export_configs.missing_in_openai_transform(preprocess_cfg)
     if not has_openai_vocabulary(processor.tokenizer):
         missing.append("a vocabulary other than OpenAI's")
-    missing += _missing_cleaning(processor, None)
+    missing += _missing_cleaning(processor)
     _refuse("OpenAI's format", missing)
     tensors = export_tensors(model.state_dict(), openai_rules(model.config))
     is_rounded = False

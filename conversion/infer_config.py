@@ -98,7 +98,12 @@ def _infer_text(shapes: Shapes) -> dict[str, Any]:
 
 def _infer_vit(shapes: Shapes) -> tuple[dict[str, Any], int]:
     fields = {"tower": "vit", **_infer_transformer(shapes, "vision_model")}
-    _, channels, _, patch = shapes["vision_model.embeddings.patch_embedding.weight"]
+    if len(kernel := shapes["vision_model.embeddings.patch_embedding.weight"]) != 4:
+        raise ConversionError(
+            "its images are in patches, as those of SigLIP 2's NaFlex, whose shapes do not tell the size of a patch: "
+            "pass the folder that has its config, or `config` (an HFCLIPSiglipConfig of its shape)."
+        )
+    _, channels, _, patch = kernel
     has_class_token = "vision_model.embeddings.class_embedding" in shapes
     grid = _side(shapes["vision_model.embeddings.position_embedding.weight"][0] - has_class_token)
     fields |= {

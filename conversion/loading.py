@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
+from hf_clip.model.configuration_limits_hf_clip import LIMITS
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 
@@ -86,6 +87,7 @@ class LoadOptions:
     adapter: str = "merge"
 
     def __post_init__(self):
+        self._check_types()
         if self.adapter not in WAYS:
             raise ValueError(f"`adapter={self.adapter}` is not known: use {' or '.join(WAYS)}.")
         if self.hidden_act is not None and self.hidden_act not in ACTIVATIONS:
@@ -99,6 +101,22 @@ class LoadOptions:
         # Both are fitted to each other: the caller's own may be used for another checkpoint.
         for name in ("config", "tokenizer"):
             object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
+
+    def _check_types(self) -> None:
+        """Raises ValueError for what is of another kind, which would look like a fault of the source."""
+        kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+            "architecture": (str, "its name"),
+            "config": (HFCLIPConfig, "an HFCLIPConfig"),
+            "tokenizer": ((str, Path, PreTrainedTokenizerBase), "a tokenizer, or the folder or Hub id of one"),
+            "preprocessing": (Mapping, "a dictionary, such as {'mean': 0.5, 'std': 0.5}"),
+            "image_size": (int, "a number of pixels"),
+        }
+        for name, (kind, what) in kinds.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or value is True):
+                raise ValueError(f"`{name}={str(value):.60}` is of type {type(value).__name__}: pass {what}.")
+        if self.image_size is not None and not 1 <= self.image_size <= LIMITS["image_size"]:
+            raise ValueError(f"`image_size={self.image_size}`: pass 1 to {LIMITS['image_size']} pixels.")
 
 
 @dataclass
@@ -198,6 +216,8 @@ def _load(
             return _load_adapter(source, located, options, hub, dtype)
         if options.base is not None:
             raise ValueError(f"`base={options.base}` is for an adapter of PEFT, which {source} is not: drop it.")
+        if options.adapter == "keep" and not is_base:
+            raise ValueError(f"`adapter=keep` is for an adapter of PEFT, which {source} is not: drop it.")
         outline = read_weights(located.weights, on_meta=True)
         theirs = _transformers_source(located)
         holds_more = theirs is not None and theirs.holds_more
@@ -464,17 +484,15 @@ def _make_processor(checkpoint: _Checkpoint, options: LoadOptions, hub: HubOptio
             image_processor = in_patches(image_processor, config.vision_config)
     else:
         image_processor = load_image_processor(folder)
-    if isinstance(options.tokenizer, PreTrainedTokenizerBase):
-        return build_processor(config, image_processor, options.tokenizer, options.text_cleaning)
     name = options.tokenizer if options.tokenizer is not None else folder or checkpoint.tokenizer
     if name == "clip":
         tokenizer = openai_tokenizer(config.text_config)
         return build_processor(config, image_processor, tokenizer, options.text_cleaning)
-    if folder is not None:
+    told = dict(checkpoint.tokenizer_options or {})
+    if checkpoint.format in _NATIVE_FORMATS and not told:
         tokenizer = load_tokenizer(name, config.text_config, hub.without_revision())
         cleaning = options.text_cleaning or cleaning_of_transformers(config, tokenizer)
         return build_processor(config, image_processor, tokenizer, cleaning)
-    told = dict(checkpoint.tokenizer_options or {})
     if options.text_cleaning is not None:
         told.pop("clean", None)
     tokenizer, cleaning = open_clip_tokenizer(name, told, config.text_config, hub.without_revision())

@@ -101,7 +101,7 @@ def build_image_processor(settings: Mapping[str, Any], size: int) -> HFCLIPImage
         "longest": {"longest_edge": size},
         "squash": {"height": size, "width": size},
     }
-    if wrong or mode not in sizes or settings["interpolation"] not in _INTERPOLATIONS:
+    if wrong or str(mode) not in sizes or str(settings["interpolation"]) not in _INTERPOLATIONS:
         raise ConversionError(
             f"preprocessing {dict(settings)} cannot be read: it has {', '.join(OPENAI_TRANSFORM)} alone, with "
             f"resize_mode {' or '.join(sizes)} and interpolation {' or '.join(_INTERPOLATIONS)}."
@@ -208,13 +208,19 @@ def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
     return tokenizer
 
 
-def load_tokenizer(name: str | Path, text: HFCLIPTextConfig, hub: HubOptions | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | Path | PreTrainedTokenizerBase, text: HFCLIPTextConfig, hub: HubOptions | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id, for texts of a model's length; OpenAI's kind as `HFCLIPTokenizer`.
+
+    One that is given stays as it is.
 
     Raises:
         ConversionError: if there are no files of one, they are longer than the model's vocabulary makes them, or a
             library that it needs is missing.
     """
+    if isinstance(name, PreTrainedTokenizerBase):
+        return name
     folder = Path(name)
     if not folder.is_dir():
         folder = fetch_settings(str(name), hub or HubOptions())
@@ -246,13 +252,13 @@ def _is_clip_tokenizer(folder: Path) -> bool:
 
 
 def cleaning_of_transformers(config: HFCLIPConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What is done to texts before a tokenizer of a transformers folder.
+    """What is done to texts before a tokenizer of a transformers folder. One that this package saved says it itself.
 
     SigLIP 2 was trained on texts in lower case. Its repositories name Gemma's tokenizer, which keeps the case;
     transformers' `Siglip2Tokenizer`, which does not, came later.
     """
     is_siglip2 = isinstance(config, HFCLIPSiglipConfig) and type(tokenizer).__name__ in _SIGLIP2_TOKENIZERS
-    return "lower" if is_siglip2 else None
+    return "lower" if is_siglip2 and "text_cleaning" not in tokenizer.init_kwargs else None
 
 
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -293,12 +299,12 @@ def strip_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
 
 
 def open_clip_tokenizer(
-    name: str | Path, options: Mapping[str, Any], text: HFCLIPTextConfig, hub: HubOptions
+    name: str | Path | PreTrainedTokenizerBase, options: Mapping[str, Any], text: HFCLIPTextConfig, hub: HubOptions
 ) -> tuple[PreTrainedTokenizerBase, str | None]:
     """OpenCLIP's tokenizer and what it does to a text before.
 
     Args:
-        name: a folder, a Hub id, or "clip" for OpenAI's vocabulary.
+        name: a folder, a Hub id, or "clip" for OpenAI's vocabulary; or a tokenizer, whose own cleaning goes first.
         options: OpenCLIP's `tokenizer_kwargs`.
 
     Raises:
@@ -315,7 +321,8 @@ def open_clip_tokenizer(
     tokenizer = load_tokenizer(name, text, hub)
     if strips:
         tokenizer = strip_separator(tokenizer)
-    cleaning = cleaning or "whitespace"
+    own = text_options(tokenizer)["text_cleaning"] if isinstance(name, PreTrainedTokenizerBase) else None
+    cleaning = own or cleaning or "whitespace"
     if cleaning not in CLEANINGS:
         raise ConversionError(f"clean={cleaning!r} is unknown: OpenCLIP has {', '.join(CLEANINGS)}.")
     # CLIP's tokenizer cleans whitespace and lowers by itself.
@@ -331,7 +338,8 @@ def scale_image_processor(processor: HFCLIPProcessor, factor: float) -> None:
     """Resize and crop of a processor for images `factor` times as large, in place; of NaFlex, the patches."""
     image_processor = processor.image_processor
     if image_processor.max_num_patches is not None:
-        image_processor.max_num_patches = round(math.isqrt(image_processor.max_num_patches) * factor) ** 2
+        # Whole patches of the side; what rounding takes from a whole number is given back.
+        image_processor.max_num_patches = int(math.isqrt(image_processor.max_num_patches) * factor + 1e-6) ** 2
         return
     for name in ("size", "crop_size"):
         edges = dict(getattr(image_processor, name) or {})

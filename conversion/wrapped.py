@@ -21,7 +21,7 @@ _PARTS = {
     "text_projection", "text_decoder", "logit_scale", "logit_bias", "attn_mask", "vision_model", "text_model",
     "visual_projection", "input_resolution", "context_length", "vocab_size",
 }  # fmt: skip
-_IMAGE_MARKERS = ("visual.", "vision_model.")
+_IMAGE_TOWERS = ("visual", "vision_model")
 _TEXT_MARKERS = ("transformer.", "text.", "text_model.", "token_embedding.")
 _NAMES_SHOWN = 5
 
@@ -64,7 +64,8 @@ class Within:
                 raise
             where = f"{self.path} (its tensors under the prefix {self.prefix!r})"
             named = message.replace(str(self.path), where, 1) if str(self.path) in message else f"{where}: {message}"
-            raise type(error)(named) from None
+            # Other kinds of ValueError are made of more than a message.
+            raise (type(error) if isinstance(error, ConversionError) else ConversionError)(named) from None
 
 
 def find_clip(outline: WeightsFile, *, may_be_wrapped: bool) -> Within:
@@ -112,10 +113,11 @@ def _is_part(name: str, prefix: str) -> bool:
 
 
 def _before_markers(name: str) -> Iterator[str]:
-    for marker in _IMAGE_MARKERS:
-        before, found, _ = name.partition(marker)
-        if found and before.endswith("."):
-            yield before
+    """What stands before each piece of a name that an image tower's begins with; the CLIP may be called so too."""
+    pieces = name.split(".")
+    for index, piece in enumerate(pieces[:-1]):
+        if index and piece in _IMAGE_TOWERS:
+            yield ".".join(pieces[:index]) + "."
 
 
 def _is_clip(names: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .configuration_limits_hf_clip import refuse_absurd_counts, require_plausible
+from .configuration_limits_hf_clip import require_plausible
 from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
 
 # OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
@@ -24,6 +24,14 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu")
 
 # Poolings of a map by attention, which stand behind a trunk of timm and give embeddings of the shared space.
 MAP_POOLINGS = ("absolute_attention", "rotary_attention")
+
+# What timm's `create_model` takes that is no shape: other weights and settings, by name, path or address, and modules
+# that are no tower.
+_NO_SHAPES_OF_TIMM = {
+    "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path",
+    "pretrained_filter_fn", "cache_dir", "features_only", "feature_cfg", "out_indices", "scriptable", "exportable",
+    "no_jit", "device", "dtype",
+}  # fmt: skip
 
 # Types of a config.json, transformers' among them, and those of this package that they are read as.
 _READ_AS = {
@@ -161,7 +169,6 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         if isinstance(backbone := getattr(self, "backbone_config", None), dict):
             self.backbone_config = _backbone_config(backbone)
-        refuse_absurd_counts(kwargs)
         super().__post_init__(**kwargs)
         _require_sizes(self)
         # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
@@ -459,6 +466,11 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         _require_choice(self, "pooling", ("class", "average", "attention", "pooler", *MAP_POOLINGS))
         if not self.backbone:
             raise ValueError(f"`backbone={self.backbone!r}`: set it to timm's name of the trunk for `tower='timm'`.")
+        if wrong := [name for name in self.backbone_kwargs or {} if name in _NO_SHAPES_OF_TIMM]:
+            raise ValueError(
+                f"`backbone_kwargs` have {', '.join(wrong)}, and may hold what makes the shape of timm's trunk alone: "
+                "drop it. The weights are those of the model."
+            )
         if self.pooling in MAP_POOLINGS and "num_classes" in (self.backbone_kwargs or {}):
             raise ValueError(
                 f"`pooling={self.pooling!r}` stands in the place of the classifier that `num_classes` in "

@@ -3,18 +3,6 @@
 import math
 from typing import Any
 
-# Of these transformers makes a list before it looks at any weights.
-_MOST_LABELS = 100_000
-
-
-def refuse_absurd_counts(kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for counts that no model has: a file of a few bytes would take all memory, or minutes."""
-    labels, names = kwargs.get("num_labels"), kwargs.get("id2label") or ()
-    count = max(labels if isinstance(labels, int) else 0, len(names) if isinstance(names, dict) else 0)
-    if count > _MOST_LABELS:
-        raise ValueError(f"num_labels={count} is more than any model has (at most {_MOST_LABELS}).")
-
-
 # The most that a config may say, ten times or more beyond any published model: what is made by these counts (labels by
 # name, layers) takes memory and time before any weights could confirm them.
 LIMITS = {

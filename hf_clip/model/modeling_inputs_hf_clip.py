@@ -113,9 +113,17 @@ def check_pixels(pixel_values: torch.Tensor, channels: int | None, dtype: torch.
 
 
 def shapes_of(spatial_shapes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Rows and columns of patches as numbers. A tensor on an accelerator is waited for; numbers are not."""
+    """Rows and columns of patches as numbers. A tensor on an accelerator is waited for; numbers are not.
+
+    Raises ValueError for what is no list of pairs.
+    """
     listed = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
-    return [(int(rows), int(columns)) for rows, columns in listed]
+    try:
+        return [(int(rows), int(columns)) for rows, columns in listed]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`spatial_shapes` is {listed!r:.60}: pass rows and columns of each image's patches, two whole numbers."
+        ) from error
 
 
 def check_patches(
@@ -133,7 +141,7 @@ def check_patches(
         TypeError: for pixels that are no tensor.
         ValueError: for pixels of another shape than (B, N, `width`), for no image, and for whole numbers; for shapes
             that are missing, of another shape than (B, 2), or of no patch or more than N; for a mask of another shape
-            than (B, N).
+            than (B, N), that leaves an image no patch, or that has any behind an image's own.
     """
     by_processor = "as the model's processor makes it with return_tensors='pt'"
     if not isinstance(pixel_values, torch.Tensor):
@@ -161,11 +169,6 @@ def check_patches(
             f"`spatial_shapes` has shape {tuple(spatial_shapes.shape)}: pass ({shape[0]}, 2), rows and columns of "
             "each image's patches."
         )
-    if pixel_attention_mask is not None and tuple(pixel_attention_mask.shape) != shape[:2]:
-        raise ValueError(
-            f"`pixel_attention_mask` has shape {tuple(pixel_attention_mask.shape)}: pass {shape[:2]}, 1 for a patch "
-            "and 0 for padding."
-        )
     shapes = shapes_of(spatial_shapes)
     if len(shapes) != shape[0]:
         raise ValueError(
@@ -177,7 +180,27 @@ def check_patches(
                 f"`spatial_shapes` has {rows} x {columns} patches where `pixel_values` has {shape[1]}: pass both "
                 f"{by_processor}."
             )
+    if pixel_attention_mask is not None:
+        _check_patch_mask(pixel_attention_mask, shapes, shape[1])
     return shapes
+
+
+def _check_patch_mask(pixel_attention_mask: torch.Tensor, shapes: list[tuple[int, int]], length: int) -> None:
+    """Raises ValueError unless the mask (B, `length`) has patches of each image's rows and columns alone."""
+    shape = tuple(getattr(pixel_attention_mask, "shape", ()))
+    if shape != (len(shapes), length):
+        raise ValueError(
+            f"`pixel_attention_mask` has shape {shape}: pass {(len(shapes), length)}, a tensor of 1 for a patch and 0 "
+            "for padding."
+        )
+    mask_BN = pixel_attention_mask.bool()
+    counts_B1 = torch.tensor([[rows * columns] for rows, columns in shapes], device=mask_BN.device)
+    is_behind_BN = torch.arange(length, device=mask_BN.device) >= counts_B1
+    require_on_device(
+        (mask_BN.any(dim=1) & ~(mask_BN & is_behind_BN).any(dim=1)).all(),
+        "`pixel_attention_mask` leaves an image no patch, or has patches behind the rows and columns of an image's "
+        "`spatial_shapes`: pass both as the model's processor makes them with return_tensors='pt'.",
+    )
 
 
 def check_texts(

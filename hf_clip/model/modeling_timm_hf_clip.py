@@ -23,6 +23,8 @@ from .modeling_inputs_hf_clip import check_pixels, known_arguments
 GLOBAL_POOLS = {"class": "token", "average": "avg", "attention": "map", **dict.fromkeys(MAP_POOLINGS, "")}
 
 
+# Of a trunk that does not say by how much its stages reduce a side.
+_ANY = {"reduction": 1}
 # What initial weights are drawn by, and the steps of timm's own draw.
 _FILLS = {
     "uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_",
@@ -193,6 +195,8 @@ class HFCLIPTimmModel(PreTrainedModel):
             self.config.backbone_kwargs = options
         elif self.trunk.default_cfg.get("fixed_input_size"):
             raise ValueError(self._keeps_its_size(image_size))
+        elif image_size < (least := max(stage["reduction"] for stage in getattr(self.trunk, "feature_info", [_ANY]))):
+            raise ValueError(f"`image_size={image_size}` is below {least}, the least that this trunk takes.")
         self.config.image_size = image_size
 
     def _keeps_its_size(self, image_size: int) -> str:

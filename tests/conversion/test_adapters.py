@@ -143,6 +143,42 @@ def test_what_does_not_fit_or_is_not_said_is_one_line(base, tmp_path, monkeypatc
     line("pip install peft", ImportError)
 
 
+def test_half_an_adapter_and_settings_of_another_are_refused(base, tmp_path):
+    """What the file lacks would stay the base's without a word; what settings ask for is made before it is filled."""
+    folder = tmp_path / "adapter"
+    way = peft.LoraConfig(target_modules=ATTENTION, r=2, modules_to_save=["visual_projection", "final_layer_norm"])
+    trained(CLIPModel.from_pretrained(base / "theirs"), way, folder)
+    settings, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    said, weights = json.loads(settings.read_text()), load_file(file)
+
+    def line(problem: str, changed=weights, **fields) -> None:
+        settings.write_text(json.dumps(said | fields))
+        save_file({name: tensor.clone() for name, tensor in changed.items()}, file)
+        with pytest.raises(ConversionError, match=problem) as raised:
+            load(folder)
+        assert "\n" not in str(raised.value)
+
+    def without(part: str) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in weights.items() if part not in name}
+
+    line("lacks 1 of what its settings name: visual_projection", without("visual_projection"))
+    line("lacks 1 of what its settings name: text_model.final_layer_norm.bias", without("layer_norm.bias"))
+    line("lacks 4 of what its settings name: .*layers.1.self_attn", without("layers.1."))
+    whole = {name: tensor.to(torch.int8) for name, tensor in weights.items() if "visual_projection" in name}
+    line("1 tensors of the adapter are not of floating point: .*projection", weights | whole)
+    line("a rank of 1000000000 is more than any tensor of the adapter has", r=10**9)
+    line("a rank of 1000000000 is more than any tensor of the adapter has", rank_pattern={"q_proj": 10**9})
+    line("peft_type='LATER', which peft .* does not know: pip install -U peft", peft_type="LATER")
+    line(r"names as its base what is no name \('a.nb'\)", base_model_name_or_path="a\nb")
+    settings.write_text(json.dumps(said))
+    save_file(weights, file)
+    deeper, processor = tiny_clip(TEXTS, num_hidden_layers=3)
+    deeper.save_pretrained(tmp_path / "deeper")
+    processor.save_pretrained(tmp_path / "deeper")
+    with pytest.raises(ConversionError, match="lacks 4 of what its settings name: .*layers.2.*on another model"):
+        load(folder, base=tmp_path / "deeper")
+
+
 def test_the_command_takes_an_adapter(base, tmp_path, capsys):
     peer = trained(CLIPModel.from_pretrained(base / "theirs"), WAYS["lora"], tmp_path / "adapter")
     arguments = ["convert", str(tmp_path / "adapter"), "--to", "transformers", "--output-dir", str(tmp_path / "out")]

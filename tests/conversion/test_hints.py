@@ -50,6 +50,26 @@ def test_what_contradicts_a_folder_is_shown_beside_what_it_says(folder, option, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"image_size": 0}, "`image_size=0`: pass 1 to 16384 pixels"),
+        ({"image_size": 10**9}, "`image_size=1000000000`: pass 1 to"),
+        ({"image_size": 48.0}, "`image_size=48.0` is of type float: pass a number of pixels"),
+        ({"image_size": True}, "`image_size=True` is of type bool"),
+        ({"preprocessing": [1]}, r"`preprocessing=\[1\]` is of type list: pass a dictionary"),
+        ({"config": {}}, "`config={}` is of type dict: pass an HFCLIPConfig"),
+        ({"architecture": 3}, "`architecture=3` is of type int: pass its name"),
+        ({"tokenizer": 3}, "`tokenizer=3` is of type int: pass a tokenizer"),
+        ({"adapter": "keep"}, "`adapter=keep` is for an adapter of PEFT"),
+    ],
+)
+def test_what_no_source_could_be_loaded_with_is_the_callers(folder, options, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        load(folder, **options)
+    assert "\n" not in str(error.value) and "fetch it again" not in str(error.value)
+
+
 def test_a_name_agrees_with_a_folder_of_that_architecture(folder, monkeypatch):
     config = HFCLIPConfig.from_pretrained(folder)
     monkeypatch.setattr(HFCLIPConfig, "from_architecture", classmethod(lambda cls, name: config))

@@ -144,6 +144,8 @@ def edit_ids(file, tokenizer) -> None:
 def test_another_size_is_another_number_of_patches(theirs, tmp_path):
     model, processor = load(theirs[0], image_size=32)
     assert processor.image_processor.max_num_patches == 64 and model.config.vision_config.image_size == 32
+    # A square of 11 pixels a side has two whole patches of 4.
+    assert load(theirs[0], image_size=11)[1].image_processor.max_num_patches == 4
     image = images_of([(33, 80)])
     assert processor(images=image, return_tensors="pt")["pixel_values"].shape[1] > MAX_NUM_PATCHES
     with torch.no_grad():
@@ -238,6 +240,28 @@ def test_the_cleaning_can_be_said(tmp_path):
         ValueError, match="`text_cleaning=upper` is not known: use whitespace, lower, canonicalize, none"
     ):
         load(tmp_path, text_cleaning="upper")
+
+
+def test_a_cleaning_that_was_saved_or_told_stays_beside_other_options(tmp_path):
+    """Whatever else of the processor the caller replaces; a tokenizer is read alike as an object and by its folder."""
+    fixed_folder(tmp_path / "theirs", "GemmaTokenizer")
+    text = ["A  Cat, b_b!"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs", model_max_length=CONTEXT)
+    _, processor = load(tmp_path / "theirs")
+    lowered = processor(text=text)["input_ids"]
+    for given in (tokenizer, tmp_path / "theirs"):
+        assert load(tmp_path / "theirs", tokenizer=given)[1](text=text)["input_ids"] == lowered
+    for text_cleaning in ("canonicalize", "none"):
+        model, processor = load(tmp_path / "theirs", text_cleaning=text_cleaning)
+        folder = tmp_path / text_cleaning
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        expected = processor(text=text)["input_ids"]
+        assert expected != lowered
+        for options in ({"preprocessing": {"mean": 0.4}}, {"tokenizer": folder}, {"tokenizer": processor.tokenizer}):
+            assert load(folder, **options)[1](text=text)["input_ids"] == expected
+    ours, cleaning = open_clip_tokenizer(tokenizer, {"clean": "canonicalize"}, model.config.text_config, HubOptions())
+    assert (ours, cleaning) == (tokenizer, "canonicalize")
 
 
 def test_the_command_can_say_the_cleaning(tmp_path, capsys):

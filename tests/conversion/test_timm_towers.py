@@ -310,6 +310,10 @@ def test_a_trunk_that_keeps_its_size_says_so(tmp_path):
             model = HFCLIPModel(trunk)
         with pytest.raises(ValueError, match=f"`image_size=256`: timm's {name} keeps its 224"):
             model.set_image_size(256)
+    with torch.device("meta"):
+        convnet = HFCLIPModel(config_from_model_cfg(model_cfg_of("test_convnext")))
+    with pytest.raises(ValueError, match="`image_size=31` is below 32, the least that this trunk takes"):
+        convnet.set_image_size(31)
 
 
 def model_cfg_of(name: str, **vision) -> dict:

@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
+from transformers import Siglip2Model
 
 from hf_clip import load
 from hf_clip.conversion import ConversionError
 from hf_clip.conversion.open_clip import open_clip_rules
 from hf_clip.conversion.rules import export_tensors
 from tests.helpers.checkpoints import TEXTS, open_clip_config, tokenizer, write_open_clip_folder
-from tests.helpers.toys import tiny_clip
+from tests.helpers.naflex import siglip2_config
+from tests.helpers.toys import scatter_weights, tiny_clip
 
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
 HEAD = {"ff_head.weight": torch.ones(2, 16), "loss_fn.margin": torch.tensor(0.1)}
@@ -60,7 +62,7 @@ def test_trainers_keep_the_state_dict_under_names_of_their_own(wrap, state, mode
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "clipmodel.", "module.net.clip."])
+@pytest.mark.parametrize("prefix", ["", "model.", "visual.", "audio_visual.clip.", "module.net.clip."])
 def test_heads_beside_the_clip_are_named_and_not_loaded(prefix, state, model_and_processor, tmp_path, caplog):
     """As Lightning saves a module that holds a CLIP."""
     within = {f"{prefix}{name}": tensor for name, tensor in state.items()} | HEAD
@@ -86,6 +88,12 @@ def test_a_clip_is_loaded_whole_or_not_at_all(state, model_and_processor, tmp_pa
     torch.save({"state_dict": twice}, tmp_path / "x.ckpt")
     with pytest.raises(ConversionError, match="holds 2 models of CLIP, under the prefixes 'student.' and 'teacher.'"):
         load(tmp_path / "x.ckpt", **options)
+
+
+def test_patches_do_not_tell_their_size(tmp_path):
+    torch.save(scatter_weights(Siglip2Model(siglip2_config())).state_dict(), tmp_path / "naflex.pt")
+    with pytest.raises(ConversionError, match="as those of SigLIP 2's NaFlex.*pass the folder.*or `config`"):
+        load(tmp_path / "naflex.pt")
 
 
 def test_a_config_without_towers_does_not_win_over_open_clips(tmp_path):

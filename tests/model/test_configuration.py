@@ -346,6 +346,14 @@ def test_types_are_strict():
             "num_labels=1000000000",
         ),
         ({"vision_config": {"tower": "timm", "backbone": "x", "backbone_kwargs": {"depth": 10**6}}}, "depth=1000000"),
+        (
+            {"vision_config": {"tower": "timm", "backbone": "x", "backbone_kwargs": {"checkpoint_path": "y"}}},
+            "backbone_kwargs` have checkpoint_path, and may hold",
+        ),
+        (
+            {"vision_config": {"tower": "timm", "backbone": "x", "backbone_kwargs": {"pretrained_cfg": {"url": "y"}}}},
+            "backbone_kwargs` have pretrained_cfg, and may hold",
+        ),
         ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value=nan"),
         ({"vision_config": {"layer_scale_init_value": float("inf")}}, "layer_scale_init_value=inf"),
         ({"text_config": {"attention_dropout": 1.5}}, "attention_dropout=1.5"),

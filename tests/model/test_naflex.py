@@ -251,6 +251,10 @@ WRONG_INPUTS = [
     ({"spatial_shapes": torch.ones(3, 2, dtype=torch.int64)}, r"`spatial_shapes` has shape \(3, 2\): pass \(2, 2\)"),
     ({"spatial_shapes": torch.tensor([[3, 7], [1, 1]])}, "3 x 7 patches where `pixel_values` has 20"),
     ({"spatial_shapes": torch.tensor([[3, 5], [0, 1]])}, "0 x 1 patches"),
+    ({"spatial_shapes": [(4, 5), (2, 3, 1)]}, "two whole numbers"),
+    ({"pixel_attention_mask": [[1] * 20] * 2}, r"`pixel_attention_mask` has shape \(\)"),
+    ({"pixel_attention_mask": torch.arange(40).reshape(2, 20) < 20}, "leaves an image no patch"),
+    ({"pixel_attention_mask": torch.ones(2, 20)}, "or has patches behind the rows and columns"),
     ({"pixel_attention_mask": torch.ones(2, 19)}, r"`pixel_attention_mask` has shape \(2, 19\): pass \(2, 20\)"),
     ({"pixel_values": torch.zeros(2, 20, 48, dtype=torch.uint8)}, "raw pixels"),
 ]
