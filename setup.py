@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_clip/__init__.py")
 
 # filelock keeps a second writer out of an index.
 SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
+RAY = [*SEARCH, "ray>=2.50"]
 EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "tqdm"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
@@ -62,9 +63,10 @@ setup(
         "eval": EVAL,
         "train": EVAL,
         "search": SEARCH,
+        "ray": RAY,
         "export": EXPORT,
         "demo": ["matplotlib", "tensorboard"],
-        "test": [*SEARCH, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1", "simplejpeg"],
+        "test": [*RAY, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1", "simplejpeg"],
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

@@ -27,22 +27,25 @@ def add(verbs) -> None:
         usage="hf-clip embed DATA ... --model MODEL --output FILE [options]",
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help="files, a folder, or a Hub id, before any flag")
-    output = "*.parquet or *.lance; a run that was stopped goes on"
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=output)
+    output = "*.parquet, *.lance, or hf://datasets/OWNER/NAME; a run that was stopped goes on"
+    parser.add_argument("--output", required=True, metavar="FILE", help=output)
     add_model(parser)
     parser.add_argument("--split", metavar="NAME", help="split to use, if the data has several")
     where = "keep the rows that have one of these values"
     parser.add_argument("--where", action=Several, default=[], metavar="COL=VALUE", help=where)
     parser.add_argument("--image-column", metavar="NAME", help="column of images (default: found by name)")
+    ray = "let the nodes of Ray encode (auto, HOST:PORT, or local)"
+    parser.add_argument("--ray", metavar="ADDRESS", help=ray)
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default 32)")
 
 
 def run(options: argparse.Namespace) -> int:
     check_model(options.model)
     check_data(options.data, "DATA")
-    if options.output.suffix not in (".parquet", ".lance"):
+    is_file = not options.output.startswith("hf://")
+    if is_file and Path(options.output).suffix not in (".parquet", ".lance"):
         raise UsageError(f"--output {options.output} is neither *.parquet nor *.lance: name one of these.")
-    if options.output.exists() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if is_file and Path(options.output).exists() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise UsageError(f"--output {options.output} exists: name another file, or remove it.")
     start_library()
     from hf_clip.search.embedding_files import embed_to_file
@@ -61,10 +64,11 @@ def run(options: argparse.Namespace) -> int:
         options.data[0] if len(options.data) == 1 else options.data,
         options.output,
         batch_size=options.batch_size,
+        ray=options.ray,
         split=options.split,
         image_column=options.image_column,
         where=values_by_column(options.where) or None,
     )
-    if output.exists():
+    if isinstance(output, str) or output.exists():
         print(output)
     return 0

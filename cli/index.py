@@ -24,12 +24,15 @@ def add(verbs) -> None:
         "hf-clip index photos/ --model openai/clip-vit-base-patch32",
         usage="hf-clip index IMAGES [--model MODEL] [options]",
     )
+    parser.commands |= {"update": "hf-clip index", "output": "--export"}
     parser.add_argument("root", metavar="IMAGES", help="a folder of images, or a table of images (parquet, CSV, tar)")
     parser.add_argument("--model", help="a checkpoint of any format, or a Hub id (default: the index's)")
     add_index(parser)
     parser.add_argument("--prune", action="store_true", help="forget the images whose file is gone")
     parser.add_argument("--status", action="store_true", help="print what the index holds, as JSON, and do no more")
     parser.add_argument("--errors", action="store_true", help="list the files that give no image, and do no more")
+    export = "write the embeddings (*.parquet, *.faiss, hf://datasets/OWNER/NAME), and do no more"
+    parser.add_argument("--export", metavar="OUTPUT", help=export)
     parser.add_argument("--drop", metavar="MODEL", help="forget a model of the index, and do no more")
     add_load_options(parser)
 
@@ -65,10 +68,12 @@ def run(options: argparse.Namespace) -> int:
     if options.model is not None:
         check_model(options.model)
     start_library()
-    index = open_index(options, with_model=not (options.status or options.errors or options.drop))
+    index = open_index(options, with_model=not (options.status or options.errors or options.drop or options.export))
     if options.drop is not None:
         index.drop(options.drop)
-    if options.errors:
+    if options.export is not None:
+        print(f"{options.export}: {index.export(options.export)} images")
+    elif options.errors:
         for path, error in sorted(index.errors().items()):
             print(printable(f"{path}: {error}"))
     elif options.status or options.drop is not None:

@@ -7,7 +7,6 @@ exports it. Names are imported on first use: LanceDB takes seconds.
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,21 +26,20 @@ _HOME = {
 }
 
 
-class _Deferred(ModuleType):
-    """A package whose own code runs once something of it is asked for; its modules are imported as ever."""
-
-    def __getattr__(self, name: str):
-        self.__class__ = ModuleType
-        self.__spec__.loader.exec_module(self)  # pyright: ignore[reportOptionalMemberAccess]
-        return getattr(self, name)
-
-
 def _defer(package: str) -> None:
+    """A package's own code runs once something of it is asked for; its modules are imported as ever."""
     spec = None if package in sys.modules else find_spec(package)
-    if spec is not None and spec.loader is not None:
-        module = module_from_spec(spec)
-        module.__class__ = _Deferred
-        sys.modules[package] = module
+    if spec is None or spec.loader is None:
+        return
+    module, loader = module_from_spec(spec), spec.loader
+
+    def run(name: str):
+        vars(module).pop("__getattr__", None)
+        loader.exec_module(module)
+        return getattr(module, name)
+
+    vars(module)["__getattr__"] = run
+    sys.modules[package] = module
 
 
 # LanceDB takes its models of requests; the classes that call a server, never used here, are half of LanceDB's import.

@@ -31,6 +31,7 @@ from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 from hf_clip.model.state_key_hf_clip import state_key
 
 from .errors import SearchError, writing
+from .hub_output import HUB, hub_name, push_file
 
 if TYPE_CHECKING:
     from hf_clip.model.typing_hf_clip import DualEncoder, Processor
@@ -49,9 +50,10 @@ def embed_to_file(
     output: str | Path,
     *,
     batch_size: int = 32,
+    ray: str | None = None,
     show_progress: bool | None = None,
     **source_options: Any,
-) -> Path:
+) -> Path | str:
     """Embeds the images of a data set into a parquet file or a Lance table, resumable, on one process or on many.
 
     Under `torchrun` (RANK and WORLD_SIZE are set) each rank calls it alike, and makes its part. What is stopped goes
@@ -63,8 +65,12 @@ def embed_to_file(
         data: what `hf_clip.open_source` takes. Data sets of the Hub are streamed.
         output: a file *.parquet, or a table *.lance, which LanceDB opens by its name in the folder above. Its columns:
             `index` (in the stream), `key` (names the row, such as "pairs.parquet row 7"), `embedding` (a list of fixed
-            size of D float32, of unit length; null where the image cannot be read), `error` (why).
+            size of D float32, of unit length; null where the image cannot be read), `error` (why). Or a data set of
+            the Hub, hf://datasets/OWNER/NAME, which is made, private, where there is none; until it is there, all is
+            kept in the folder where this runs, as OWNER--NAME.parquet.
         batch_size: images encoded at once.
+        ray: an address of Ray (auto, HOST:PORT, local), whose nodes encode what this process reads and writes. A node
+            that dies loses nothing.
         show_progress: whether to draw a bar on standard error; by default where that is a terminal.
         source_options: more arguments of `open_source`, such as `split` and `image_column`.
 
@@ -77,51 +83,93 @@ def embed_to_file(
     """
     from hf_clip.sources import open_source
 
-    output = Path(output)
-    if output.suffix not in FORMATS:
-        raise SearchError(f"`output={output}` is neither *.parquet nor *.lance: name one of these.")
+    file, name = _place_of(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if output.exists():
+    if file.exists() and name is None:
         if world_size > 1:
             # Another rank found all parts there, of a run that was stopped before it joined them.
-            return output
+            return file
         raise SearchError(f"`output={output}` exists: name another file, or remove it.")
     source = open_source(data, **source_options)
-    parts = output.with_name(f".{output.name}.parts")
-    plan = {
+    parts = file.with_name(f".{file.name}.parts")
+    with writing(file.parent, "output"):
+        _begin(parts, _plan(model, processor, source, source_options, batch_size), file)
+        # It is whole, and the Hub gave no answer.
+        is_mine = file.exists() and rank == 0
+        if not file.exists():
+            encoding, share = (model, processor, batch_size), (rank, world_size)
+            number = _write_parts(parts, source, encoding, share, ray, show_progress)
+            is_mine = _join(parts, number, file, keeps_parts=name is not None)
+    return _push(file, name, parts) if name is not None and is_mine else file
+
+
+def _push(file: Path, name: str, parts: Path) -> str:
+    """Sends a whole file to the Hub, and removes it and its parts here. Returns the address."""
+    push_file(file, name)
+    file.unlink()
+    shutil.rmtree(parts, ignore_errors=True)
+    return f"{HUB}{name}"
+
+
+def _place_of(output: str | Path) -> tuple[Path, str | None]:
+    """The file that is written on this machine, and the data set of the Hub that it goes to, if any."""
+    name = hub_name(output)
+    file = Path(output) if name is None else Path(f"{name.replace('/', '--')}.parquet")
+    if file.suffix not in FORMATS:
+        raise SearchError(f"`output={output}` is neither *.parquet nor *.lance: name one of these.")
+    return file, name
+
+
+def _plan(model: Any, processor: Any, source: Any, options: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """All that the rows depend on."""
+    return {
         "model": state_key(model, processor, "image"),
         "data": source.name,
-        "options": json.loads(json.dumps(source_options, default=str)),
+        "options": json.loads(json.dumps(options, default=str)),
         "batch_size": batch_size,
     }
-    with writing(output.parent):
-        _begin(parts, plan, output)
-        count, number = _write_parts(parts, source, (model, processor, batch_size), rank, world_size, show_progress)
-        if not count:
-            raise SearchError(f"{source.name} has no rows.")
-        _join(parts, number, output)
-    return output
 
 
 def _write_parts(
-    parts: Path, source: Any, encoding: tuple[Any, Any, int], rank: int, world_size: int, show_progress: bool | None
-) -> tuple[int, int]:
-    """Writes the rank's parts that are missing. Returns how many rows and how many parts there are in all."""
+    parts: Path,
+    source: Any,
+    encoding: tuple[Any, Any, int],
+    share: tuple[int, int],
+    ray: str | None,
+    show_progress: bool | None,
+) -> int:
+    """Writes the rank's parts that are missing. Returns how many parts there are in all."""
     from hf_clip.sources import iterate_samples
 
-    samples = iterate_samples(source)
+    rank, world_size = share
+    model, processor, batch_size = encoding
     is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     shown = is_terminal if show_progress is None else show_progress
-    count = number = 0
-    with tqdm(total=source.num_rows, unit=" images", disable=not shown or rank > 0) as bar:
+    sizes: list[int] = []
+
+    def missing() -> Iterator[tuple[int, list[Any]]]:
+        samples = iterate_samples(source)
         while chunk := list(islice(samples, PART_ROWS)):
-            file = _part(parts, number)
-            if number % world_size == rank and not file.exists():
-                model, processor, batch_size = encoding
-                _write_part(file, _rows(model, processor, chunk, batch_size))
-            count, number = count + len(chunk), number + 1
-            bar.update(len(chunk))
-    return count, number
+            number = len(sizes)
+            sizes.append(len(chunk))
+            if number % world_size == rank and not _part(parts, number).exists():
+                yield number, chunk
+            else:
+                bar.update(len(chunk))
+
+    with tqdm(total=source.num_rows, unit=" images", disable=not shown or rank > 0) as bar:
+        if ray is None:
+            made = ((number, rows_of(model, processor, chunk, batch_size)) for number, chunk in missing())
+        else:
+            from .ray_nodes import rows_on_ray
+
+            made = rows_on_ray(ray, encoding, missing())
+        for number, content in made:
+            _write_part(_part(parts, number), content)
+            bar.update(content.num_rows)
+    if not sizes:
+        raise SearchError(f"{source.name} has no rows.")
+    return len(sizes)
 
 
 def _begin(parts: Path, plan: Mapping[str, Any], output: Path) -> None:
@@ -135,7 +183,7 @@ def _begin(parts: Path, plan: Mapping[str, Any], output: Path) -> None:
         differs = ", ".join(name for name in plan if there.get(name) != plan[name])
         raise SearchError(
             f"{parts} holds parts of another run for {output} (its {differs} differs): remove that folder, or name "
-            "another output."
+            "another `output`."
         )
 
 
@@ -143,7 +191,8 @@ def _part(parts: Path, number: int) -> Path:
     return parts / f"part-{number:08d}.parquet"
 
 
-def _rows(model: Any, processor: Any, chunk: Sequence[Any], batch_size: int) -> pa.Table:
+def rows_of(model: Any, processor: Any, chunk: Sequence[Any], batch_size: int) -> pa.Table:
+    """The rows of some samples; bit for bit the same, whoever encodes them."""
     embeddings: list[Any] = []
     errors: list[str | None] = []
     images = [sample.image for sample in chunk]
@@ -189,18 +238,21 @@ def _write_whole(file: Path, content: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _join(parts: Path, count: int, output: Path) -> None:
-    """Joins the parts, if all are there and nobody else does."""
+def _join(parts: Path, count: int, output: Path, *, keeps_parts: bool) -> bool:
+    """Joins the parts, if all are there and nobody else does. Returns whether this process did."""
+    is_mine = False
     files = [_part(parts, number) for number in range(count)]
     lock = parts.with_name(f"{parts.name}.lock")
     # Whoever made the last part must see that it is the last: it waits for one that is looking.
     with filelock.FileLock(lock):
         if not output.exists() and all(file.exists() for file in files):
             _write_output(files, output)
-        if output.exists():
+            is_mine = True
+        if output.exists() and not keeps_parts:
             shutil.rmtree(parts, ignore_errors=True)
     if output.exists():
         lock.unlink(missing_ok=True)
+    return is_mine
 
 
 def _write_output(files: Sequence[Path], output: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import SearchError, writing
+from .hub_output import push_file
 from .store import EMBEDDING, IS_FOUND, METADATA, ModelEntry, Store, as_matrix
 
 COLUMNS = tuple(name for name in METADATA if name not in ("error", "missing"))
@@ -33,7 +35,7 @@ def to_parquet(store: Store, entry: ModelEntry, file: Path) -> int:
     """Writes a parquet file, which appears whole or not at all. Returns how many rows it has."""
     content = read_all(store, entry)
     unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    with writing(file.parent):
+    with writing(file.parent, "output"):
         try:
             pq.write_table(content, unfinished)
             os.replace(unfinished, file)
@@ -42,13 +44,22 @@ def to_parquet(store: Store, entry: ModelEntry, file: Path) -> int:
     return content.num_rows
 
 
+def to_hub(store: Store, entry: ModelEntry, name: str) -> int:
+    """Writes a data set on the Hub: paths, metadata and embeddings. Returns how many rows it has."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "embeddings.parquet"
+        count = to_parquet(store, entry, file)
+        push_file(file, name)
+    return count
+
+
 def to_faiss(store: Store, entry: ModelEntry, file: Path) -> int:
     """Writes an exact faiss index (inner product), and beside it FILE.paths: line i names the image of id i."""
     faiss = _import("faiss", "faiss-cpu")
     content = read_all(store, entry)
     index = faiss.IndexFlatIP(entry.width)
     index.add(np.ascontiguousarray(as_matrix(content[EMBEDDING])))
-    with writing(file.parent):
+    with writing(file.parent, "output"):
         faiss.write_index(index, str(file))
         # A line break within a name is written as two characters.
         names = (path.replace("\\", "\\\\").replace("\n", "\\n") for path in content["path"].to_pylist())

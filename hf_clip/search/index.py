@@ -14,6 +14,7 @@ import numpy as np
 from . import approximate
 from .calibration import Calibration, bank_prompts, calibrate, read_calibration, read_tensors
 from .errors import SearchError, writing
+from .hub_output import hub_name
 from .items import FolderItems, Items, TableItems
 from .models import LazyModel
 from .photos import decode_photo, decoders
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from hf_clip.model.typing_hf_clip import Processor
+
+    from .ray_nodes import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ class Index:
         self.root, self.place, self._device = root, place, device
         self._asked_for = model
         self._store = Store(place)
+        # Ray's address, and the actors that search there.
+        self._ray: str | None = None
+        self._shards: Shards | None = None
         self._checked: str | None = None
         # The version of the models' table, the one that is asked, and its calibration: megabytes, read once.
         self._known: tuple[int, ModelEntry, Calibration | None] | None = None
@@ -61,6 +67,7 @@ class Index:
         processor: "Processor | None" = None,
         index: str | Path | None = None,
         device: "torch.device | str | None" = None,
+        ray: str | None = None,
         **load_options: Any,
     ) -> "Index":
         """The index of a folder, or of a table of images; nothing is made before `update`.
@@ -74,11 +81,15 @@ class Index:
             index: where the index lies, if not in `root` as `.hf-clip.lance`; a folder, or an address that LanceDB
                 takes (s3://...).
             device: where the model encodes; None is the CPU.
+            ray: an address of Ray (auto, HOST:PORT, local): its nodes compare all rows, each a part of them, with the
+                answers of one process. They must reach `index`.
             load_options: more arguments of `hf_clip.load`, such as `architecture`.
         """
         place = str(index) if index is not None else _place_of(root)
         lazy = None if model is None else LazyModel(model, processor, load_options, device)
-        return cls(root, place, lazy, device)
+        made = cls(root, place, lazy, device)
+        made._ray = ray
+        return made
 
     # Which model.
 
@@ -295,7 +306,7 @@ class Index:
         terms = self._terms(entry, query, images, near, minus, weights)
         calibration = self._calibration(entry)
         direction = compose(terms, calibration)
-        rows, _, exact = find(self._store, entry, direction, top_k, where=where)
+        rows, _, exact = self._find(entry, direction, top_k, where)
         hits = Hits(to_hits(rows), is_exact=exact)
         is_one_text = len(terms) == 1 and terms[0].is_text and terms[0].weight > 0
         if is_one_text and calibration is not None and len(calibration.bank_heights) and rows:
@@ -345,13 +356,27 @@ class Index:
         calibration = self._calibration(entry)
         direction = compose(terms, calibration)
         wanted = max(10 * top_k, 100) + len(known)
-        rows, embeddings, exact = find(self._store, entry, direction, wanted, where=where, with_embeddings=True)
+        rows, embeddings, exact = self._find(entry, direction, wanted, where, with_embeddings=True)
         kept = [at for at, row in enumerate(rows) if row["path"] not in known]
         if not kept or embeddings is None:
             return Hits(is_exact=exact)
         rows, embeddings = [rows[at] for at in kept], embeddings[kept]
         chosen = diversify(rows, embeddings, top_k, diversity)
         return Hits(to_hits([rows[at] for at in chosen]), is_exact=exact)
+
+    def _find(
+        self, entry: ModelEntry, direction: np.ndarray, top_k: int, where: str | None, with_embeddings: bool = False
+    ) -> tuple[list[dict[str, Any]], np.ndarray | None, bool]:
+        """Asks the table, here or where Ray's actors are."""
+        asked: dict[str, Any] = {"where": where, "with_embeddings": with_embeddings}
+        if self._ray is None:
+            return find(self._store, entry, direction, top_k, **asked)
+        if self._shards is None:
+            from .ray_nodes import Shards
+
+            place = self.place if self._store.is_remote else str(Path(self.place).absolute())
+            self._shards = Shards(place, self._ray)
+        return self._shards.find(entry, direction, top_k, **asked)
 
     def _terms(self, entry, query, images, near, minus, weights) -> list[Term]:
         texts, unwanted, paths = _listed(query), _listed(minus), _listed(near)
@@ -447,17 +472,23 @@ class Index:
         """Writes paths, metadata and unit embeddings of the current model for other systems.
 
         Args:
-            output: a file *.parquet, or *.faiss (an exact index, beside which FILE.paths names the images).
+            output: a file *.parquet, or *.faiss (an exact index, beside which FILE.paths names the images), or a data
+                set of the Hub, hf://datasets/OWNER/NAME, which is made, private, where there is none.
 
         Returns:
             How many rows it has.
         """
         from . import exporting
 
+        name = hub_name(output)
+        if name is not None:
+            return exporting.to_hub(self._store, self._entry(), name)
         file, entry = Path(output), self._entry()
         writers = {".parquet": exporting.to_parquet, ".faiss": exporting.to_faiss}
         if file.suffix not in writers:
-            raise SearchError(f"`output={file}` is neither *.parquet nor *.faiss: name one of these.")
+            raise SearchError(
+                f"`output={file}` is neither *.parquet nor *.faiss nor hf://datasets/OWNER/NAME: name one of these."
+            )
         return writers[file.suffix](self._store, entry, file)
 
     def to_qdrant(self, client: Any, collection: str) -> int:

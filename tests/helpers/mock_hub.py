@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _upload_mode(path: str) -> str:
-    return "lfs" if path.endswith((".safetensors", ".png")) else "regular"
+    return "lfs" if path.endswith((".safetensors", ".png", ".parquet")) else "regular"
 
 
 def problem_of_card(content: str) -> str | None:

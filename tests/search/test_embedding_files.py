@@ -13,6 +13,7 @@ from hf_clip import embed_images
 from hf_clip.search import Index, SearchError, embed_to_file, embedding_files
 from hf_clip.search.store import as_matrix
 from hf_clip_cli import main as cli
+from tests.helpers.mock_hub import TOKEN, running_hub, use_in_this_process
 from tests.helpers.search_toys import GrayEncoder, write_gray
 from tests.helpers.squares import NAMES, SIZE, rows, write_parquet
 from tests.helpers.toys import tiny_clip
@@ -100,6 +101,36 @@ def test_the_command_writes_a_lance_table(clip, data, tmp_path, capsys):
     whole = pq.read_table(embed_to_file(*clip, data, tmp_path / "whole.parquet"))
     assert table.to_arrow().sort_by("index").equals(whole)
     assert cli.main(command) == 2 and "exists" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_is_written_when_it_answers(clip, data, tmp_path, monkeypatch):
+    whole = pq.read_table(embed_to_file(*clip, data, tmp_path / "whole.parquet"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub({}, tmp_path / "hub") as hub:
+        use_in_this_process(hub, monkeypatch, tmp_path / "cache")
+        hub.failures += [("repos/create", 400)]
+        with pytest.raises(SearchError, match="hf://datasets/me/made cannot be written to"):
+            embed_to_file(*clip, data, "hf://datasets/me/made")
+        # Made once, and sent with the next call.
+        monkeypatch.setattr(embedding_files, "rows_of", None)
+        assert embed_to_file(*clip, data, "hf://datasets/me/made") == "hf://datasets/me/made"
+        found = pq.read_table(hub.repositories["me/made"] / "data/train-00000-of-00001.parquet")
+        assert found.equals(whole) and hub.private["me/made"] and not (tmp_path / "me--made.parquet").exists()
+    with pytest.raises(SearchError, match="names no data set"):
+        embed_to_file(*clip, data, "hf://datasets/made")
+
+
+def test_the_command_sends_an_index_to_the_hub(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub({}, tmp_path / "hub") as hub:
+        use_in_this_process(hub, monkeypatch, tmp_path / "cache")
+        assert cli.main(["index", str(tmp_path / "photos"), "--export", "hf://datasets/me/photos"]) == 0
+        found = pq.read_table(hub.repositories["me/photos"] / "data/train-00000-of-00001.parquet")
+    index.export(tmp_path / "out.parquet")
+    assert found.equals(pq.read_table(tmp_path / "out.parquet")) and "12 images" in capsys.readouterr().out
+    assert cli.main(["index", str(tmp_path / "photos"), "--export", "out.csv"]) == 1
+    assert "--export out.csv is neither" in capsys.readouterr().err
 
 
 @pytest.fixture
