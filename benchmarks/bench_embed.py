@@ -1,23 +1,25 @@
 """Captions in, and files in, embeddings out: this package beside transformers' and sentence-transformers' own loops.
 
-    python benchmarks/bench_embed.py [--quick]
+    python benchmarks/bench_embed.py [--quick] [--model runs/emoji --data examples/emoji/twemoji.parquet]
 
 Captions are of web-like lengths (log-normal numbers of tokens, mean 18, cut at 77), files are JPEGs of 3 megapixels.
 transformers pads 256 captions to their longest, and prepares 32 images at once; sentence-transformers' loop is its
 `encode` as it comes, where it is installed. The same weights, in float32; each side is a process of its own, in turn.
+With a trained model and images with captions it is compared what JPEGs decoded at a fraction of their size cost.
 """
 
 import argparse
 import importlib.util
+import io
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from bench_decode import photograph
 from bench_labels import WORDS, make_model
-from sides import alternated, print_table, serve
+from sides import alternated, describe_machine, print_table, serve
 
-SIDES = ("hf_clip", "transformers", "sentence-transformers")
+SIDES = ("hf_clip", "hf_clip, reduced JPEGs", "transformers", "sentence-transformers")
 
 
 def captions(count: int) -> list[str]:
@@ -32,12 +34,12 @@ def encoders(side: str, folder: Path):
     import torch
     from PIL import Image
 
-    if side == "hf_clip":
+    if side.startswith("hf_clip"):
         from hf_clip import embed_images, embed_texts, load
 
         model, processor = load(folder)
         return (lambda texts: embed_texts(model, processor, texts)), (
-            lambda files: embed_images(model, processor, files)
+            lambda files: embed_images(model, processor, files, may_reduce_jpeg=side != "hf_clip")
         )
     if side == "sentence-transformers":
         from sentence_transformers import SentenceTransformer, models
@@ -69,12 +71,49 @@ def encoders(side: str, folder: Path):
     return embed_captions, embed_files
 
 
+def compare_reduced_jpegs(source: Path, data: Path, enlarged: int = 16) -> None:
+    """Prints levels, cosines and R@1 of a trained model on JPEGs in full, and decoded at a fraction of their size.
+
+    Args:
+        source: the model's folder.
+        data: images with captions; every 4th, drawn large, `enlarged` times the model's size.
+    """
+    import torch
+    from PIL import Image
+
+    from hf_clip import decode_image, embed_images, embed_texts, load, open_source
+
+    model, processor = load(source)
+    edge = enlarged * model.config.vision_config.image_size
+    files, captions = [], []
+    for index, sample in enumerate(open_source(data)):
+        if index % 4 == 0 and sample.captions:
+            buffer = io.BytesIO()
+            decode_image(sample.image).resize((edge, edge), Image.BICUBIC).save(buffer, "JPEG", quality=90)
+            files.append(buffer.getvalue())
+            captions.append(sample.captions[0])
+    prepared = processor.image_processor.resize_and_crop
+    levels = [np.abs(prepared(file).astype(int) - prepared(file, may_reduce_jpeg=True)) for file in files[::8]]
+    exact, reduced = (embed_images(model, processor, files, may_reduce_jpeg=may) for may in (False, True))
+    text_embeds, names = embed_texts(model, processor, captions), np.array(captions)
+    recalls = [(names[(found @ text_embeds.T).argmax(1)] == names).mean() for found in (exact, reduced)]
+    print(f"{len(files)} JPEGs of {edge} x {edge}, reduced and in full: levels of 255 differ by", end=" ")
+    print(f"{np.mean(levels):.2f} on average, {np.max(levels)} at most; smallest cosine", end=" ")
+    cosines = torch.nn.functional.cosine_similarity(exact, reduced)
+    print(
+        f"{cosines.min():.5f}, median {cosines.median():.5f}; R@1 (image to text) {recalls[0]:.4f} in full,", end=" "
+    )
+    print(f"{recalls[1]:.4f} reduced")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--captions", type=int, default=5000)
     parser.add_argument("--files", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="a small model, few captions and files, one round")
+    parser.add_argument("--model", type=Path, help="a trained model: what reduced JPEGs cost is compared with it")
+    parser.add_argument("--data", type=Path, help="images with captions for it")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=("captions", "files"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -87,9 +126,13 @@ def main() -> None:
         given = captions(options.captions) if options.kind == "captions" else files[: options.files]
         embed(given[:2])
         return serve(lambda: embed(given))
-    present = [side for side in SIDES if importlib.util.find_spec(side.replace("-", "_")) is not None]
+    if options.model:
+        compare_reduced_jpegs(options.model, options.data)
+    packages = {side: side.partition(",")[0].replace("-", "_") for side in SIDES}
+    present = [side for side in SIDES if importlib.util.find_spec(packages[side]) is not None]
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name), options.quick)
+        print(describe_machine("sentence-transformers"))
         width, height = (96, 64) if options.quick else (2048, 1536)
         # A few photographs, again and again.
         contents = [photograph(width, height, seed) for seed in range(min(options.files, 8))]
@@ -98,7 +141,8 @@ def main() -> None:
         shared = ["--folder", name, *(["--quick"] if options.quick else [])]
         shared += ["--captions", str(options.captions), "--files", str(options.files)]
         for kind, count in (("captions", options.captions), ("files", options.files)):
-            sides = {side: [__file__, "--side", side, "--kind", kind, *shared] for side in present}
+            taken = [side for side in present if kind == "files" or "reduced" not in side]
+            sides = {side: [__file__, "--side", side, "--kind", kind, *shared] for side in taken}
             print_table(f"{count} {kind}, float32", alternated(sides, options.runs))
 
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from bench_labels import SMALL, labels
-from sides import alternated, print_table, serve
+from sides import alternated, describe_machine, print_table, serve
 
 EXPORTS = {"onnx int8": ("onnx", True), "onnx float32": ("onnx", False), "openvino float32": ("openvino", False)}
 SIDES = (
@@ -91,6 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         make_models(folder, options.quick)
+        print(describe_machine("onnxruntime", "openvino"))
         for side in EXPORTS:
             if (folder / side).is_dir():
                 found = json.loads((folder / side / "hf_clip_export.json").read_text(encoding="utf-8"))["parity"]

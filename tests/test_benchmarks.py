@@ -16,7 +16,7 @@ SMALLEST = {
     "loss": ["--quick"],
     "batch": ["--batches", "16", "--micro", "8"],
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],
-    "encode": ["--runs", "1", "--labels", "2", "--images", "1"],
+    "encode": ["--quick"],
     "export": ["--quick"],
     "embed": ["--quick"],
     "labels": ["--quick"],

@@ -39,6 +39,7 @@ def embed_images(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
+    may_reduce_jpeg: bool = False,
     return_errors: Literal[False] = False,
     show_progress: bool | None = None,
 ) -> torch.Tensor: ...
@@ -54,6 +55,7 @@ def embed_images(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
+    may_reduce_jpeg: bool = False,
     return_errors: Literal[True],
     show_progress: bool | None = None,
 ) -> tuple[torch.Tensor, dict[int, ImageDecodeError]]: ...
@@ -68,6 +70,7 @@ def embed_images(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
+    may_reduce_jpeg: bool = False,
     return_errors: bool = False,
     show_progress: bool | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, dict[int, ImageDecodeError]]:
@@ -86,9 +89,10 @@ def embed_images(
         batch_size: images encoded at once.
         device: where to encode. The model is moved there, and stays there; by default it is used where it is.
         dtype: what to compute in: "float32", "bfloat16", "float16", or "auto" for bf16 where the device is fast at it
-            (a float32 model's cosines then differ by a few thousandths). None: the model's own. Weights stay as they
-            are.
+            (a float32 model's cosines then differ by a few thousandths). None: the model's own. Weights stay.
         image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
+        may_reduce_jpeg: decode large JPEG files at a fraction of their size, as `HFCLIPImageProcessor.resize_and_crop`
+            has it: several times faster, and not quite the pixels that the model's numbers were measured on.
         return_errors: skip images that cannot be decoded, and return their errors too.
         show_progress: whether to draw a bar on standard error; by default where that is a terminal.
 
@@ -97,7 +101,7 @@ def embed_images(
         images that could be decoded, in order, and a dict of position and ImageDecodeError for the others.
 
     Raises:
-        TypeError: if `images` is one image instead of several.
+        TypeError: if `images` is one image instead of several; for `may_reduce_jpeg` with another class's processor.
         ImageDecodeError: (a ValueError) with the position of an image that cannot be decoded.
         ValueError: if there is no image, `batch_size` is below 1, rows lack the column, or embeddings are not finite.
     """
@@ -105,7 +109,7 @@ def embed_images(
     errors: dict[int, ImageDecodeError] = {}
     embeddings, position = [], 0
     options: dict[str, Any] = {"image_column": image_column, "return_errors": return_errors}
-    options |= {"dtype": dtype, "show_progress": show_progress}
+    options |= {"dtype": dtype, "show_progress": show_progress, "may_reduce_jpeg": may_reduce_jpeg}
     for batch, embeddings_BD in image_batches(model, processor, images, batch_size, **options):
         errors |= {position + at: item for at, item in enumerate(batch) if isinstance(item, ImageDecodeError)}
         position += len(batch)
@@ -303,6 +307,7 @@ def image_batches(
     *,
     dtype: torch.dtype | str | None = None,
     image_column: str | None = None,
+    may_reduce_jpeg: bool = False,
     return_errors: bool = False,
     show_progress: bool | None = None,
 ) -> Iterator[tuple[list, torch.Tensor | None]]:
@@ -318,12 +323,13 @@ def image_batches(
     warn_of_device(model, processor)
     opened = open_images(images, image_column)
     total = len(opened) if isinstance(opened, Sized) else None
+    least_edge = _reduced_edge(processor) if may_reduce_jpeg else None
     shown = progress_bar(opened, total, "image", show_progress)
 
     def decoded(numbered: tuple[int, Any]) -> Image.Image | ImageDecodeError:
         position, image = numbered
         try:
-            return decode_image(image)
+            return decode_image(image, least_edge=least_edge)
         except ImageDecodeError as error:
             if not return_errors:
                 raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
@@ -347,6 +353,17 @@ def image_batches(
             yield batch, embeddings_BD
 
     return encoded()
+
+
+def _reduced_edge(processor: Any) -> int | None:
+    """The shortest edge that a JPEG may be decoded to. Raises TypeError for a processor that does not say."""
+    image_processor = getattr(processor, "image_processor", processor)
+    if not hasattr(image_processor, "reduced_edge"):
+        raise TypeError(
+            f"`may_reduce_jpeg=True`: {type(image_processor).__name__} does not say how large its images have to be. "
+            "Use an HFCLIPImageProcessor, or drop it."
+        )
+    return image_processor.reduced_edge
 
 
 def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:

@@ -169,6 +169,15 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
             return self.max_num_patches * (self.patch_size or 0) ** 2
         return self.crop_size["height"] * self.crop_size["width"]
 
+    @property
+    def reduced_edge(self) -> int | None:
+        """No edge of a JPEG that is decoded at a fraction of its size may be shorter; None: it is decoded in full."""
+        if not self.do_resize:
+            return None
+        # In patches, the shorter edge is never longer than that of a square of as many.
+        largest = self.most_pixels**0.5 if self.max_num_patches else max(filter(None, dict(self.size).values()))
+        return math.ceil(JPEG_REDUCTION_MARGIN * largest)
+
     def resize_and_crop(
         self, image, *, is_channels_first: bool | None = None, may_reduce_jpeg: bool = False
     ) -> np.ndarray:
@@ -185,11 +194,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         Raises:
             ImageDecodeError: if `image` cannot be decoded; see `decode_image` for what it takes.
         """
-        least_edge = None
-        if may_reduce_jpeg and self.do_resize:
-            # In patches, the shorter edge is never longer than that of a square of as many.
-            largest = self.most_pixels**0.5 if self.max_num_patches else max(filter(None, dict(self.size).values()))
-            least_edge = math.ceil(JPEG_REDUCTION_MARGIN * largest)
+        least_edge = self.reduced_edge if may_reduce_jpeg else None
         decoded = decode_image(image, is_channels_first=is_channels_first, least_edge=least_edge)
         if self.max_num_patches is not None:
             shape = (cast(int, self.patch_size), self.max_num_patches) if self.do_resize else None

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
-from .device_hf_clip import fast_dtype
+from .device_hf_clip import computing_in, fast_dtype
 from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
 from .label_cache_hf_clip import LabelEmbeddings, cached_labels, equal_labels
@@ -74,6 +74,8 @@ class ZeroShotClassifier:
         temperature: above 1 makes scores less sure, below 1 more.
         batch_size: texts encoded at once.
         tokenizer_kwargs: arguments of the tokenizer for all texts, such as `max_length`.
+        dtype: what to compute embeddings in, of labels and images: "float32", "bfloat16", "float16", or "auto" for
+            bf16 where the device is fast at it. None: the model's own. Weights stay as they are.
         cache: a folder where embeddings of labels are kept between programs; False: none are. By default those of 256
             texts or more lie in Hugging Face's folder of assets, 512 MB at most; the environment variable
             `HF_CLIP_LABEL_CACHE` names another folder, or turns it off with `0`. Weights, adapters, settings and
@@ -87,6 +89,7 @@ class ZeroShotClassifier:
         class_embeddings: (C, D) float32 unit embeddings on the model's device.
         rejection_embedding: (1, D) likewise, or None.
         temperature: a number of MIN_TEMPERATURE or more, which can be set.
+        dtype: what embeddings of images are computed in, as given; None: the model's own.
 
     Raises:
         TypeError: if `labels` or `templates` is one string that names no data set, or holds something else than
@@ -110,6 +113,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
         batch_size: int = 256,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | str | None = None,
         cache: bool | str | Path | None = None,
     ):
         model = dual_encoder(model)
@@ -118,16 +122,18 @@ class ZeroShotClassifier:
         rejected = None if rejection is None else _checked_class("rejection", rejection)
         self.temperature = temperature
         everything = classes if rejected is None else (*classes, rejected)
-        found = cached_labels(
-            model,
-            processor,
-            {"classes": everything, "templates": texts, "tokenizer": dict(tokenizer_kwargs or {})},
-            len(texts) * sum(map(len, everything)),
-            partial(_encode_classes, model, processor, everything, texts, batch_size, tokenizer_kwargs),
-            cache,
-        )
+        with computing_in(model, dtype):
+            found = cached_labels(
+                model,
+                processor,
+                {"classes": everything, "templates": texts, "tokenizer": dict(tokenizer_kwargs or {})},
+                len(texts) * sum(map(len, everything)),
+                partial(_encode_classes, model, processor, everything, texts, batch_size, tokenizer_kwargs),
+                cache,
+            )
         _warn_of_equal_texts(found.equal)
         self._hold(model, processor, classes, texts, rejected, temperature, found.embeddings)
+        self.dtype = dtype
         if len(everything) == 1 and not self.has_sigmoid:
             warnings.warn(
                 "`labels` holds a single label, whose score will be 1 for every image: a softmax compares labels. "
@@ -197,7 +203,7 @@ class ZeroShotClassifier:
         self._temperature = value
 
     def _hold(self, model, processor, classes, templates, rejection, temperature: float, embeddings: torch.Tensor):
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.dtype = model, processor, None
         self.classes, self.templates, self.rejection = classes, templates, rejection
         self.labels = [names[0] for names in classes]
         self.temperature = temperature
@@ -297,7 +303,7 @@ class ZeroShotClassifier:
         self, images, batch_size: int = 32, *, image_column: str | None = None, show_progress: bool | None = None
     ) -> torch.Tensor:
         """(N, D) float32 unit embeddings of images on the model's device. Arguments and errors are as in `predict`."""
-        options = {"image_column": image_column, "show_progress": show_progress}
+        options: dict[str, Any] = {"image_column": image_column, "show_progress": show_progress, "dtype": self.dtype}
         batches = image_batches(self.model, self.processor, images, batch_size, **options)
         embeddings = [embeddings_BD for _, embeddings_BD in batches if embeddings_BD is not None]
         if not embeddings:
@@ -414,6 +420,7 @@ class ZeroShotClassifier:
             self.processor,
             images,
             batch_size,
+            dtype=self.dtype,
             image_column=image_column,
             return_errors=return_errors,
             show_progress=show_progress,

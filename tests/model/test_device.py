@@ -50,6 +50,23 @@ def test_embeddings_are_computed_in_it_and_weights_stay(dtype, fast, expected, i
         torch.testing.assert_close(one, other, rtol=0, atol=0 if expected == torch.float32 else 0.02)
 
 
+def test_a_classifier_computes_labels_and_images_in_it(is_fast):
+    is_fast(True)
+    model, processor = tiny_clip(TEXTS)
+    seen = dtypes_of_products(model)
+    own = ZeroShotClassifier(model, processor, TEXTS, ["{}"], cache=False)
+    expected = own.predict([gray(9, 32)])[0]
+    assert seen == {torch.float32}
+    for dtype in ("auto", "float32", None):
+        seen.clear()
+        classifier = ZeroShotClassifier(model, processor, TEXTS, ["{}"], dtype=dtype, cache=False)
+        classifier.embed([gray(9, 32)])
+        [found] = classifier.predict([gray(9, 32)])
+        assert seen == {torch.bfloat16 if dtype == "auto" else torch.float32}
+        assert classifier.class_embeddings.dtype == torch.float32
+        assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.05 if dtype == "auto" else 0)
+
+
 def test_what_cannot_be_computed_in_is_refused():
     model, processor = tiny_clip(TEXTS)
     for embed, given in ((embed_texts, TEXTS), (embed_images, [gray(9, 32)])):

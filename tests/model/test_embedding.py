@@ -217,3 +217,15 @@ def test_on_an_accelerator_the_next_batch_is_made_while_one_is_encoded():
     assert next(ahead) == 0
     with pytest.raises(ValueError, match="no more"):
         next(ahead)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_where_that_is_asked_for(tmp_path):
+    model, processor = tiny_clip(TEXTS)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (400, 640, 3), dtype=np.uint8)).save(tmp_path / "large.jpg")
+    Image.fromarray(rng.integers(0, 256, (400, 640, 3), dtype=np.uint8)).save(tmp_path / "large.png")
+    exact, reduced = (embed_images(model, processor, tmp_path, may_reduce_jpeg=may) for may in (False, True))
+    assert torch.equal(exact[1], reduced[1]) and not torch.equal(exact[0], reduced[0])
+    assert exact[0] @ reduced[0] > 0.98
+    with pytest.raises(TypeError, match="`may_reduce_jpeg=True`: .* does not say how large"):
+        embed_images(lookup(), lookup().processor, [gray(0)], may_reduce_jpeg=True)
