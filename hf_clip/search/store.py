@@ -118,7 +118,12 @@ class Store:
     @cached_property
     def _database(self) -> lancedb.DBConnection:
         # Every read sees what was committed last, by whatever process. The folder is made by this.
-        return lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+        try:
+            return lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+        except (OSError, RuntimeError, ValueError) as error:
+            if not self.is_remote:
+                raise
+            raise SearchError(f"`index={self.place}` cannot be reached: {one_line(error)}") from error
 
     def exists(self) -> bool:
         return (self.is_remote or Path(self.place).is_dir()) and self._has(MODELS)
@@ -126,7 +131,11 @@ class Store:
     def _has(self, table: str) -> bool:
         try:
             self._database.open_table(table)
-        except (ValueError, FileNotFoundError):
+        except SearchError:
+            raise
+        except (ValueError, FileNotFoundError) as error:
+            if self.is_remote and "not found" not in str(error):
+                raise SearchError(f"`index={self.place}` cannot be read: {one_line(error)}") from error
             return False
         return True
 

@@ -135,6 +135,16 @@ def test_an_index_that_is_not_there_is_told_in_the_words_of_python(tmp_path):
         Index.open(tmp_path).search("dog")
 
 
+def test_storage_that_gives_no_answer_is_no_empty_index(tmp_path, monkeypatch):
+    def refuse(*_, **options):
+        # As LanceDB raises it.
+        raise ValueError("Failed to connect to namespace: ... Connection refused")
+
+    monkeypatch.setattr("lancedb.connect", refuse)
+    with pytest.raises(SearchError, match="`index=s3://bucket/photos` cannot be reached: .*Connection refused"):
+        Index.open(tmp_path, index="s3://bucket/photos").search("dog")
+
+
 def test_a_package_that_is_deferred_runs_once_something_of_it_is_asked_for(tmp_path, monkeypatch):
     from hf_clip import search
 
