@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
         self._given: Sequence[str] = ()
         # What the command calls methods that messages name.
         self.commands: dict[str, str] = {}
+        # Flags that stand for an argument beside its own: class names may come from --prompts.
+        self.said_as: dict[str, str] = {}
 
     def parse_known_args(self, args=None, namespace=None):
         """What argparse does; the arguments are kept for `error`."""
@@ -51,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
             names[action.dest] = action.option_strings[-1] if action.option_strings else metavar
-        return names
+        return names | self.said_as
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Raises UsageError for arguments that no flag takes, with the nearest flag."""

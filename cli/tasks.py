@@ -170,6 +170,9 @@ def _read_words(options: Namespace) -> dict[str, Any]:
     labels, templates = options.labels, options.templates
     if options.prompts is not None:
         prompts = _read_prompts(options.prompts)
+        if not labels and prompts.classes:
+            # Errors about class names speak of the flag that brought them.
+            options.parser.said_as = {"labels": "--prompts"}
         labels, templates = labels or prompts.classes or None, prompts.templates
         check_words(Namespace(**{**vars(options), "prompts": None, "templates": templates}))
     return {"labels": labels, "templates": templates}

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,8 @@ from torch import nn
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
-from .errors import ConversionError
-from .rules import shown_names
+from .errors import ConversionError, short_reason
+from .rules import describe_skipped, shown_names
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _ADAPTER = "default"
 _PARTS = ("text_model.", "vision_model.", "visual_projection.", "text_projection.", "logit_")
 _PARTS_OF_A_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_layer_norm.", "head.")
 _TOWERS = {"VisionModel": "vision_model", "TextModel": "text_model"}
+# How PyTorch tells of a tensor that has another shape than its place.
+_OTHER_SHAPE = re.compile(r"size mismatch for (?:base_model\.model\.)?(\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 # Parameters that layers share, which PEFT does not save with each.
 _SHARED = ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d.")
 
@@ -82,7 +85,10 @@ def put_on(
             "pass `adapter=merge`."
         )
     dtype = dtype or model.dtype
-    adapted = peft.PeftModel(root if keeps else root.float(), _config(peft, folder, root, names))
+    with warnings.catch_warnings():
+        # PEFT asks transformers by a name that transformers is about to drop: nothing that a caller could change.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        adapted = peft.PeftModel(root if keeps else root.float(), _config(peft, folder, root, names))
     _fill(peft, adapted, folder, tensors, prefix)
     adapted.eval()
     if keeps:
@@ -223,7 +229,14 @@ def _missing_layers(peft: Any, config: Any, modules: list[str], held: set[str]) 
 
 def _fill(peft: Any, adapted: Any, folder: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
     """The file's tensors into the adapter. Raises ConversionError unless all that are a CLIP's have their place."""
-    found = peft.set_peft_model_state_dict(adapted, dict(tensors), adapter_name=_ADAPTER)
+    try:
+        found = peft.set_peft_model_state_dict(adapted, dict(tensors), adapter_name=_ADAPTER)
+    except RuntimeError as error:
+        first = _OTHER_SHAPE.search(str(error))
+        reason = "{} is {} in the file and {} on this model".format(*first.groups()) if first else short_reason(error)
+        raise ConversionError(
+            f"{folder} is an adapter for a model of other shapes ({reason}): pass the `base` that it was trained on."
+        ) from None
     own = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[adapted.peft_config[_ADAPTER].peft_type]
     missing = [
         name
@@ -240,6 +253,4 @@ def _fill(peft: Any, adapted: Any, folder: Path, tensors: Mapping[str, torch.Ten
             f"another: {shown_names(homeless)}."
         )
     if left:
-        logger.warning(
-            "%s: %d tensors are not the CLIP's and are not loaded: %s.", folder, len(left), shown_names(left)
-        )
+        logger.warning("%s: %s", folder, describe_skipped(left))

@@ -25,6 +25,11 @@ from .errors import ConversionError
 from .rules import Shapes
 
 _LAYER = "encoder.layers"
+# What helps where the name of no architecture does.
+_OTHERWISE = (
+    "Pass a folder with the config.json, tokenizer and image processor of the model that training began with, and "
+    "this file in place of its weights; or, in Python, `config` (an HFCLIPConfig of its shape)."
+)
 _TRUNK = "vision_model.trunk."
 
 
@@ -62,7 +67,7 @@ def infer_shape(shapes: Shapes) -> InferredShape:
     except KeyError as error:
         raise ConversionError(
             f"the tensor {error} is missing: it is not a complete CLIP of a ResNet or vision transformer with a text "
-            "transformer, whose shape its tensors tell. Pass `config` (an HFCLIPConfig of its shape)."
+            f"transformer, whose shape its tensors tell. {_OTHERWISE}"
         ) from error
     for tower, projection in ((text, "text_projection"), (vision, "visual_projection")):
         has_projection = f"{projection}.weight" in shapes
@@ -227,8 +232,8 @@ def _only_one(found: dict[str, HFCLIPConfig], shape: str, hidden_act: str | None
     """The first of the known architectures of a shape. Raises ConversionError where they are none, or not one."""
     if not found:
         raise ConversionError(
-            f"it has the shapes of no known architecture ({shape}), and they tell neither heads nor activation nor "
-            "pooling: pass the folder that has its config, or `config` (an HFCLIPConfig of its shape)."
+            f"it has the shapes of no known architecture ({shape}). Shapes do not tell the heads, the activation and "
+            f"the pooling. {_OTHERWISE}"
         )
     kinds = {str(_without_activation(config)): name for name, config in found.items()}
     choices = " or ".join(

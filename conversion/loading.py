@@ -9,7 +9,8 @@ put on its base. The Hub is asked once about a repository, within seconds; where
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_un
 from .errors import ConversionError, one_line_errors, short_reason
 from .hints import FORMATS, refuse_contradictions
 from .hub_files import HubOptions, fetch_settings
-from .infer_config import config_of_openai_shape, has_two_meanings, infer_shape, recognize
+from .infer_config import config_of_openai_shape, fits, has_two_meanings, infer_shape, recognize
 from .locating import OPEN_CLIP_CONFIG, Located, locate
 from .long_clip import is_long_clip, join_positions
 from .open_clip import (
@@ -221,14 +222,15 @@ def _load(
         outline = read_weights(located.weights, on_meta=True)
         theirs = _transformers_source(located)
         holds_more = theirs is not None and theirs.holds_more
-        within = find_clip(outline, may_be_wrapped=located.kind == "file" or holds_more)
+        within = find_clip(outline, may_be_wrapped=located.may_be_wrapped or holds_more)
         with within.in_errors():
             outline = within.take(outline)
             checkpoint = _identify(located, outline, options, hub)
             outline = join_positions(outline)
             expected = expected_tensors(checkpoint.config, outline)
             rules = _rules_of(checkpoint, outline, expected)
-            _refuse_other_weights(outline, rules, expected)
+            with _told_by_shapes(outline, rules, checkpoint.config, options):
+                _refuse_other_weights(outline, rules, expected)
             processor = _make_processor(checkpoint, options, hub)
             fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
             weights = join_positions(within.take(read_weights(located.weights)))
@@ -354,12 +356,12 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
         refuse_unconfirmed_counts(located.config, outline, file)
         with one_line_errors(file):
             return _identify_open_clip_folder(located, hub)
+    _refuse_classifier(located.config, outline, located.path)
     file = located.path / "config.json"
     with one_line_errors(file):
         theirs = _transformers_source(located)
         settings = dict(located.config) if theirs is not None else HFCLIPConfig.get_config_dict(located.path)[0]
         refuse_absurd_counts(settings, file)
-        _refuse_classifier(settings, outline, located.path)
         refuse_unconfirmed_counts(settings, outline, file)
         if theirs is not None:
             config = theirs.config(settings)
@@ -381,7 +383,8 @@ def _refuse_classifier(settings: Mapping[str, Any], outline: WeightsFile, folder
     towers = {tensor.partition(".")[0] for tensor in outline.tensors}
     if name.isidentifier() and name.endswith("ForImageClassification") and "text_model" not in towers:
         raise ConversionError(
-            f"{folder} holds a {name:.80}, which has no text tower: load it by {name:.80}.from_pretrained."
+            f"{folder} is a classifier of images ({name:.80}), with no text tower: load it by "
+            f"{name:.80}.from_pretrained."
         )
 
 
@@ -526,6 +529,28 @@ def _refuse_other_weights(outline: WeightsFile, rules: list[Rule], expected: Map
             f"{outline.path} has {len(other)} tensors of another type than floating point, which the model's are: "
             f"{', '.join(other[:5])}. Save the model with weights of floating point, not quantized."
         )
+
+
+@contextmanager
+def _told_by_shapes(
+    outline: WeightsFile, rules: list[Rule], config: HFCLIPConfig, options: LoadOptions
+) -> Iterator[None]:
+    """Has an error about weights of another architecture than the caller's say what theirs is, not list tensors."""
+    try:
+        yield
+    except ConversionError:
+        if options.architecture is None:
+            raise
+        try:
+            shape = infer_shape(_shapes(outline, rules))
+        except ConversionError:
+            shape = None
+        if shape is None or fits(config, shape):
+            raise
+        raise ConversionError(
+            f"{outline.path} is not of `architecture={options.architecture}`, but holds a {shape}: name the "
+            "architecture that it was trained with, or drop it."
+        ) from None
 
 
 def _import(

@@ -43,7 +43,9 @@ _OPEN_CLIP_WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+# What trainers leave beside weights, under the same suffixes.
+_NO_WEIGHTS = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")
 # A config.json holds some kilobytes, with the names of 20,000 classes 2 MB.
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,12 +61,18 @@ class Located:
         path: the folder, or the file.
         weights: the file of weights, or the index of its shards.
         config: what the folder's config holds.
+        may_be_wrapped: whether the file may hold more than a model: nothing of its name says that it does not.
     """
 
     kind: str
     path: Path
     weights: Path
     config: Mapping[str, Any]
+
+    @property
+    def may_be_wrapped(self) -> bool:
+        is_named = self.weights.name.removesuffix(".index.json") in _NATIVE_WEIGHTS
+        return self.kind == "file" or (self.kind in NATIVE_TYPES.values() and not is_named)
 
 
 def locate(source: str | Path, hub: HubOptions) -> Located:
@@ -116,7 +124,7 @@ def _find_openai_file(name: str, cache_dir: str | Path | None) -> Path:
 
 
 def _open_folder(folder: Path, names: Iterable[str]) -> Located:
-    loose = [name for name in names if name.endswith(_WEIGHTS_SUFFIXES)]
+    loose = _weights_of_any_name(names)
     if len(loose) == 1 and not {"config.json", OPEN_CLIP_CONFIG, ADAPTER_CONFIG}.intersection(names):
         # Such as `hf-clip convert --to openai` leaves.
         return Located("file", folder / loose[0], folder / loose[0], {})
@@ -140,7 +148,7 @@ def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]
     kind = config.get("model_type")
     if not isinstance(kind, str | None):
         raise ConversionError(f"{folder / 'config.json'} has model_type={kind!r:.80}, which names no model.")
-    weights = _first(_NATIVE_WEIGHTS, names)
+    weights, loose = _first(_NATIVE_WEIGHTS, names), _weights_of_any_name(names)
     # Some repositories hold OpenCLIP's format and transformers'. The latter needs no conversion, but there are those
     # whose config.json has no towers, and names a class of their own code.
     is_whole = OPEN_CLIP_CONFIG not in names or any(name in config for name in ("text_config", "vision_config"))
@@ -149,12 +157,15 @@ def _look_into(folder: Path, names: set[str]) -> tuple[str, dict[str, Any], str]
     if OPEN_CLIP_CONFIG in names:
         weights = _first(_OPEN_CLIP_WEIGHTS, names) or _only_weights(folder, names)
         return "open_clip", read_json(folder / OPEN_CLIP_CONFIG), weights
+    if kind in NATIVE_TYPES and len(loose) == 1:
+        # What a training script left, beside the settings of the model that it began with.
+        return NATIVE_TYPES[kind], config, loose[0]
     if kind in NATIVE_TYPES:
+        several = f" Of {', '.join(loose[:5])}, leave one." if loose else ""
         raise ConversionError(
-            f"{folder} has a config.json, but no weights: {' or '.join(_NATIVE_WEIGHTS)} is missing."
+            f"{folder} has a config.json, but no weights: {' or '.join(_NATIVE_WEIGHTS)} is missing.{several}"
         )
     found = f"a config.json of model_type={kind!r}" if config else "neither config.json"
-    loose = [name for name in sorted(names) if name.endswith(_WEIGHTS_SUFFIXES)]
     hint = f" To load weights without a config, pass the file: {', '.join(loose[:5])}." if loose else ""
     raise ConversionError(
         f"{folder} has {found} {'and no' if config else 'nor'} {OPEN_CLIP_CONFIG}: of folders, those of this package, "
@@ -170,8 +181,13 @@ def _first(wanted: Iterable[str], names: set[str]) -> str | None:
     return None
 
 
+def _weights_of_any_name(names: Iterable[str]) -> list[str]:
+    """The files that may be weights, by their suffix."""
+    return sorted(name for name in names if name.endswith(_WEIGHTS_SUFFIXES) and not _NO_WEIGHTS.match(name))
+
+
 def _only_weights(folder: Path, names: set[str]) -> str:
-    found = sorted(name for name in names if name.endswith(_WEIGHTS_SUFFIXES))
+    found = _weights_of_any_name(names)
     if len(found) != 1:
         raise ConversionError(
             f"{folder} has {len(found)} files of weights ({', '.join(found[:5]) or 'none'}), none of a name that "

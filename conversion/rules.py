@@ -231,7 +231,7 @@ def _shapes_after(steps: Sequence[_Step], tensors: Mapping[str, torch.Tensor], e
     return shapes
 
 
-def _listing(problem: str, names: Sequence[str], near: Iterable[str] = (), limit: int = 10) -> str:
+def _listing(problem: str, names: Sequence[str], near: Iterable[str] = (), limit: int = 5) -> str:
     """`problem` with the count in its braces, and the first names; empty where there are none."""
     if not names:
         return ""
@@ -244,6 +244,14 @@ def shown_names(names: Sequence[str], limit: int = 5) -> str:
     """The first of some names, as part of a line."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(_shown, names[:limit])) + more
+
+
+def describe_skipped(names: Sequence[str]) -> str:
+    """That these tensors are beside a CLIP, and not loaded."""
+    count = (
+        "1 tensor is not the CLIP's and is" if len(names) == 1 else f"{len(names)} tensors are not the CLIP's and are"
+    )
+    return f"{count} not loaded: {shown_names(names)}."
 
 
 def _shown(name: str) -> str:

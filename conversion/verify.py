@@ -58,7 +58,7 @@ class Embeddings:
 class Verification:
     """The largest differences between the elements of two models' unit embeddings and of their logits.
 
-    `limit` is that of embeddings, `logits_limit` that of logits: as much, times the source's factor on cosines.
+    `limit` is that of embeddings, `logits_limit` that of logits: as much, times the source's logit scale.
     """
 
     source_code: str
@@ -77,8 +77,8 @@ class Verification:
     def __str__(self) -> str:
         return (
             f"largest difference: {self.images:.1e} of image embeddings, {self.texts:.1e} of text embeddings (at most "
-            f"{self.limit:.0e}), {self.logits:.1e} of logits (at most {self.logits_limit:.0e}); source in "
-            f"{self.source_code}, result in {self.result_code}"
+            f"{self.limit:.0e}), {self.logits:.1e} of logits (at most {self.logits_limit:.0e}); the source ran in "
+            f"{self.source_code}, the result in {self.result_code}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import ConversionError
 from .open_clip import layout_of_names
-from .rules import shown_names
+from .rules import describe_skipped
 from .safe_torch.weights import WeightsFile
 
 logger = logging.getLogger(__name__)
@@ -98,9 +98,7 @@ def find_clip(outline: WeightsFile, *, may_be_wrapped: bool) -> Within:
         prefix += inner[0]
     beside = [name for name in outline.tensors if not _is_part(name, prefix)]
     if beside:
-        logger.warning(
-            "%s: %d tensors are not the CLIP's and are not loaded: %s.", outline.path, len(beside), shown_names(beside)
-        )
+        logger.warning("%s: %s", outline.path, describe_skipped(beside))
     return Within(outline.path, prefix, is_alone=False)
 
 

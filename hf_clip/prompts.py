@@ -94,7 +94,8 @@ def load_prompts(name: str | Path) -> Prompts:
 
 def describe_prompts(prompts: Prompts) -> str:
     """Prompts as plain text for a terminal: source, license, templates, and one class a line with its index."""
-    lines = [f"{prompts.name}: {len(prompts.classes)} classes, {len(prompts.templates)} templates"]
+    templates = "1 template" if len(prompts.templates) == 1 else f"{len(prompts.templates)} templates"
+    lines = [f"{prompts.name}: {len(prompts.classes)} classes, {templates}"]
     lines += [f"{key}: {value}" for key, value in (("source", prompts.source), ("license", prompts.license)) if value]
     lines += ["", "templates", *(f"  {template}" for template in prompts.templates)]
     if prompts.best_templates:

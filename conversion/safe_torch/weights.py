@@ -164,7 +164,7 @@ def _why_no_weights(head: bytes, size: int) -> str:
     if head.startswith(b"\x80"):
         return "a pickle that torch.save did not write; nothing of it was run. Save the state dict with torch.save."
     return (
-        f"no format of weights that is known: it begins with {ascii(head[:16])[1:]}. Pass a file of torch.save, "
+        f"not weights of a known format: it begins with {ascii(head[:16])[1:]}. Pass a file of torch.save, "
         "torch.jit.save or safetensors."
     )
 

@@ -37,7 +37,7 @@ class DeviceCheck:
         return self.images <= self.limit and self.texts <= self.limit
 
     def __str__(self) -> str:
-        verdict = "it computes right" if self.is_passed else "it computes WRONG: use another device"
+        verdict = "it computes correctly" if self.is_passed else "it computes WRONG: use another device"
         return (
             f"{self.device}: largest difference from the CPU {self.images:.1e} of image embeddings, {self.texts:.1e} "
             f"of text embeddings (at most {self.limit:.0e}): {verdict}"

@@ -128,7 +128,7 @@ def test_every_protocol_gives_a_table_json_and_plots(command_line, plots, tmp_pa
         assert 400 <= image.width <= 2000 and np.asarray(image.convert("L")).min() < 150
 
 
-def test_numbers_get_names_from_a_file_or_from_prompts(tmp_path):
+def test_numbers_get_names_from_a_file_or_from_prompts(tmp_path, capsys):
     by_word = evaluate(f"zero-shot {DATA} --templates 'a {{}} square'", tmp_path)
     # Words are sorted, numbers have the order of the file: the same images are right.
     numbers = f"zero-shot {DATA} --label-column number"
@@ -137,6 +137,12 @@ def test_numbers_get_names_from_a_file_or_from_prompts(tmp_path):
     assert by_file["top_1"] == by_prompts["top_1"] == by_word["top_1"]
     assert [row["label"] for row in by_prompts["per_class"]] == list(COLOURS)
     assert by_prompts["templates"] == ["a {} square"]
+    few = tmp_path / "few.yaml"
+    few.write_text(yaml.safe_dump({"templates": ["a {} square"], "classes": list(COLOURS)[:2]}))
+    capsys.readouterr()
+    # The flag that the names came from.
+    assert cli.main(["eval", *shlex.split(f"{numbers} --prompts {few}")]) == 1
+    assert "is beyond the 2 names of --prompts, whose indices are 0 to 1" in capsys.readouterr().err
 
 
 def test_groups_and_languages(tmp_path):

@@ -125,6 +125,10 @@ def test_what_does_not_fit_or_is_not_said_is_one_line(base, tmp_path, monkeypatc
     save_file({f"base_model.model.{name}": torch.ones(2, 2) for name in ("encoder.a.lora_A.weight", "b")}, file)
     line("for another model than a CLIP of these names; its tensors are b, encoder.a.lora_A")
     save_file(weights, file)
+    wider = {name: torch.ones(2, 48) if "q_proj.lora_A" in name else one for name, one in weights.items()}
+    save_file(wider, file)
+    line(r"other shapes .*q_proj.lora_A.* is \[2, 48\] in the file and \[2, 32\] on this model\): pass the `base`")
+    save_file(weights, file)
     line("which cannot be loaded .*there is no 'owner/name/none'.*: pass `base`", base="owner/name/none")
     line("which cannot be loaded .*is an adapter itself.*: pass `base`", base=folder)
     settings.write_text(json.dumps(said | {"base_model_name_or_path": None}))

@@ -378,7 +378,7 @@ def test_the_verb(source, openai_file, tmp_path, capsys):
 
     assert run(openai_file, "--to", "transformers", "--output-dir", tmp_path / "result", "--verify") == 0
     out = capsys.readouterr().out
-    assert "largest difference: " in out and "result in transformers" in out and str(tmp_path / "result") in out
+    assert "largest difference: " in out and "the result in transformers" in out and str(tmp_path / "result") in out
     assert run(source, "--to", "openai", "--output-dir", tmp_path / "none") == 1
     err = capsys.readouterr().err
     assert err.startswith("hf-clip: OpenAI's format cannot express this model. It lacks:") and err.count("\n") == 1
@@ -388,7 +388,7 @@ def test_the_verb(source, openai_file, tmp_path, capsys):
     state = {name: tensor for name, tensor in torch.load(openai_file).items() if tensor.ndim or name == "logit_scale"}
     torch.save(state, bare)
     assert run(bare, "--to", "transformers", "--output-dir", tmp_path / "bare") == 1
-    assert "pass the folder that has its config" in capsys.readouterr().err
+    assert "Pass a folder with the config.json, tokenizer and image processor" in capsys.readouterr().err
     assert run(source, "--to", "onnx", "--output-dir", tmp_path / "none") == 2
 
 

@@ -172,6 +172,11 @@ def test_what_a_state_dict_does_not_say_must_be_said(tmp_path, monkeypatch):
     known["Other"] = other
     with pytest.raises(ConversionError, match="several architectures.*=openai/Small/8`.*=Other`"):
         load(file, hidden_act="quick_gelu")
+    longer = json.loads(json.dumps(known["Small/8"])) | {"name": "Longer", "aliases": []}
+    longer["config"]["vision_config"]["num_hidden_layers"] = 3
+    known["Longer"] = longer
+    with pytest.raises(ConversionError, match="is not of `architecture=Longer`, but holds a ViT of 2 layers, width"):
+        load(file, architecture="Longer")
     with pytest.raises(ValueError, match="`source_format=mine`"):
         load(file, source_format="mine")
     with pytest.raises(ValueError, match="leave one out"):

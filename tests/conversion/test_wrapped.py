@@ -71,6 +71,25 @@ def test_heads_beside_the_clip_are_named_and_not_loaded(prefix, state, model_and
     assert "2 tensors are not the CLIP's and are not loaded: ff_head.weight, loss_fn.margin." in said
 
 
+def test_a_trainers_file_is_loaded_beside_the_settings_of_its_model(model_and_processor, tmp_path, caplog):
+    """Any name, any wrapper; what the trainer keeps beside it is no model."""
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    state = {f"clip.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state | HEAD}, tmp_path / "best.ckpt")
+    torch.save(OPTIMIZER, tmp_path / "optimizer.pt")
+    found, fitting = load(tmp_path)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert fitting(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
+    [said] = caplog.messages
+    assert "best.ckpt: 2 tensors are not the CLIP's" in said
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(ConversionError, match="no weights: .*is missing. Of best.ckpt, last.pt, leave one."):
+        load(tmp_path)
+
+
 def test_a_clip_is_loaded_whole_or_not_at_all(state, model_and_processor, tmp_path):
     model, processor = model_and_processor
     within = {f"clip.{name}": tensor for name, tensor in state.items()}

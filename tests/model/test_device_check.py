@@ -32,7 +32,7 @@ def test_what_a_device_computes_is_compared_with_the_cpu(pair):
     assert check.images == 0 and check.texts > 0.1 and not check.is_passed and "computes WRONG" in str(check)
     assert not pair[0].training
     right = module.compare_with_cpu(*tiny_clip(TEXTS))
-    assert (right.images, right.texts) == (0, 0) and right.is_passed and "computes right" in str(right)
+    assert (right.images, right.texts) == (0, 0) and right.is_passed and "computes correctly" in str(right)
     half, processor = tiny_clip(TEXTS)
     assert 0 < module.compare_with_cpu(half.to(torch.bfloat16), processor).texts < 0.03
 
