@@ -182,8 +182,9 @@ def _first(wanted: Iterable[str], names: set[str]) -> str | None:
 
 
 def _weights_of_any_name(names: Iterable[str]) -> list[str]:
-    """The files that may be weights, by their suffix."""
-    return sorted(name for name in names if name.endswith(_WEIGHTS_SUFFIXES) and not _NO_WEIGHTS.match(name))
+    """The files that may be weights, by their suffix. What is in folders within is another runtime's."""
+    own = (name for name in names if "/" not in name and not _NO_WEIGHTS.match(name))
+    return sorted(name for name in own if name.endswith(_WEIGHTS_SUFFIXES))
 
 
 def _only_weights(folder: Path, names: set[str]) -> str:
