@@ -3,8 +3,8 @@
     python benchmarks/bench_encode.py [--quick] [--dtype DTYPE]
 
 16 images, and 64 label prompts, of ViT-B/32 in float32, and in bfloat16 too where the processor is fast at it. Sides
-are this package as it comes, its layers without copies of their weights (what gradients and hooks get), transformers
-(sdpa), OpenCLIP, and the matrix products of the image tower alone. Prompts are padded to their longest, OpenCLIP's to
+are this package as it comes, its layers with a hook on them (texts share no beginning then), transformers (sdpa),
+OpenCLIP, and the matrix products of the image tower alone. Prompts are padded to their longest, OpenCLIP's to
 77. Weights are random, of one shape. Exports are bench_export's.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from bench_labels import labels, make_model, open_clip_model
 from sides import alternated, describe_machine, print_table, serve
 
-SIDES = ("hf_clip", "hf_clip, plain layers", "transformers", "OpenCLIP", "products alone")
+SIDES = ("hf_clip", "hf_clip, hooked", "transformers", "OpenCLIP", "products alone")
 
 
 def encoders(side: str, folder: Path, is_small: bool, dtype, images: int, texts: int):

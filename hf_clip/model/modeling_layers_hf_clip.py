@@ -136,33 +136,19 @@ def may_compute_one_token(tower: nn.Module, last: nn.Module, asked: Mapping[str,
         last: its last layer.
         asked: the arguments of its forward.
     """
-    if asks_for_more(tower.config, asked) or any(is_watched(module) for module in (tower, *tower.children())):
-        return False
-    return is_own_layer(last)
-
-
-def asks_for_more(config: Any, asked: Mapping[str, Any]) -> bool:
-    """Whether a tower is asked for what its layers give on the way, or computes an attention that is not known here.
-
-    Args:
-        config: the tower's.
-        asked: the arguments of its forward.
-    """
+    config: Any = tower.config
     for name in ("output_hidden_states", "output_attentions"):
         if asked.get(name, getattr(config, name, False)):
-            return True
-    return not str(config._attn_implementation or "eager").startswith(_OWN_ATTENTIONS)
-
-
-def is_own_layer(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours that nobody looks into: only what comes out of it matters."""
-    own = [layer, getattr(layer, "self_attn", None), getattr(layer, "mlp", None)]
+            return False
+    own = [last, getattr(last, "self_attn", None), getattr(last, "mlp", None)]
     if any(type(module).__name__ not in _OWN_LAYERS for module in own):
         return False
-    return not any(is_watched(module) for module in layer.modules())
+    if not str(config._attn_implementation or "eager").startswith(_OWN_ATTENTIONS):
+        return False
+    return not any(_is_watched(module) for module in (tower, *tower.children(), *last.modules()))
 
 
-def is_watched(module: nn.Module) -> bool:
+def _is_watched(module: nn.Module) -> bool:
     """Whether hooks may look at what goes into a module or comes out of it, or its `forward` was replaced."""
     held = vars(module)
     if held["_backward_hooks"] or held["_backward_pre_hooks"] or "forward" in held:
@@ -201,29 +187,16 @@ class HFCLIPAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens_BTW = as_autocast(tokens_BTW)
-        asked_BTW = tokens_BTW if one_token is None else one_token.of(tokens_BTW)
-        query = self._by_head(self.q_proj(asked_BTW))
-        key, value = self._by_head(self.k_proj(tokens_BTW)), self._by_head(self.v_proj(tokens_BTW))
-        output_BTW, weights = self.attended(query, key, value, attention_mask, one_token, shared, **kwargs)
-        return self.out_proj(output_BTW), weights
-
-    def attended(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        one_token: OneToken | None = None,
-        shared: SharedTokens | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, W) what queries find, before the last product, of queries, keys, values (B, heads, T, head_dim)."""
+        asked_BTW = tokens_BTW
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
         if one_token is not None:
             # One row of scores is no work for a fused kernel.
-            attention_mask, attend = one_token.attention_mask, eager_attention_forward
+            asked_BTW, attention_mask = one_token.of(tokens_BTW), one_token.attention_mask
+            attend = eager_attention_forward
+        query = self._by_head(self.q_proj(asked_BTW))
+        key, value = self._by_head(self.k_proj(tokens_BTW)), self._by_head(self.v_proj(tokens_BTW))
         if shared is not None:
             key, value = shared.with_own(key, value)
             # Fewer queries than keys, and their mask, are not for every kernel.
@@ -238,7 +211,7 @@ class HFCLIPAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return output.reshape(*output.shape[:2], -1), weights
+        return self.out_proj(output.reshape(asked_BTW.shape)), weights
 
     def _by_head(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, width of a head)."""
@@ -316,6 +289,26 @@ class HFCLIPEncoderLayer(GradientCheckpointingLayer):
             tokens_BTW = one_token.of(tokens_BTW)
         tokens_BTW = tokens_BTW + self.layer_scale1(attended_BTW)
         return tokens_BTW + self.layer_scale2(self.mlp(self.layer_norm2(tokens_BTW)))
+
+
+class HFCLIPEncoder(nn.Module):
+    def __init__(self, config: HFCLIPTextConfig | HFCLIPVisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(HFCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        tokens_BTW: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        one_token: OneToken | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(B, T, W), or (B, 1, W) of the one token that is asked for: all other layers compute all."""
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            asked = {"one_token": one_token} if one_token is not None and index == last else {}
+            tokens_BTW = layer(tokens_BTW, attention_mask, **asked, **kwargs)
+        return tokens_BTW
 
 
 class HFCLIPPreTrainedModel(PreTrainedModel):

@@ -16,9 +16,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_encoder_hf_clip import HFCLIPEncoder
 from .modeling_inputs_hf_clip import check_patches, known_arguments
-from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, with_init_std
+from .modeling_layers_hf_clip import HFCLIPEncoder, HFCLIPPreTrainedModel, with_init_std
 from .modeling_vit_hf_clip import HFCLIPPoolingHead
 
 

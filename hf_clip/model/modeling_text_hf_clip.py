@@ -15,9 +15,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPTextConfig
-from .modeling_encoder_hf_clip import HFCLIPEncoder
 from .modeling_inputs_hf_clip import check_texts, embedded, known_arguments, require_on_device
 from .modeling_layers_hf_clip import (
+    HFCLIPEncoder,
     HFCLIPPreTrainedModel,
     OneToken,
     SharedTokens,
@@ -167,7 +167,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         added_TT = added_TT.masked_fill(place_T > place_T[:, None], least)
         one_token = OneToken(ends_B - count, added_TT[ends_B][:, None, None])
         last = len(self.encoder.layers) - 1
-        for index, layer in enumerate(self.encoder.fastest_layers(tokens_BTW, {})):
+        for index, layer in enumerate(self.encoder.layers):
             shared = SharedTokens()
             asked = {"one_token": one_token} if index == last else {}
             shared_1PW = layer(shared_1PW, added_TT[:count, :count], shared=shared)

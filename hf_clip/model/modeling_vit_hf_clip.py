@@ -12,10 +12,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
-from .modeling_encoder_hf_clip import HFCLIPEncoder
 from .modeling_inputs_hf_clip import check_pixels, known_arguments
 from .modeling_layers_hf_clip import (
     HFCLIPMLP,
+    HFCLIPEncoder,
     HFCLIPPreTrainedModel,
     OneToken,
     may_compute_one_token,

@@ -18,7 +18,6 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .label_cache_hf_clip import LabelEmbeddings
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
-    from .modeling_encoder_hf_clip import HFCLIPEncoder
     from .modeling_hf_clip import HFCLIPModel
     from .modeling_inputs_hf_clip import known_arguments
     from .modeling_layers_hf_clip import HFCLIPPreTrainedModel
