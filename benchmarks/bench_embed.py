@@ -82,11 +82,12 @@ def compare_reduced_jpegs(source: Path, data: Path, enlarged: int = 16) -> None:
     from PIL import Image
 
     from hf_clip import decode_image, embed_images, embed_texts, load, open_source
+    from hf_clip.sources import iterate_samples
 
     model, processor = load(source)
     edge = enlarged * model.config.vision_config.image_size
     files, captions = [], []
-    for index, sample in enumerate(open_source(data)):
+    for index, sample in enumerate(iterate_samples(open_source(data))):
         if index % 4 == 0 and sample.captions:
             buffer = io.BytesIO()
             decode_image(sample.image).resize((edge, edge), Image.BICUBIC).save(buffer, "JPEG", quality=90)
