@@ -201,7 +201,8 @@ def verify_conversion(
     if not {name for name, value in options.items() if value is not None} - {*HUB_OPTIONS, "dtype", "device"}:
         located = locate(source, HubOptions(**{name: options[name] for name in HUB_OPTIONS if name in options}))
         source_format = located.kind if located.kind != "file" else loaded[0].source_format
-        if located.kind != "file" or source_format == "openai":
+        # What a training script left is loaded by nobody else.
+        if not located.may_be_wrapped or source_format == "openai":
             theirs = embed_with_original_code(source_format, located.path)
     one = theirs or embed_with_hf_clip(*loaded)
     other = embed_with_original_code(result_format, result / "model.pt" if result_format == "openai" else result)

@@ -7,7 +7,7 @@ import torch
 from transformers import Siglip2Model
 
 from hf_clip import load
-from hf_clip.conversion import ConversionError
+from hf_clip.conversion import ConversionError, convert
 from hf_clip.conversion.open_clip import open_clip_rules
 from hf_clip.conversion.rules import export_tensors
 from tests.helpers.checkpoints import TEXTS, open_clip_config, tokenizer, write_open_clip_folder
@@ -74,20 +74,25 @@ def test_heads_beside_the_clip_are_named_and_not_loaded(prefix, state, model_and
 def test_a_trainers_file_is_loaded_beside_the_settings_of_its_model(model_and_processor, tmp_path, caplog):
     """Any name, any wrapper; what the trainer keeps beside it is no model."""
     model, processor = model_and_processor
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
+    for part in model_and_processor:
+        part.save_pretrained(tmp_path / "ours")
+    folder = tmp_path / "theirs"
+    convert(tmp_path / "ours", to="transformers", output_dir=folder)
+    (folder / "model.safetensors").unlink()
     state = {f"clip.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"state_dict": state | HEAD}, tmp_path / "best.ckpt")
-    torch.save(OPTIMIZER, tmp_path / "optimizer.pt")
-    found, fitting = load(tmp_path)
+    torch.save({"state_dict": state | HEAD}, folder / "best.ckpt")
+    torch.save(OPTIMIZER, folder / "optimizer.pt")
+    caplog.clear()
+    found, fitting = load(folder)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())
     assert fitting(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
     [said] = caplog.messages
     assert "best.ckpt: 2 tensors are not the CLIP's" in said
-    (tmp_path / "last.pt").touch()
+    # transformers would find no weights in the source.
+    assert convert(folder, to="transformers", output_dir=tmp_path / "back", verify=True).is_passed
+    (folder / "last.pt").touch()
     with pytest.raises(ConversionError, match="no weights: .*is missing. Of best.ckpt, last.pt, leave one."):
-        load(tmp_path)
+        load(folder)
 
 
 def test_a_clip_is_loaded_whole_or_not_at_all(state, model_and_processor, tmp_path):
