@@ -157,7 +157,7 @@ def _check_sizes(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> No
             continue
         sizes[name] = {key: value for key, value in dict(size).items() if value is not None}
         for key, value in sizes[name].items():
-            if not 1 <= value <= limit:
+            if isinstance(value, bool) or not 1 <= value <= limit:
                 raise ConversionError(
                     f"the image processor's {name} has {key}={value}, where the model takes {edge} pixels a side (at "
                     f"most {limit} are resized to): its file is damaged, or of another model."

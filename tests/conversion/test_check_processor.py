@@ -117,6 +117,7 @@ OTHERS = [
         "64 x 64 pixels, the model",
     ),
     ("processor_config.json", {"image_processor__size": {"shortest_edge": 10**9}}, "shortest_edge=1000000000"),
+    ("processor_config.json", {"image_processor__size": True}, "True"),
     ("processor_config.json", {"image_processor__image_std": [1e-30] * 3}, "make pixel values that are not finite"),
     ("processor_config.json", {"image_processor__rescale_factor": float("nan")}, "rescale_factor=nan` must be finite"),
 ]
