@@ -177,7 +177,7 @@ def main() -> None:
         step = our_step(options) if is_ours else peer_step(options)
         step()
         if options.compile:
-            # Other shapes are compiled anew.
+            # Other shapes are compiled again.
             step()
         return serve(step)
     for part, (names, pairs) in PARTS.items():

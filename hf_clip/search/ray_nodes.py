@@ -81,7 +81,7 @@ def rows_on_ray(
     model, processor, batch_size = encoding
     with _connected(address) as ray:
         needs = {"num_gpus": 1} if model.device.type == "cuda" else {"num_cpus": 1}
-        # What dies with a node, the task or its result, is made anew on another.
+        # What dies with a node, the task or its result, is made again on another.
         task = ray.remote(_rows).options(max_retries=-1, scheduling_strategy="SPREAD", **needs)
         shared = ray.put((model, processor))
         waiting: dict[Any, int] = {}

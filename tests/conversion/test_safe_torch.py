@@ -178,7 +178,7 @@ def test_safetensors_whole_and_in_shards(files, tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "2.safetensors"}}))
     assert "is missing" in refusal(index)
     (tmp_path / "2.safetensors").write_text(json.dumps({"weight_map": {"a": index.name}}))
-    assert "no format of weights" in refusal(index)
+    assert "not weights of a known format" in refusal(index)
 
 
 def test_the_name_of_a_file_means_nothing(files, tmp_path):
@@ -534,7 +534,7 @@ for path in sys.argv[1:]:
         (b'{"error": "Repository not found"}', "JSON"),
         (b"\xef\xbb\xbf {}", "JSON"),
         (b"\x1f\x8b\x08" + bytes(50), "packed"),
-        (b"GGUF" + bytes(range(100)), "no format of weights"),
+        (b"GGUF" + bytes(range(100)), "not weights of a known format"),
         (b"PK\3\4", "cut short"),
         (struct.pack("<Q", 20) + b'{"a":1}', "safetensors cannot read"),
     ],

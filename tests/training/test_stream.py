@@ -26,6 +26,7 @@ from hf_clip.training.stream import (
     DataError,
     PairStream,
     TrainingData,
+    decoding,
     merge_positions,
     open_training_source,
     prefetch,
@@ -310,10 +311,8 @@ def test_a_resume_of_what_has_no_random_access_reads_over_one_shard_without_deco
     options = {"lanes": 2, "shuffle_block": 8}
     position = take(make_stream(data, 4, **options), 30)[-1].position
     decoded = []
-    decode = HFCLIPImageProcessor.resize_and_crop
-    monkeypatch.setattr(
-        HFCLIPImageProcessor, "resize_and_crop", lambda *args, **more: decoded.append(1) or decode(*args, **more)
-    )
+    pixels = decoding.training_pixels
+    monkeypatch.setattr(decoding, "training_pixels", lambda *args: decoded.append(1) or pixels(*args))
     read, make = [], row
 
     def counted(index, **more):
