@@ -63,7 +63,7 @@ types:
 every-test:
 	@$(PY) -m pytest -n 2 --durations=10
 
-demo: setup ## train on the bundled images (five to thirty minutes) and show the model; a finished RUN is shown again
+demo: setup ## train on the bundled images (five to thirty minutes), show the model, and search with it; a finished RUN is shown again
 	@if [ -f $(RUN)/results.json ]; then \
 		echo "$(RUN) holds a finished run, shown here again. Train anew: make demo RUN=runs/another"; \
 	elif [ -f $(RUN)/recipe.yaml ]; then \
@@ -72,6 +72,7 @@ demo: setup ## train on the bundled images (five to thirty minutes) and show the
 		$(VENV)/bin/hf-clip train --recipe emoji --output-dir $(RUN); \
 	fi
 	@$(PY) examples/emoji/show.py $(RUN)
+	@$(PY) examples/emoji/search.py $(RUN)
 
 bench: tools ## every benchmarks/bench_*.py in turn
 	@$(if $(BENCHMARKS),,echo "There is no benchmarks/bench_*.py yet.")

@@ -65,7 +65,7 @@ setup(
         "search": SEARCH,
         "ray": RAY,
         "export": EXPORT,
-        "demo": ["matplotlib", "tensorboard"],
+        "demo": [*SEARCH, "matplotlib", "tensorboard"],
         "test": [*RAY, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1", "simplejpeg"],
         "dev": ["ruff", "basedpyright"],
     },

@@ -1,12 +1,15 @@
 """Search at growing sizes: recall of text queries, time of a query, memory and bytes, of made-up embeddings.
 
     python benchmarks/bench_search.py [--rows 10000 50000 200000 1000000]
+    python benchmarks/bench_search.py --kept runs/emoji-embeddings --texts runs/emoji-quality.npz
 
-Embeddings are 512 wide, of a spectrum that falls as a power law, in 2,000 clusters, in two cones as those of CLIP are:
-a text and an image have a cosine of 0.03 in the mean, two images 0.50. Queries are texts: half of a cluster's
-direction, half of their own. Each size is an index as `Index.update` makes it, with its own choice of partitions;
-recall@10 is that of 200 queries that the choice did not see, against a product with every row. Beside it: the same
-product by numpy in float32, and a walk through a folder of 50,000 files that did not change.
+The second is of augmented emoji through the demo's model, 256 wide, as far as `emoji_embeddings.py` encoded them,
+asked by captions that `bench_search_quality.py` embedded. The first is of made-up embeddings, which are 512 wide, of
+a spectrum that falls as a power law, in 2,000 clusters, in two cones as those of CLIP are: a text and an image have a
+cosine of 0.03 in the mean, two images 0.50. Queries are texts: half of a cluster's direction, half of their own. Each
+size is an index as `Index.update` makes it, with its own choice of partitions; recall@10 is that of 200 queries that
+the choice did not see, against a product with every row. Beside it: the same product by numpy in float32, and a walk
+through a folder of 50,000 files that did not change.
 """
 
 import argparse
@@ -65,6 +68,34 @@ class Generator:
     def texts(self, count: int) -> np.ndarray:
         return self._around(self.text_mean, self.draw.integers(0, CLUSTERS, count), 0.5)
 
+    def bank(self) -> np.ndarray:
+        return self.texts(256)
+
+
+class KeptEmoji:
+    """Embeddings of augmented emoji, in their order, and of captions, as `Generator` gives its own."""
+
+    def __init__(self, kept: Path, texts: Path):
+        self.parts = [np.load(part, mmap_mode="r") for part in sorted(kept.glob("part-?????.npy"))]
+        arrays = np.load(texts)
+        self.captions, self.of_bank, self.taken = arrays["captions"], arrays["bank"], 0
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def images(self, count: int) -> np.ndarray:
+        size = len(self.parts[0])
+        rows = np.arange(self.taken, self.taken + count)
+        self.taken += count
+        pieces = [self.parts[part][rows[rows // size == part] % size] for part in np.unique(rows // size)]
+        return np.concatenate(pieces).astype(np.float32)
+
+    def texts(self, count: int) -> np.ndarray:
+        return self.captions[np.linspace(0, len(self.captions) - 1, count).astype(int)]
+
+    def bank(self) -> np.ndarray:
+        return self.of_bank
+
 
 def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
@@ -74,7 +105,7 @@ def bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def make_index(folder: Path, made: Generator, count: int, width: int) -> tuple[Store, ModelEntry, float]:
+def make_index(folder: Path, made: Generator | KeptEmoji, count: int, width: int) -> tuple[Store, ModelEntry, float]:
     """An index of made-up rows, as an update leaves it, and the seconds that it took beside making them up."""
     kept = Store(str(folder))
     entry = ModelEntry("made-up", "made-up", width=width)
@@ -87,7 +118,7 @@ def make_index(folder: Path, made: Generator, count: int, width: int) -> tuple[S
         seconds += time.perf_counter() - begun
     begun = time.perf_counter()
     store.compact(table)
-    found, best = calibration.calibrate(kept, entry, made.texts(256))
+    found, best = calibration.calibrate(kept, entry, made.bank())
     if approximate.is_wanted(entry, count):
         approximate.build(kept, entry)
         entry.facts["approximate"] = approximate.measure(kept, entry, found, best, count)
@@ -99,8 +130,7 @@ def _row(number: int) -> dict:
     return {**state, "width": number % 1000, "height": 1, "taken": None, "error": None, "missing": False}
 
 
-def measure(count: int, width: int, queries: int) -> None:
-    made = Generator(width)
+def measure(made: Generator | KeptEmoji, count: int, width: int, queries: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench-search-"))
     try:
         before = megabytes()
@@ -151,6 +181,42 @@ def measure_numpy(count: int, width: int) -> None:
     print(f"{len(rows):>9,} rows  numpy, float32: {_milliseconds(times):.1f} ms")
 
 
+def measure_rclip(count: int, width: int) -> None:
+    """rclip's own database and search over such rows, their embeddings given; skipped where it is not installed.
+
+    `pip install --no-deps rclip` is enough for it.
+    """
+    try:
+        from rclip import db, main, model
+    except ImportError:
+        print("rclip is not installed: pip install --no-deps rclip")
+        return
+    made = Generator(width)
+
+    class Given(model.Model):
+        def __init__(self):
+            self.asked = made.texts(9).astype(np.float32)
+
+        def compute_features_for_queries(self, queries):
+            return self.asked[int(queries[0])] if queries else np.zeros(width, np.float32)
+
+    with tempfile.TemporaryDirectory(prefix="bench-search-") as folder:
+        kept = db.DB(Path(folder) / "db.sqlite3")
+        for at, row in enumerate(made.images(count)):
+            state = {"modified_at": 0.0, "size": at, "hash": f"{at:032x}", "deleted": None, "indexing": None}
+            kept.upsert_image(
+                {"filepath": f"/photos/{at}.jpg", "vector": row.astype(np.float32).tobytes(), **state}, commit=False
+            )
+        kept.commit()
+        searching, times = main.RClip(Given(), kept, 8, None), []
+        for number in range(5):
+            begun = time.perf_counter()
+            assert len(searching.search(str(number), "/photos")) == 10
+            times.append(time.perf_counter() - begun)
+        kept.close()
+    print(f"{count:>9,} rows  rclip's search: {_milliseconds(times):.0f} ms")
+
+
 def measure_walk(files: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-search-") as name:
         root = Path(name)
@@ -169,13 +235,25 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--kept", type=Path, help="folder of emoji_embeddings.py")
+    parser.add_argument("--texts", type=Path, default=Path("runs/emoji-quality.npz"))
     options = parser.parse_args()
-    made = Generator(options.width)
-    images, texts = made.images(2000), made.texts(2000)
+
+    def new() -> Generator | KeptEmoji:
+        return Generator(options.width) if options.kept is None else KeptEmoji(options.kept, options.texts)
+
+    images, texts = new().images(2000), new().texts(2000)
     print(f"cosines: text-image {(texts @ images.T).mean():.2f}, image-image {(images @ images.T).mean():.2f}")
     for count in options.rows:
-        measure(count, options.width, options.queries)
+        made = new()
+        if isinstance(made, KeptEmoji) and count > len(made):
+            print(f"{count:>9,} rows: only {len(made):,} were encoded")
+            break
+        measure(made, count, images.shape[1], options.queries)
+    if options.kept is not None:
+        return
     measure_numpy(max(options.rows), options.width)
+    measure_rclip(min(max(options.rows), 50_000), options.width)
     measure_walk(options.files)
 
 

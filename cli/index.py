@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_load_options, add_verb, check_model, load_options
+from .arguments import Several, add_load_options, add_verb, check_model, load_options
 from .usage import UsageError, printable, start_library
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def add(verbs) -> None:
     parser.add_argument("root", metavar="IMAGES", help="a folder of images, or a table of images (parquet, CSV, tar)")
     parser.add_argument("--model", help="a checkpoint of any format, or a Hub id (default: the index's)")
     add_index(parser)
+    names = "what such images show, by name (@FILE: one a line): a surer match probability"
+    parser.add_argument("--names", action=Several, metavar="TEXT", help=names)
     parser.add_argument("--prune", action="store_true", help="forget the images whose file is gone")
     parser.add_argument("--status", action="store_true", help="print what the index holds, as JSON, and do no more")
     parser.add_argument("--errors", action="store_true", help="list the files that give no image, and do no more")
@@ -60,6 +62,7 @@ def open_index(options: argparse.Namespace, *, with_model: bool) -> "Index":
 
         device = usable_device(options.device)
     more = load_options(options) if options.model is not None else {}
+    more["names"] = getattr(options, "names", None)
     return Index.open(options.root, model=options.model, index=options.index, device=device, **more)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import approximate
-from .calibration import Calibration, bank_prompts, calibrate, read_calibration, read_tensors
+from .calibration import LOOKED_AT, Calibration, bank_prompts, calibrate, read_calibration, read_tensors, to_bytes
 from .errors import SearchError, writing
 from .hub_output import hub_name
 from .items import FolderItems, Items, TableItems
@@ -49,6 +49,7 @@ class Index:
     ):
         self.root, self.place, self._device = root, place, device
         self._asked_for = model
+        self._names: list[str] | None = None
         self._store = Store(place)
         # Ray's address, and the actors that search there.
         self._ray: str | None = None
@@ -66,6 +67,7 @@ class Index:
         model: Any = None,
         processor: "Processor | None" = None,
         index: str | Path | None = None,
+        names: Sequence[str] | None = None,
         device: "torch.device | str | None" = None,
         ray: str | None = None,
         **load_options: Any,
@@ -80,6 +82,8 @@ class Index:
             processor: of a dual encoder that is given.
             index: where the index lies, if not in `root` as `.hf-clip.lance`; a folder, or an address that LanceDB
                 takes (s3://...).
+            names: texts that name what such images show, a catalog's or a species list: the match probability of a
+                question is surer with them. The next `update` keeps them; by default those that it kept before.
             device: where the model encodes; None is the CPU.
             ray: an address of Ray (auto, HOST:PORT, local): its nodes compare all rows, each a part of them, with the
                 answers of one process. They must reach `index`.
@@ -89,6 +93,7 @@ class Index:
         lazy = None if model is None else LazyModel(model, processor, load_options, device)
         made = cls(root, place, lazy, device)
         made._ray = ray
+        made._names = None if names is None else list(dict.fromkeys(names))
         return made
 
     # Which model.
@@ -175,6 +180,7 @@ class Index:
             data = items.fingerprint()
             if not (data and entry.is_whole and entry.facts.get("data") == data and entry.decoders == tools):
                 updater.run(items, prune, retry_errors=entry.is_whole and entry.decoders != tools)
+            self._take_names(entry)
             self._finish(entry, report, tools, data)
         report.seconds = time.monotonic() - begun
         return report
@@ -220,9 +226,9 @@ class Index:
         probes = {"text_probe": probe_embeds(*loaded, "text").numpy(), "image_probe": probe_embeds(*loaded, "image")}
         probes["image_probe"] = np.asarray(probes["image_probe"])
         width = bank.shape[1]
-        empty = np.zeros(0, np.float32)
-        nothing = np.zeros(width, np.float32), np.zeros((width, width), np.float32)
-        made = Calibration(bank, bank.mean(0), *nothing, empty)
+        empty, none = np.zeros(0, np.float32), np.zeros((0, width), np.float32)
+        nothing = np.zeros(width, np.float32), np.zeros((width, width), np.float32), np.zeros(1, np.float32)
+        made = Calibration(bank, none, bank.mean(0), *nothing, empty)
         return ModelEntry(
             id=key,
             source=model.source,
@@ -231,6 +237,17 @@ class Index:
             width=width,
             tensors=made.to_bytes(**probes),
         )
+
+    def _take_names(self, entry: ModelEntry) -> None:
+        """Puts names that were given in place of those that were kept; what depends on them is measured again."""
+        if self._names is None or self._names == entry.facts.get("names", []):
+            return
+        tensors = read_tensors(entry.tensors)
+        width = np.zeros((0, entry.width), np.float32)
+        tensors["names"] = self._model(entry).embed_texts(self._names) if self._names else width
+        entry.tensors = to_bytes(tensors)
+        entry.facts |= {"names": self._names, "measured_rows": 0}
+        entry.is_whole = False
 
     def _finish(self, entry: ModelEntry, report: Update, tools: str, data: str) -> None:
         """Measures again what depends on the rows, and switches to a model that is whole now."""
@@ -259,7 +276,7 @@ class Index:
             entry.facts["drift"] = drift
             return
         tensors = read_tensors(entry.tensors)
-        made, best = calibrate(self._store, entry, tensors["bank"])
+        made, best = calibrate(self._store, entry, tensors["bank"], tensors.get("names"))
         probes = {name: tensors[name] for name in ("text_probe", "image_probe")}
         entry.tensors = made.to_bytes(**probes)
         entry.facts |= {"measured_rows": report.total, "drift": 0}
@@ -306,11 +323,14 @@ class Index:
         terms = self._terms(entry, query, images, near, minus, weights)
         calibration = self._calibration(entry)
         direction = compose(terms, calibration)
-        rows, _, exact = self._find(entry, direction, top_k, where)
-        hits = Hits(to_hits(rows), is_exact=exact)
         is_one_text = len(terms) == 1 and terms[0].is_text and terms[0].weight > 0
-        if is_one_text and calibration is not None and len(calibration.bank_heights) and rows:
-            hits.match_probability = calibration.match_probability(direction, rows[0]["score"])
+        is_judged = is_one_text and calibration is not None and len(calibration.bank_evidence) > 0
+        wanted = max(top_k, LOOKED_AT) if is_judged else top_k
+        rows, embeddings, exact = self._find(entry, direction, wanted, where, with_embeddings=is_judged)
+        rows = rows[:top_k]
+        hits = Hits(to_hits(rows), is_exact=exact)
+        if is_judged and calibration is not None and embeddings is not None:
+            hits.match_probability = calibration.match_probability(direction, embeddings[:LOOKED_AT])
         if len(terms) > 1 and calibration is not None:
             shift = float(direction @ calibration.image_mean)
             hits.hits = to_hits([{**row, "score": row["score"] - shift} for row in rows])

@@ -68,8 +68,8 @@ def test_what_all_texts_have_in_common_says_nothing_in_a_mixture():
     from hf_clip.search.queries import Term
 
     gap, image, text = np.eye(4, dtype=np.float32)[:3]
-    nothing = np.zeros((4, 4), np.float32)
-    known = Calibration(nothing, 0.9 * gap, np.zeros(4, np.float32), nothing, np.zeros(0, np.float32))
+    nothing, none = np.zeros((4, 4), np.float32), np.zeros(0, np.float32)
+    known = Calibration(nothing, nothing[:0], 0.9 * gap, np.zeros(4, np.float32), nothing, none, none)
     terms = [Term((0.9 * gap + 0.43 * text).astype(np.float32), True), Term(image, False)]
     mixed, plain = compose(terms, known), compose(terms, None)
     assert abs(mixed @ gap) < 0.01 and mixed @ text > 0.7 and plain @ gap > 0.6
@@ -107,6 +107,24 @@ def test_what_is_there_is_told_from_what_is_not(index):
     # Of images and mixtures nothing is claimed.
     assert index.near("9.png").match_probability is None
     assert index.search("gray 7", near="9.png").match_probability is None
+
+
+def test_a_name_that_describes_what_was_found_better_speaks_against_a_match(tmp_path, model):
+    for value in range(0, 60, 2):
+        write_gray(tmp_path / f"{value}.png", value)
+    index = Index.open(tmp_path, model=model, processor=model.processor)
+    index.update()
+    # Their images are those of the even values beside them.
+    not_there = [f"gray {value}" for value in range(1, 60, 8)]
+    before = [index.search(text).match_probability for text in not_there]
+    named = Index.open(tmp_path, model=model, processor=model.processor, names=[f"gray {one}" for one in range(0, 60)])
+    assert named.update().encoded == 0
+    after = [named.search(text).match_probability for text in not_there]
+    assert np.mean(after) < 0.7 * np.mean(before)
+    # The index keeps them, and a name is no rival of itself.
+    kept = Index.open(tmp_path, model=model, processor=model.processor)
+    assert [kept.search(text).match_probability for text in not_there] == after
+    assert np.mean([kept.search(f"gray {value}").match_probability for value in range(0, 60, 8)]) > 0.9
 
 
 def test_recommendations_skip_what_was_named_and_turn_from_what_is_disliked(index, unit):
