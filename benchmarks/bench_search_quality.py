@@ -32,7 +32,7 @@ from hf_clip.search.store import ModelEntry, Store
 VARIANTS = re.compile(
     r"\b(man|woman|person|men|women|people|boy|girl|child|mermaid|merman|merperson|prince|princess|king|queen)\b"
 )
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "pink")
 WORDS = [("man", "woman"), ("men", "women"), ("boy", "girl"), ("prince", "princess")]
 WORDS += [(one, other) for at, one in enumerate(COLORS) for other in COLORS[at + 1 :]]
 
