@@ -96,10 +96,9 @@ class ContrastiveObjective(nn.Module):
             others = self.loss(image_embeds, swap_neighbours(text_embeds), factors, swap_neighbours(concept_ids))
             return (1 - mixed_fraction) * own + mixed_fraction * others
         softmax = partial(contrastive_loss, label_smoothing=self.label_smoothing)
-        measure = softmax if len(factors) == 1 else sigmoid_loss
+        measure = partial(softmax if len(factors) == 1 else sigmoid_loss, products=self.products)
         texts_BD = text_embeds.split(len(image_embeds))
-        given = {"concept_ids": concept_ids, "products": self.products}
-        losses = [measure(image_embeds, text_BD, *factors, **given) for text_BD in texts_BD]
+        losses = [measure(image_embeds, text_BD, *factors, concept_ids=concept_ids) for text_BD in texts_BD]
         if len(losses) == 1:
             return losses[0]
         return (losses[0] + self.keyword_weight * losses[1]) / (1 + self.keyword_weight)

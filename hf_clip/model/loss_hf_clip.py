@@ -17,7 +17,7 @@ those parts on the rank that has the text.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -54,8 +54,10 @@ def half_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     with torch.autocast(left.device.type, enabled=False):
         if left.device.type == "cuda":
             return torch.mm(left, right, out_dtype=torch.float32)
-        # A CPU's product of halves rounds its sums too, but for oneDNN's of float32 in bf16.
-        matmul = torch.backends.mkldnn.matmul
+        # A CPU's product of halves rounds its sums too, but for oneDNN's of float32 in bf16, which torch 2.8 lacks.
+        matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+        if matmul is None:
+            return matrix_product(left.float(), right.float())
         before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
         try:
             return matrix_product(left.float(), right.float())
@@ -479,10 +481,12 @@ def contrastive_loss(
     """
     image_BD, text_ND, ids_N, own = _global_batch(image_embeds, text_embeds, concept_ids)
     scale = _scalar("logit_scale", logit_scale, image_BD)
-    batch = (image_BD, text_ND, scale, *_groups(ids_N, text_ND), own)
-    loss = _Softmax.apply(*batch, _product(products, image_BD))
+    group_N, count_N = _groups(ids_N, text_ND)
+    loss = _Softmax.apply(image_BD, text_ND, scale, group_N, count_N, own, _product(products, image_BD))
+    if not label_smoothing:
+        return loss
     # A fraction of the target moves from the positives to all, and with it that fraction of the subtracted scores.
-    return loss + label_smoothing * _positives_lead(*batch) if label_smoothing else loss
+    return loss + label_smoothing * _positives_lead(image_BD, text_ND, scale, group_N, count_N, own)
 
 
 @_untraced
