@@ -46,10 +46,10 @@ format: tools ## format the code and fix what ruff can fix
 check: tools types ## formatting, lint, types, and the sizes of files and functions
 	@$(CHECK_FORM)
 
-quick: tools ## the tests without kills, ranks, peers and subprocesses, in two to three minutes
+quick: tools ## the tests without kills, ranks, peers and subprocesses, in under two minutes
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test: tools ## check, then every test, on two cores in ten to thirteen minutes
+test: tools ## check, then every test, in under ten minutes on two cores
 	@$(CHECK_FORM)
 	@$(MAKE) --no-print-directory -j 2 types every-test
 
