@@ -6,7 +6,6 @@ Twemoji's images are written as files that are named by their captions, so that 
 given their pixels alone.
 """
 
-import argparse
 import io
 import re
 import sys
@@ -43,11 +42,11 @@ def told(query: str, paths: list[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a trained model, such as runs/emoji")
-    folder = parser.parse_args().folder
-    if not (folder / "config.json").is_file():
-        print(f"{folder} holds no model (it has no config.json): `make demo` trains one.", file=sys.stderr)
+    # Beside this file.
+    from show import model_folder
+
+    folder = model_folder(__doc__)
+    if folder is None:
         return 1
 
     from hf_clip import Index

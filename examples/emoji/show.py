@@ -95,12 +95,20 @@ def next_commands(folder: Path, image: Path, name: str) -> list[str]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def model_folder(description: str) -> Path | None:
+    """The folder that the command line names; None, which is said, where it holds no model."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("folder", type=Path, help="a trained model, such as runs/emoji")
     folder = parser.parse_args().folder
-    if not (folder / "config.json").is_file():
-        print(f"{folder} holds no model (it has no config.json): `make demo` trains one.", file=sys.stderr)
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"{folder} holds no model (it has no config.json): `make demo` trains one.", file=sys.stderr)
+    return None
+
+
+def main() -> int:
+    folder = model_folder(__doc__)
+    if folder is None:
         return 1
 
     transformers.logging.set_verbosity_error()
