@@ -38,8 +38,8 @@ def encoders(side: str, folder: Path):
         from hf_clip import embed_images, embed_texts, load
 
         model, processor = load(folder)
-        return (lambda texts: embed_texts(model, processor, texts)), (
-            lambda files: embed_images(model, processor, files, may_reduce_jpeg=side != "hf_clip")
+        return (lambda texts: embed_texts(model, processor, texts, dtype=None)), (
+            lambda files: embed_images(model, processor, files, dtype=None, may_reduce_jpeg=side != "hf_clip")
         )
     if side == "sentence-transformers":
         from sentence_transformers import SentenceTransformer, models
@@ -95,8 +95,8 @@ def compare_reduced_jpegs(source: Path, data: Path, enlarged: int = 16) -> None:
             captions.append(sample.captions[0])
     prepared = processor.image_processor.resize_and_crop
     levels = [np.abs(prepared(file).astype(int) - prepared(file, may_reduce_jpeg=True)) for file in files[::8]]
-    exact, reduced = (embed_images(model, processor, files, may_reduce_jpeg=may) for may in (False, True))
-    text_embeds, names = embed_texts(model, processor, captions), np.array(captions)
+    exact, reduced = (embed_images(model, processor, files, dtype=None, may_reduce_jpeg=may) for may in (False, True))
+    text_embeds, names = embed_texts(model, processor, captions, dtype=None), np.array(captions)
     recalls = [(names[(found @ text_embeds.T).argmax(1)] == names).mean() for found in (exact, reduced)]
     print(f"{len(files)} JPEGs of {edge} x {edge}, reduced and in full: levels of 255 differ by", end=" ")
     print(f"{np.mean(levels):.2f} on average, {np.max(levels)} at most; smallest cosine", end=" ")

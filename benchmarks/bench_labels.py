@@ -60,7 +60,9 @@ def encoder(side: str, folder: Path, is_small: bool):
         from hf_clip import HFCLIPModel, HFCLIPProcessor, ZeroShotClassifier
 
         model, processor = HFCLIPModel.from_pretrained(folder).eval(), HFCLIPProcessor.from_pretrained(folder)
-        return lambda names: ZeroShotClassifier(model, processor, names, TEMPLATES, cache=False).class_embeddings
+        return lambda names: (
+            ZeroShotClassifier(model, processor, names, TEMPLATES, dtype=None, cache=False).class_embeddings
+        )
     if side == "transformers":
         from transformers import CLIPModel, CLIPTokenizer
 
@@ -109,7 +111,8 @@ def starts(folder: Path, count: int, runs: int) -> None:
         f"folder = {str(folder)!r}\n"
         "model, processor = HFCLIPModel.from_pretrained(folder), HFCLIPProcessor.from_pretrained(folder)\n"
         "started = time.perf_counter()\n"
-        f"ZeroShotClassifier(model.eval(), processor, labels({count}), TEMPLATES, cache={str(folder / 'labels')!r})\n"
+        f"kept = dict(dtype=None, cache={str(folder / 'labels')!r})\n"
+        f"ZeroShotClassifier(model.eval(), processor, labels({count}), TEMPLATES, **kept)\n"
         "print(time.perf_counter() - started)"
     )
     found = []

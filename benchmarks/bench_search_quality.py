@@ -47,7 +47,8 @@ def compute(model_path: Path, rows: dict[str, list[dict]], texts: dict[str, list
         for style in STYLES
     }
     return found | {
-        kind: embed_texts(model, processor, some, show_progress=False).numpy() for kind, some in texts.items()
+        kind: embed_texts(model, processor, some, dtype=None, show_progress=False).numpy()
+        for kind, some in texts.items()
     }
 
 

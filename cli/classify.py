@@ -171,7 +171,9 @@ def make_classifier(
     from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 
     with _warnings_as_lines():
-        return ZeroShotClassifier(model, processor, classes, templates, rejection=rejection, temperature=temperature)
+        return ZeroShotClassifier(
+            model, processor, classes, templates, rejection=rejection, temperature=temperature, dtype=None
+        )
 
 
 @contextmanager

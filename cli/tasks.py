@@ -64,18 +64,18 @@ def run_evaluation(options: Namespace) -> bool:
     more = words | {"title": options.title, "encoding": encoding}
     if "shifted" in sources:
         more["baselines"] = baselines
-    results = {}
+    results, dtypes = {}, {}
     for name in options.model:
         model, processor = open_model(name, device, load_options(options))
         chosen = _templates_for(options, model, words)
         results[name] = TASKS[options.task](options, model, processor, sources, {**more, **chosen})
         if processes is None or processes.is_main_process:
-            dtype = str(model.dtype).removeprefix("torch.")
-            print(f"hf-clip: {printable(name)} was computed in {dtype} on {device}", file=sys.stderr)
+            dtypes[name] = str(model.dtype).removeprefix("torch.")
+            print(f"hf-clip: {printable(name)} was computed in {dtypes[name]} on {device}", file=sys.stderr)
         # Of several models one at a time takes memory.
         del model, processor
     is_first = processes is None or processes.is_main_process
-    return _tell(options, results) if is_first else True
+    return _tell(options, results, dtypes) if is_first else True
 
 
 def _templates_for(options: Namespace, model, words: dict[str, Any]) -> dict[str, Sequence[str]]:
@@ -267,12 +267,14 @@ def _join_processes(device: str | None):
     return PartialState(cpu=device == "cpu")
 
 
-def _tell(options: Namespace, results: dict[str, Any]) -> bool:
+def _tell(options: Namespace, results: dict[str, Any], dtypes: dict[str, str]) -> bool:
     """Writes files first, as what is printed may have no reader. Returns whether all was written."""
     results = {model: _without_one_language(options, result) for model, result in results.items()}
     revision = {} if options.revision is None else {"revision": options.revision}
     source = {"data": options.data, **revision}
-    contents = [{"model": model, **source, **result.to_dict()} for model, result in results.items()]
+    contents = [
+        {"model": model, "dtype": dtypes[model], **source, **result.to_dict()} for model, result in results.items()
+    ]
     if is_hub_id(options.data[0]):
         for content in contents:
             content["dataset"] = options.data[0].partition(":")[0]

@@ -60,6 +60,14 @@ def fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def one_precision(monkeypatch) -> None:
+    """What is fast is float32 in the tests' own process: their numbers are the same on every processor."""
+    if "torch" in sys.modules:
+        for instructions in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+            monkeypatch.setattr(sys.modules["torch"].cpu, instructions, lambda: False)
+
+
 # Files that run commands, train, convert and push as a user would, the longest first. They are begun first, as the
 # last file would keep one worker alone, and `make quick` skips them.
 WHOLE_RUNS = (

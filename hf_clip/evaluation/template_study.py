@@ -127,7 +127,7 @@ class TemplateStudy:
         if isinstance(templates, str) or not templates:
             raise ValueError(f"`templates={templates!r}`: pass a list of one or more.")
         self.image_embeds = check_finite(image_embeds, "images")
-        by_template = [ZeroShotClassifier(model, processor, labels, [template]) for template in templates]
+        by_template = [ZeroShotClassifier(model, processor, labels, [template], dtype=None) for template in templates]
         # Unit embeddings each, so that every template weighs the same.
         self.embeddings = torch.stack([classifier.class_embeddings for classifier in by_template])
         self.templates, self.class_indices = tuple(templates), class_indices

@@ -284,6 +284,7 @@ class ZeroShotTask:
                 self.templates,
                 temperature=self.temperature,
                 batch_size=encoding.text_batch_size,
+                dtype=None,
             )
         guesses = _Guesses(self.classifier, found, self.classes, self.multi_label)
         everything = np.arange(len(found.labels))

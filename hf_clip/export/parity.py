@@ -67,8 +67,8 @@ def embeddings_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) and (K, D) unit embeddings."""
     return (
-        embed_images(model, processor, images, show_progress=False),
-        embed_texts(model, processor, texts, show_progress=False),
+        embed_images(model, processor, images, dtype=None, show_progress=False),
+        embed_texts(model, processor, texts, dtype=None, show_progress=False),
     )
 
 

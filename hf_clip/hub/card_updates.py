@@ -20,9 +20,9 @@ from .result_tables import (
     eval_results,
     metric_kind,
     metric_kinds,
+    note_of,
     result_tables,
-    skipped_line,
-    start_of_skipped_line,
+    start_of_note,
 )
 from .upload import redact
 
@@ -182,8 +182,8 @@ def _identity(entry: dict[str, Any]) -> tuple:
 
 
 def _with_rows(body: str, result: Result) -> str:
-    """A card's body with the rows of a result in its task's table, and the line of the images that were skipped."""
-    head, rule, *rows = result_tables([{**result, "skipped": {}}]).split("\n")
+    """A card's body with the rows of a result in its task's table, and its note."""
+    head, rule, *rows = result_tables([{**result, "skipped": {}, "dtype": "float32"}]).split("\n")
     lines = body.split("\n")
     tables = [number for number in _prose(lines)[0] if lines[number : number + 2] == [head, rule]]
     if not tables:
@@ -216,10 +216,10 @@ def _with_table(body: str, table: str) -> str:
 
 
 def _with_line(body: str, result: Result, last_row: str) -> str:
-    """A card's body with the line of the images that were skipped below its table; without it where none were."""
+    """A card's body with the result's note below its table; without it where there is none."""
     lines = body.split("\n")
-    new = [skipped_line(result)] if result.get("skipped") else []
-    old = [number for number in _prose(lines)[0] if lines[number].startswith(start_of_skipped_line(result))]
+    new = [note] if (note := note_of(result)) else []
+    old = [number for number in _prose(lines)[0] if lines[number].startswith(start_of_note(result))]
     for number in reversed(old[bool(new) :]):
         # A paragraph that is gone leaves one empty line, not two.
         is_alone = lines[number - 1 : number] == [""] == lines[number + 1 : number + 2]

@@ -15,8 +15,9 @@ Number = tuple[str, str, float | None, dict[str, int]]
 
 NOT_EVALUATED = "This model was not evaluated when this card was written."
 MEASURED = """\
-Each number was measured on this model by the code that wrote it. R@k is the fraction of queries with a correct match
-among the first k candidates; ties count against the model. Compare recalls only at equal numbers of candidates."""
+Each number was measured on this model by the code that wrote it, in float32 unless a line says otherwise. R@k is the
+fraction of queries with a correct match among the first k candidates; ties count against the model. Compare recalls
+only at equal numbers of candidates."""
 # Of more templates than this a table shows the first ones and the number of all.
 TEMPLATES_SHOWN = 3
 
@@ -97,24 +98,29 @@ def metric_kind(metric: str) -> str:
 
 
 def result_tables(results: Sequence[Result]) -> str:
-    """One table a task, and what was skipped; empty without results."""
+    """One table a task, and a line for each result that needs one; empty without results."""
     tables = []
     for task, (_, _, header, rows) in TASKS.items():
         found = [row for result in results if result["task"] == task for row in rows(result)]
         if found:
             tables.append(table(header, found))
-    incomplete = [skipped_line(result) for result in results if result.get("skipped")]
-    return "\n\n".join([*tables, *(["\n".join(incomplete)] if incomplete else [])])
+    notes = [line for result in results if (line := note_of(result))]
+    return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
 
 
-def skipped_line(result: Result) -> str:
-    """A line that counts the images which an evaluation skipped."""
-    counts = (f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(result["skipped"].items()))
-    return f"{start_of_skipped_line(result)} {escape(', '.join(counts))}."
+def note_of(result: Result) -> str:
+    """A line that names a precision other than float32, and counts the images that were skipped; empty without."""
+    said = []
+    if result.get("dtype", "float32") != "float32":
+        said.append(f"computed in {escape(result['dtype'])}")
+    if result.get("skipped"):
+        counts = (f"{count} ({reason.replace('_', ' ')})" for reason, count in sorted(result["skipped"].items()))
+        said.append(f"skipped {escape(', '.join(counts))}")
+    return f"{start_of_note(result)} {'; '.join(said)}." if said else ""
 
 
-def start_of_skipped_line(result: Result) -> str:
-    return f"- {escape(result['title'])}, {result['task']}: skipped"
+def start_of_note(result: Result) -> str:
+    return f"- {escape(result['title'])}, {result['task']}:"
 
 
 def _shown(value, pattern: str = "{:.3f}") -> str:

@@ -37,7 +37,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
     image_column: str | None = None,
     may_reduce_jpeg: bool = False,
     return_errors: Literal[False] = False,
@@ -53,7 +53,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
     image_column: str | None = None,
     may_reduce_jpeg: bool = False,
     return_errors: Literal[True],
@@ -68,7 +68,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
     image_column: str | None = None,
     may_reduce_jpeg: bool = False,
     return_errors: bool = False,
@@ -89,7 +89,7 @@ def embed_images(
         batch_size: images encoded at once.
         device: where to encode. The model is moved there, and stays there; by default it is used where it is.
         dtype: what to compute in: "float32", "bfloat16", "float16", or "auto" for bf16 where the device is fast at it
-            (a float32 model's cosines then differ by a few thousandths). None: the model's own. Weights stay.
+            (a float32 model's cosines then differ by a few thousandths). None: that of the weights, which stay.
         image_column: the column of a data set's rows; by default the one of `datasets`' type Image, or "image".
         may_reduce_jpeg: decode large JPEG files at a fraction of their size, as `HFCLIPImageProcessor.resize_and_crop`
             has it: several times faster, and not quite the pixels that the model's numbers were measured on.
@@ -130,7 +130,7 @@ def embed_texts(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
     show_progress: bool | None = None,
 ) -> torch.Tensor:
     """Unit embeddings of texts, each as it is: no template is put around it.

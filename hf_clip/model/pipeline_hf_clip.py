@@ -211,6 +211,7 @@ class HFCLIPZeroShotPipeline(Pipeline):
                         templates,
                         rejection=rejection,
                         tokenizer_kwargs=tokenizer_kwargs,
+                        dtype=None,
                     )
             self._cache[key] = state, classifier
             self._cache.move_to_end(key)

@@ -113,7 +113,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
         batch_size: int = 256,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
-        dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = "auto",
         cache: bool | str | Path | None = None,
     ):
         model = dual_encoder(model)
@@ -152,7 +152,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
         batch_size: int = 256,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = "auto",
         cache: bool | str | Path | None = None,
         **options: Any,
     ) -> "ZeroShotClassifier":
@@ -181,6 +181,7 @@ class ZeroShotClassifier:
             rejection=rejection,
             temperature=temperature,
             batch_size=batch_size,
+            dtype=None,
             cache=cache,
         )
 

@@ -101,12 +101,12 @@ class LazyModel:
     def embed_images(self, images: list) -> np.ndarray:
         from hf_clip.model.embedding_hf_clip import embed_images
 
-        return embed_images(*self.load(), images, show_progress=False).numpy()
+        return embed_images(*self.load(), images, dtype=None, show_progress=False).numpy()
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         from hf_clip.model.embedding_hf_clip import embed_texts
 
-        return embed_texts(*self.load(), texts, show_progress=False).numpy()
+        return embed_texts(*self.load(), texts, dtype=None, show_progress=False).numpy()
 
 
 def _absolute(source: str) -> str:

@@ -85,6 +85,16 @@ def test_skipped_images_are_counted_until_there_are_none():
     assert put_results(more, [ZERO_SHOT], "tiny") == text
 
 
+def test_a_precision_other_than_float32_is_named_until_it_is_measured_again():
+    text = put_results("# A model\n", [{**ZERO_SHOT, "dtype": "float32"}], "tiny")
+    half = {**ZERO_SHOT, "dtype": "bfloat16"}
+    noted = put_results(text, [half], "tiny")
+    assert sorted(changed(parts(text)[1], parts(noted)[1])) == ["+ ", "+ - fashion, zero-shot: computed in bfloat16."]
+    both = put_results(noted, [{**half, "skipped": {"broken": 3}}], "tiny")
+    assert "- fashion, zero-shot: computed in bfloat16; skipped 3 (broken)." in both and both.count("computed in") == 1
+    assert put_results(both, [ZERO_SHOT], "tiny") == text
+
+
 THEIRS = """---
 # My own notes
 license: openrail  # not in our list

@@ -39,7 +39,8 @@ def test_embeddings_are_computed_in_it_and_weights_stay(dtype, fast, expected, i
     is_fast(fast)
     model, processor = tiny_clip(TEXTS)
     seen = dtypes_of_products(model)
-    texts, images = embed_texts(model, processor, TEXTS), embed_images(model, processor, [gray(9, 32)])
+    texts = embed_texts(model, processor, TEXTS, dtype=None)
+    images = embed_images(model, processor, [gray(9, 32)], dtype=None)
     seen.clear()
     found = embed_texts(model, processor, TEXTS, dtype=dtype)
     assert seen == {expected}
@@ -54,7 +55,7 @@ def test_a_classifier_computes_labels_and_images_in_it(is_fast):
     is_fast(True)
     model, processor = tiny_clip(TEXTS)
     seen = dtypes_of_products(model)
-    own = ZeroShotClassifier(model, processor, TEXTS, ["{}"], cache=False)
+    own = ZeroShotClassifier(model, processor, TEXTS, ["{}"], dtype=None, cache=False)
     expected = own.predict([gray(9, 32)])[0]
     assert seen == {torch.float32}
     for dtype in ("auto", "float32", None):
@@ -65,6 +66,16 @@ def test_a_classifier_computes_labels_and_images_in_it(is_fast):
         assert seen == {torch.bfloat16 if dtype == "auto" else torch.float32}
         assert classifier.class_embeddings.dtype == torch.float32
         assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.05 if dtype == "auto" else 0)
+
+
+def test_what_is_fast_is_the_default(is_fast):
+    is_fast(True)
+    model, processor = tiny_clip(TEXTS)
+    seen = dtypes_of_products(model)
+    embed_texts(model, processor, TEXTS)
+    embed_images(model, processor, [gray(9, 32)])
+    ZeroShotClassifier(model, processor, TEXTS, ["{}"], cache=False).predict([gray(9, 32)])
+    assert seen == {torch.bfloat16}
 
 
 def test_what_cannot_be_computed_in_is_refused():
@@ -91,5 +102,5 @@ def test_a_classifier_of_a_checkpoint_computes_in_what_is_fast(is_fast, tmp_path
     processor.save_pretrained(tmp_path)
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         is_fast(fast)
-        classifier = ZeroShotClassifier.from_pretrained(tmp_path, TEXTS, dtype="auto")
+        classifier = ZeroShotClassifier.from_pretrained(tmp_path, TEXTS)
         assert classifier.model.dtype == expected
