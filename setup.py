@@ -11,6 +11,8 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_clip/__init__.py")
 # filelock keeps a second writer out of an index.
 SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
 RAY = [*SEARCH, "ray>=2.50"]
+# The last two are what FastAPI is built on.
+APP = [*SEARCH, "fastapi", "uvicorn", "pydantic>=2", "starlette"]
 EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "tqdm"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
@@ -43,6 +45,7 @@ setup(
             "assets/vocabulary/*.gz",
             "assets/vocabulary/LICENSE*",
             "assets/model_card_template.md",
+            "serving/page/*",
         ],
         "hf_clip_cli": ["py.typed"],
         "hf_clip.training": ["recipes/*.yaml"],
@@ -65,8 +68,21 @@ setup(
         "search": SEARCH,
         "ray": RAY,
         "export": EXPORT,
+        "app": APP,
         "demo": [*SEARCH, "matplotlib", "tensorboard"],
-        "test": [*RAY, *EXPORT, "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=70.1", "simplejpeg"],
+        "test": [
+            *RAY,
+            *EXPORT,
+            *APP,
+            "pytest>=8",
+            "pytest-xdist",
+            "hypothesis",
+            "setuptools>=70.1",
+            "simplejpeg",
+            # Browsers, and what a Space of a model runs.
+            "playwright",
+            "gradio",
+        ],
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

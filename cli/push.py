@@ -27,6 +27,8 @@ def add(verbs) -> None:
         default="hf_clip",
         help="format; transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
     )
+    space = "make a Space (Gradio) of the same name, too, in which people try it"
+    parser.add_argument("--space", action="store_true", help=space)
     parser.add_argument("--message", help="message of the commit")
     add_load_options(parser, hub_revision=False, default_device="cpu")
 
@@ -34,6 +36,8 @@ def add(verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     if not options.source.exists():
         raise UsageError(f"SOURCE {options.source} does not exist: give a model's folder, or a file of weights.")
+    if options.space and options.revision is not None:
+        raise UsageError("--space shows what is on the main branch: drop --revision, or push the Space later.")
     start_library()
     from hf_clip.hub import PushArgumentError
     from hf_clip.hub.push import push
@@ -57,4 +61,9 @@ def run(options: argparse.Namespace) -> int:
     except PushArgumentError as error:
         raise UsageError(str(error)) from error
     print(url)
+    if options.space:
+        from hf_clip.hub.space import push_space
+
+        say = partial(print, file=sys.stderr)
+        print(push_space(options.repo_id, source=options.source, private=options.private, say=say))
     return 0

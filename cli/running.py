@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import classify, convert, doctor, embed, evaluate, export, index, plan, prompts, push, search, train
+from . import classify, convert, doctor, embed, evaluate, export, index, plan, prompts, push, search, serve, train
 from .arguments import Parser
 from .main import DONE, FAILED
 from .streams import GuardedStream, guarded_streams
@@ -18,9 +18,10 @@ from .usage import one_line, printable
 _EXTRAS = {
     **dict.fromkeys(("lancedb", "filelock"), "search"),
     "ray": "ray",
+    **dict.fromkeys(("fastapi", "uvicorn"), "app"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
 }
-VERBS = (train, plan, evaluate, classify, index, search, embed, prompts, convert, export, push, doctor)
+VERBS = (train, plan, evaluate, classify, index, search, serve, embed, prompts, convert, export, push, doctor)
 
 
 def run(arguments: Sequence[str] | None) -> int:

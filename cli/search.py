@@ -6,9 +6,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Several, add_load_options, add_verb, check_model, existing_file, fraction, positive
+from .arguments import (
+    Several,
+    add_load_options,
+    add_verb,
+    check_model,
+    existing_file,
+    fraction,
+    load_options,
+    positive,
+)
 from .index import add_index, check_root, open_index
 from .outputs import Outputs
+from .server_calls import ServersHits, ask, data_url, running_server
 from .usage import UsageError, printable, start_library
 
 if TYPE_CHECKING:
@@ -59,9 +69,10 @@ def run(options: argparse.Namespace) -> int:
         outputs = Outputs(options.overwrite)
         outputs.reads("IMAGES", [options.root])
         outputs.file("--sheet", options.sheet, "a sheet in PNG")
-    start_library()
-    index = open_index(options, with_model=True)
-    hits = _ask(index, options)
+    hits: Hits | ServersHits | None = _ask_server(options)
+    if hits is None:
+        start_library()
+        hits = _ask(open_index(options, with_model=True), options)
     if hits.match_probability is not None and hits.match_probability < (options.cutoff or 0):
         print(f"hf-clip: nothing like it here (match probability {hits.match_probability:.2f}).", file=sys.stderr)
         return 0
@@ -70,11 +81,12 @@ def run(options: argparse.Namespace) -> int:
         probability = "" if hits.match_probability is None else f" (match probability {hits.match_probability:.2f})"
         print(f"hf-clip: probably nothing like it here{probability}.", file=sys.stderr)
     if options.sheet is not None and len(hits):
-        _draw(index, hits, options.sheet)
+        start_library()
+        _draw(open_index(options, with_model=False), hits, options.sheet)
     return 0
 
 
-def _draw(index: "Index", hits: "Hits", file: Path) -> None:
+def _draw(index: "Index", hits: "Hits | ServersHits", file: Path) -> None:
     """Draws what was found; an image that went since the index was updated is a line."""
     from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
 
@@ -101,22 +113,44 @@ def _check(options: argparse.Namespace) -> None:
         check_model(options.model)
 
 
+def _ask_server(options: argparse.Namespace) -> "ServersHits | None":
+    """The answer of a server of this index, which has its model at hand; None without one, or an answer of its."""
+    own = any((options.model, options.device, *load_options(options).values()))
+    server = None if own else running_server(options.root, options.index)
+    if server is None:
+        return None
+    files, near = _files_and_paths(options.image)
+    question = {
+        "query": options.texts,
+        "images": [data_url(Path(file)) for file in files],
+        "near": near,
+        "minus": options.minus,
+        "liked": options.liked,
+        "disliked": options.disliked,
+        "weights": options.weights,
+        "where": options.where,
+        "top_k": options.top_k,
+    }
+    return ask(server, question)
+
+
 def _ask(index: "Index", options: argparse.Namespace) -> "Hits":
     chosen: dict[str, Any] = {"where": options.where, "top_k": options.top_k}
     if options.liked:
         return index.recommend(options.liked, options.disliked, **chosen)
-    files, near = [], []
-    for image in options.image:
-        # A path as the index has it needs no encoding.
-        if not Path(image).exists():
-            near.append(image)
-        else:
-            existing_file("--image", Path(image))
-            files.append(image)
+    files, near = _files_and_paths(options.image)
     return index.search(options.texts, images=files, near=near, minus=options.minus, weights=options.weights, **chosen)
 
 
-def _write(hits: "Hits", style: str) -> None:
+def _files_and_paths(images: list[str]) -> tuple[list[str], list[str]]:
+    """Images that are files, and those that are named as the index has them, which need no encoding."""
+    files = [image for image in images if Path(image).exists()]
+    for file in files:
+        existing_file("--image", Path(file))
+    return files, [image for image in images if image not in files]
+
+
+def _write(hits: "Hits | ServersHits", style: str) -> None:
     if style == "table" and len(hits):
         print("score   size         taken                image")
     for hit in hits:

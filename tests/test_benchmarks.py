@@ -24,6 +24,7 @@ SMALLEST = {
     "loader": ["--quick"],
     "start": ["--runs", "1"],
     "search": ["--rows", "2000", "--width", "16", "--queries", "4", "--files", "10"],
+    "serve": ["--quick"],
     # It measures a trained model, and says so where there is none.
     "search_quality": [],
     "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],

@@ -38,6 +38,7 @@ def upload(
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload model",
+    space_sdk: str | None = None,
     say: Callable[[str], None] = logger.warning,
     wait: Callable[[float], None] = time.sleep,
 ) -> str:
@@ -51,6 +52,7 @@ def upload(
         private: whether a new repository is private; one that exists must be, then.
         revision: branch, made where there is none.
         message: of the commit.
+        space_sdk: what runs it, where it is a Space and no model.
         say: takes a line for the user. wait: waits so many seconds.
 
     Returns:
@@ -62,7 +64,7 @@ def upload(
     """
     for delay in (*RETRY_SECONDS, None):
         try:
-            return _upload(folder, repo_id, private, revision, message)
+            return _upload(folder, repo_id, private, revision, message, space_sdk)
         except PushError:
             raise
         # Whatever it is: networks, servers, quotas.
@@ -76,15 +78,20 @@ def upload(
     raise AssertionError("the last try returns or raises")
 
 
-def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
+def _upload(
+    folder: Path, repo_id: str, private: bool, revision: str | None, message: str, space_sdk: str | None
+) -> str:
     api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-    if private and not api.model_info(repo_id).private:
+    kind = "model" if space_sdk is None else "space"
+    made = api.create_repo(repo_id, repo_type=kind, space_sdk=space_sdk, private=private or None, exist_ok=True)
+    repo_id = made.repo_id
+    if private and not api.repo_info(repo_id, repo_type=kind).private:
         raise PushArgumentError(f"{repo_id} exists and is public: make it private on the Hub, or leave `private` out.")
     if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
-    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+        api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, repo_type=kind, folder_path=folder, revision=revision, commit_message=message)
+    place = f"{api.endpoint}/{'' if space_sdk is None else 'spaces/'}{repo_id}"
+    return place + (f"/tree/{revision}" if revision else "")
 
 
 def _answer_of(error: Exception) -> HfHubHTTPError | None:

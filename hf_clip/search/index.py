@@ -5,7 +5,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,19 @@ class Index:
         if self._asked_for is None:
             self._asked_for = LazyModel(entry.source, None, entry.options, self._device)
         return self._asked_for
+
+    def warm(self, around: Callable[[LazyModel], LazyModel] | None = None) -> LazyModel:
+        """Loads the model that questions go to, checks that it is the index's, and returns it.
+
+        Args:
+            around: gives what encodes in its place from now on: a server forms batches across its requests.
+        """
+        entry = self._entry()
+        self._check_model(entry)
+        model = self._model(entry)
+        if around is not None:
+            self._asked_for = model = around(model)
+        return model
 
     def _text_embeds(self, entry: ModelEntry, texts: Sequence[str]) -> np.ndarray:
         self._check_model(entry)
@@ -478,15 +491,22 @@ class Index:
         """The file of a hit's path, in an indexed folder."""
         return Path(self.root) / path
 
-    def image(self, path: str) -> "Image.Image":
+    def path_of(self, row: int) -> str | None:
+        """The path of a hit's `row`; None for one that is not there, or was written again since."""
+        return self._store.path_of(self._entry(), row)
+
+    def image(self, path: str, *, least_edge: int | None = None) -> "Image.Image":
         """The decoded image of a hit's path, from the folder or from its row of a table.
+
+        Args:
+            least_edge: as for `decode_image`: a JPEG may be decoded smaller, and faster.
 
         Raises:
             ImageDecodeError: it cannot be read any more.
         """
         if Path(self.root).is_dir():
-            return decode_photo(str(self.file_of(path)))
-        return decode_photo(TableItems(str(self.root)).content(path))
+            return decode_photo(str(self.file_of(path)), least_edge)
+        return decode_photo(TableItems(str(self.root)).content(path), least_edge)
 
     def export(self, output: str | Path) -> int:
         """Writes paths, metadata and unit embeddings of the current model for other systems.

@@ -48,12 +48,16 @@ def content_hash(content: bytes) -> str:
 
 
 def read_photo(
-    source: str | bytes, prepare: Callable[[Image.Image], Any], is_known: Callable[[str], bool] = lambda _: False
+    source: str | bytes,
+    prepare: Callable[[Image.Image], Any],
+    is_known: Callable[[str], bool] = lambda _: False,
+    least_edge: int | None = None,
 ) -> Photo:
     """Reads a file, or takes its bytes, and decodes it unless its hash is known.
 
     Args:
         prepare: makes what the model takes of an RGB image.
+        least_edge: as for `decode_image`.
     """
     try:
         content = source if isinstance(source, bytes) else _read(source)
@@ -64,7 +68,8 @@ def read_photo(
         return photo
     try:
         # A raw file is known by its name.
-        image = decode_image({"bytes": content, "path": source if isinstance(source, str) else None})
+        named = {"bytes": content, "path": source if isinstance(source, str) else None}
+        image = decode_image(named, least_edge=least_edge)
         photo.width, photo.height = image.size
         photo.taken = taken_at(content)
         photo.pixels = prepare(image)
@@ -75,9 +80,9 @@ def read_photo(
     return photo
 
 
-def decode_photo(source: str | bytes) -> Image.Image:
+def decode_photo(source: str | bytes, least_edge: int | None = None) -> Image.Image:
     """The image of a file, or of its bytes, of every kind that an index takes. Raises ImageDecodeError."""
-    photo = read_photo(source, lambda image: image)
+    photo = read_photo(source, lambda image: image, least_edge=least_edge)
     if photo.error:
         raise ImageDecodeError(f"{source}: {photo.error}" if isinstance(source, str) else photo.error)
     return photo.pixels

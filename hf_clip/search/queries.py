@@ -41,6 +41,7 @@ class Hit:
         score: cosine similarity; for several terms, the product of the centered question with the centered image.
         width, height: in pixels.
         taken: when, as the camera has it, or None.
+        row: its number in the table, by which `Index.path_of` knows it until the row is written again.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Hit:
     width: int | None = None
     height: int | None = None
     taken: str | None = None
+    row: int | None = None
 
 
 @dataclass
@@ -135,6 +137,7 @@ def find(
 
     def ask(table):
         asked = table.search(query, vector_column_name=EMBEDDING).distance_type("dot").limit(top_k).select(columns)
+        asked = asked.with_row_id(True)
         if exact or facts is None:
             return asked.where(condition).bypass_vector_index().to_arrow()
         asked = asked.nprobes(facts["nprobes"]).refine_factor(facts["refine_factor"])
@@ -164,7 +167,9 @@ def _without_noise(error: BaseException) -> str:
 
 
 def to_hits(rows: Sequence[dict[str, Any]]) -> list[Hit]:
-    return [Hit(row["path"], row["score"], row["width"], row["height"], row["taken"]) for row in rows]
+    return [
+        Hit(row["path"], row["score"], row["width"], row["height"], row["taken"], row.get("_rowid")) for row in rows
+    ]
 
 
 def diversify(rows: Sequence[dict[str, Any]], embeddings: np.ndarray, top_k: int, diversity: float) -> list[int]:

@@ -231,6 +231,15 @@ class Store:
         ]
         return pa.concat_tables(parts) if parts else row_schema(entry.width).empty_table().select(list(names))
 
+    def path_of(self, entry: ModelEntry, row: int) -> str | None:
+        """The path of the row of that number, if there is one."""
+        try:
+            found = self.read(entry, lambda table: table.take_row_ids([row]).select(["path"]).to_arrow())
+        # Lance raises for numbers that it never gave.
+        except SearchError:
+            return None
+        return found["path"][0].as_py() if found.num_rows else None
+
 
 def add_rows(table: Table, content: pa.Table, replaced: bool) -> None:
     """Commits rows; where `replaced`, in place of those with the same path."""

@@ -28,7 +28,7 @@ LIGHT = [
     "search . dog --liked a.png", "search . dog --sheet gone/found.png", "embed . --model m/n --output out.csv",
     "embed gone.csv --model m/n --output out.parquet", "convert . --to openai --output-dir .", "push gone owner/name",
     "prompts gone.yaml", "export --help", "export gone --to onnx --output-dir out",
-    "export . --to onnx --output-dir .",
+    "export . --to onnx --output-dir .", "serve --help", "serve .", "serve gone.pt", "serve m/n --port 70000",
 ]  # fmt: skip
 SCRIPT = """
 import sys

@@ -28,7 +28,9 @@ TOKEN = "hf_" + "canary" * 6
 
 
 class MockHub(ThreadingHTTPServer):
-    """Serves `repositories`: name (owner/name) to folder; `branches` has those other than main, by (name, branch).
+    """Serves `repositories`: name (owner/name, of a Space spaces/owner/name) to folder.
+
+    `branches` has those other than main, by (name, branch).
 
     `downloaded` lists what was fetched, as owner/name/file; `requests` counts (method, path) and `commits` those made,
     by repository; `large_files` holds what was uploaded beside commits, by its hash. New repositories stand under
@@ -139,8 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(parts, body)
 
     def _read(self, parts: list[str]) -> None:
-        is_api = parts[:2] == ["api", "models"]
+        is_api = parts[:2] in (["api", "models"], ["api", "spaces"])
         name, rest = "/".join(parts[2:4] if is_api else parts[:2]), parts[4 if is_api else 2 :]
+        if parts[:2] == ["api", "spaces"]:
+            name = f"spaces/{name}"
         folder = self.server.folder(name, rest[1] if len(rest) > 1 else "main")
         if folder is None:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -168,13 +172,14 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
-            name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
+            kind = "spaces/" if asked.get("type") == "space" else ""
+            name = f"{kind}{asked.get('organization') or 'someone'}/{asked['name']}"
             exists = name in server.repositories
             if not exists:
                 server.repositories[name] = server.home / name
                 server.repositories[name].mkdir(parents=True)
                 server.private[name] = asked.get("visibility") == "private" or bool(asked.get("private"))
-            self._send_json({"url": f"{server.url}/{name}", "id": name}, 409 if exists else 200)
+            self._send_json({"url": f"{server.url}/{name}", "id": name.removeprefix(kind)}, 409 if exists else 200)
         elif parts[-1] == "verify":
             self._send(200, b"{}")
         elif parts[-4:] == ["info", "lfs", "objects", "batch"]:
@@ -183,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         else:
             name, (action, revision) = "/".join(parts[2:4]), parts[4:6]
+            if parts[1] == "spaces":
+                name = f"spaces/{name}"
             if action == "branch":
                 server.branches[name, revision] = server.home / f"{name}@{revision}"
                 server.branches[name, revision].mkdir(parents=True, exist_ok=True)

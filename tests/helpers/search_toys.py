@@ -1,6 +1,7 @@
 """A model for tests of search: it gives every gray value its own embedding, and takes any text."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from hf_clip.model.image_decoding_hf_clip import decode_image
 from tests.helpers.toys import LookupEncoder
 
 WIDTH = 64
+# Threads may share an encoder.
+_WRITING = threading.Lock()
 
 
 class GrayEncoder(LookupEncoder):
@@ -47,9 +50,11 @@ class GrayEncoder(LookupEncoder):
     def processor(self, images=None, text=None, **kwargs):
         if text is None:
             return LookupEncoder.processor(self, [decode_image(image).crop((0, 0, 8, 8)) for image in images])
-        self.wordings += text
-        first = len(self.wordings) - len(text)
-        return {"input_ids": torch.arange(first, len(self.wordings))[:, None]}
+        with _WRITING:
+            self.wordings += text
+            first = len(self.wordings) - len(text)
+        ids = torch.arange(first, first + len(text))[:, None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def write_gray(file: Path, value: int, size: int = 8, **options) -> Path:

@@ -1,0 +1,132 @@
+"""Batches across requests: what threads ask for at the same time one worker encodes together."""
+
+# Shapes: N items, D width of the shared space.
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_clip.search.models import LazyModel
+
+# Items encoded at once; one request of more is encoded in several parts by the encoder itself.
+TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 32
+
+
+@dataclass
+class Asked:
+    """A request that waits, and where its answer goes."""
+
+    kind: str
+    items: list[Any]
+    answer: Future = field(default_factory=Future)
+
+
+class Batcher:
+    """A queue and the thread that empties it.
+
+    Nothing waits for company: while the worker encodes, others queue, and it takes them together when it is done.
+
+    Args:
+        encoders: for each kind of items what gives their (N, D) embeddings, in their order.
+        limits: how many items of a kind it takes together.
+    """
+
+    def __init__(self, encoders: Mapping[str, Callable[[list[Any]], np.ndarray]], limits: Mapping[str, int]):
+        self._encoders, self._limits = dict(encoders), dict(limits)
+        self._waiting: deque[Asked] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        # How many items each batch had: what tests and the benchmark look at.
+        self.sizes: deque[int] = deque(maxlen=1000)
+        self._worker = threading.Thread(target=self._work, name="hf-clip-batches", daemon=True)
+        self._worker.start()
+
+    def encode(self, kind: str, items: Sequence[Any], timeout: float | None = None) -> np.ndarray:
+        """(N, D) embeddings of the items. Raises what their encoder does, TimeoutError, RuntimeError once closed."""
+        asked = Asked(kind, list(items))
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the server is stopping.")
+            self._waiting.append(asked)
+            self._changed.notify()
+        try:
+            return asked.answer.result(timeout)
+        finally:
+            # One that nobody waits for any more is not encoded.
+            asked.answer.cancel()
+
+    def close(self) -> None:
+        """Lets the worker finish what waits, and ends it."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._worker.join()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self._answer(batch)
+
+    def _next(self) -> list[Asked]:
+        """The oldest request and those of its kind that fit beside it; none once closed."""
+        with self._changed:
+            while not self._waiting:
+                if self._is_closed:
+                    return []
+                self._changed.wait()
+            kind, room = self._waiting[0].kind, self._limits[self._waiting[0].kind]
+            taken: list[Asked] = []
+            for asked in list(self._waiting):
+                if asked.kind == kind and (not taken or len(asked.items) <= room):
+                    room -= len(asked.items)
+                    taken.append(asked)
+                    self._waiting.remove(asked)
+            return taken
+
+    def _answer(self, batch: list[Asked]) -> None:
+        batch = [asked for asked in batch if asked.answer.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        encode = self._encoders[batch[0].kind]
+        items = [item for asked in batch for item in asked.items]
+        self.sizes.append(len(items))
+        try:
+            found_ND = encode(items)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+                return
+            # One request's items are no reason for another's to fail.
+            for asked in batch:
+                self._answer_alone(encode, asked)
+            return
+        first = 0
+        for asked in batch:
+            asked.answer.set_result(found_ND[first : first + len(asked.items)])
+            first += len(asked.items)
+
+    def _answer_alone(self, encode: Callable[[list[Any]], np.ndarray], asked: Asked) -> None:
+        try:
+            asked.answer.set_result(encode(asked.items))
+        except Exception as error:
+            asked.answer.set_exception(error)
+
+
+class BatchedModel(LazyModel):
+    """A model that is loaded, and encodes what several threads ask for together."""
+
+    def __init__(self, model: LazyModel):
+        super().__init__(model.source, None, model.options, model.device)
+        self._loaded = model.load()
+        encoders = {"texts": super().embed_texts, "images": super().embed_images}
+        self.batcher = Batcher(encoders, {"texts": TEXTS_AT_ONCE, "images": IMAGES_AT_ONCE})
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        return self.batcher.encode("texts", texts)
+
+    def embed_images(self, images: list) -> np.ndarray:
+        return self.batcher.encode("images", images)
