@@ -14,10 +14,10 @@ CHECK_FORM := $(PY) -m ruff format --check --output-format concise . && \
 	$(PY) -m ruff check --output-format concise . && $(PY) tools/check_sizes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools format check types every-test quick test soak demo bench gpu clean
+.PHONY: help setup tools format check types every-test quick test soak demo bench gpu gpu-wheels clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install the package with the versions of constraints.txt
 	@:
@@ -78,7 +78,11 @@ bench: tools ## every benchmarks/bench_*.py in turn
 	@$(if $(BENCHMARKS),,echo "There is no benchmarks/bench_*.py yet.")
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(PY) $$file; done
 
+gpu-wheels: tools ## fetch what `make gpu` needs on a machine without a network into benchmarks/wheels
+	@$(PY) benchmarks/gpu_wheels.py
+
 gpu: ## on a machine with an NVIDIA GPU: correctness, then speed beside the peers, with its own Python (GPU_PYTHON)
+	@$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(GPU_PYTHON) benchmarks/gpu.py
 
 clean: ## remove .venv, caches and build outputs (runs/ stays)

@@ -42,3 +42,13 @@ def test_a_benchmark_runs(name, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_what_measures_a_gpu_runs_on_a_cpu(tmp_path):
+    parts = soak_count(
+        ["losses", "memory", "copies"], ["losses", "attention", "steps", "embed", "inference", "training"]
+    )
+    command = [*warm_python(), str(FOLDER / "gpu.py"), "--quick", "--only", *parts]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "all parts passed" in done.stdout, done.stdout[-2000:]
