@@ -13,7 +13,7 @@ SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
 RAY = [*SEARCH, "ray>=2.50"]
 # The last two are what FastAPI is built on.
 APP = [*SEARCH, "fastapi", "uvicorn", "pydantic>=2", "starlette"]
-EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "tqdm"]
+EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "scipy", "tqdm"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
 

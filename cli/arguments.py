@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .refusals import REFUSALS
 from .usage import UsageError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 CLEANINGS = ("whitespace", "lower", "canonicalize", "none")
+# Of a vision transformer's last layer, where places are looked for.
+ATTENTIONS = ("plain", "query-key", "value", "query", "neighbors")
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 DATA_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar")
 # Of OpenAI's names those without a slash.
@@ -43,6 +46,8 @@ class Parser(argparse.ArgumentParser):
             # A misspelt flag is why another is missing.
             self._refuse_misspelt([one for one in flags if one.partition("=")[0] not in self._option_string_actions])
         message = re.sub(r"^argument ([^:]*):", r"\1:", message)
+        if (asked := re.match(r"VERB: invalid choice: '([^']*)'", message)) and asked[1] in REFUSALS:
+            raise UsageError(f"{asked[1]!r} is no verb: {REFUSALS[asked[1]]}")
         if "are required: IMAGE" in message:
             message += " (images come before flags, or after --)"
         raise UsageError(f"{message}: see {self.prog} --help.")
@@ -243,7 +248,7 @@ def add_data(parser: argparse.ArgumentParser, columns: Sequence[str]) -> None:
     """`--data` and what says which part of it is meant.
 
     Args:
-        columns: those of "label", "caption" and "concept" that the verb reads beside images.
+        columns: those of "label", "caption", "mask" and "concept" that the verb reads beside images.
     """
     parser.add_argument("--data", required=True, action=Several, help="files, a folder, or a Hub id")
     parser.add_argument("--split", metavar="NAME", help="split to use, if the data has several")
@@ -255,6 +260,9 @@ def add_data(parser: argparse.ArgumentParser, columns: Sequence[str]) -> None:
     if "caption" in columns:
         captions = "columns of captions (default: found by name)"
         parser.add_argument("--caption-columns", action=Several, metavar="NAME", help=captions)
+    if "mask" in columns:
+        masks = "images of class indices (default: mask)"
+        parser.add_argument("--mask-column", default="mask", metavar="NAME", help=masks)
     if "concept" in columns:
         concepts = "column whose equal values are images of one thing"
         parser.add_argument("--concept-column", metavar="NAME", help=concepts)
@@ -291,6 +299,16 @@ def add_templates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="NAME", help=prompts)
     templates = "texts with {} for a name (default: the model's)"
     parser.add_argument("--templates", action=Several, metavar="TEXT", help=templates)
+
+
+def add_looks(parser: argparse.ArgumentParser) -> None:
+    """How images are looked at to find places in them."""
+    attention = f"{', '.join(ATTENTIONS)} (default: query)"
+    parser.add_argument("--attention", choices=ATTENTIONS, default="query", metavar="NAME", help=attention)
+    scales = "windows' sides, of the shorter edge (default: by tower)"
+    parser.add_argument("--scales", action=Several, convert=_scale, metavar="FRACTION", help=scales)
+    resolution = "pixels a window's side has for the model"
+    parser.add_argument("--resolution", type=positive, metavar="N", help=resolution)
 
 
 def check_templates(prompts: str | None, templates: Sequence[str] | None) -> None:
@@ -340,6 +358,13 @@ def fraction(text: str) -> float:
         found = -1.0
     if not 0 <= found <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return found
+
+
+def _scale(text: str) -> float:
+    found = fraction(text)
+    if not found:
+        raise argparse.ArgumentTypeError("0 is no side of a window: give fractions above 0, up to 1")
     return found
 
 

@@ -17,6 +17,7 @@ from .arguments import (
     amount,
     check_model,
     check_templates,
+    existing_file,
     fraction,
     load_options,
     positive,
@@ -45,6 +46,8 @@ def add(verbs) -> None:
     add_model(parser)
     parser.add_argument("--labels", action=Labels, metavar="NAME", help="class names, or @FILE with one a line")
     add_templates(parser)
+    decisions = "labels and thresholds of eval zero-shot --save"
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help=decisions)
     parser.add_argument("--reject", metavar="LABEL", help="a label for what is none of the others")
     parser.add_argument("--multi-label", action="store_true", help="score each label by itself")
     parser.add_argument("--top-k", type=positive, default=3, metavar="N", help="labels for each image (default 3)")
@@ -63,15 +66,19 @@ def add(verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     check_model(options.model)
     check_templates(options.prompts, options.templates)
-    if options.labels is None and options.prompts is None:
+    if options.decisions is not None:
+        _check_decisions(options)
+    elif options.labels is None and options.prompts is None:
         raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
     for item in options.images:
-        _check_image(item)
+        check_image(item)
     start_library()
     from hf_clip.prompts import describe_templates
 
     from .models import open_model, usable_device
 
+    if options.decisions is not None:
+        return _decide(options)
     labels, templates = choose_words(options.labels, options.prompts, options.templates)
     images = find_images(options.images)
     if options.sheet is not None:
@@ -95,12 +102,53 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         sheet=options.sheet,
     )
+    return told(unreadable, len(images))
+
+
+def told(unreadable: int, images: int) -> int:
+    """The exit code, behind a line that counts the images which could not be read."""
     if unreadable:
-        print(f"hf-clip: {unreadable} of {len(images)} images could not be read.", file=sys.stderr)
+        print(f"hf-clip: {unreadable} of {images} images could not be read.", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def _check_image(item: str) -> None:
+def _check_decisions(options: argparse.Namespace) -> None:
+    existing_file("--decisions", options.decisions)
+    parser = options.parser
+    for name in ("labels", "prompts", "templates", "reject", "multi_label", "top_k", "threshold", "temperature"):
+        if getattr(options, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--decisions has labels, templates and thresholds of its own: drop {flag}.")
+    if options.sheet is not None:
+        raise UsageError("--decisions draws no sheet: drop --sheet.")
+
+
+def _decide(options: argparse.Namespace) -> int:
+    """Prints what the decisions of a file say of each image that can be read."""
+    from hf_clip.model.decisions_hf_clip import Decisions
+    from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
+
+    from .models import open_model, usable_device
+    from .rows import DECISION_WRITERS
+
+    images = find_images(options.images)
+    model, processor = open_model(options.model, usable_device(options.device), load_options(options))
+    decisions = Decisions.load(options.decisions, model, processor)
+    write = DECISION_WRITERS[options.format](decisions.classifier.labels, images)
+    sys.stdout.stops = True  # pyright: ignore[reportAttributeAccessIssue]
+    unreadable = 0
+    found: Any = decisions.stream(images, options.batch_size, return_errors=True, show_progress=False)
+    for image, answers in zip(images, found, strict=True):
+        if isinstance(answers, ImageDecodeError):
+            unreadable += 1
+            print(f"hf-clip: {printable(f'{image}: {answers}')}", file=sys.stderr)
+        else:
+            write(image, answers)
+    return told(unreadable, len(images))
+
+
+def check_image(item: str) -> None:
+    """Raises UsageError for an image that is not there, before anything heavy is imported."""
     if not item:
         raise UsageError("'' names no image: a folder is '.', and a variable of the shell may be empty.")
     if not Path(item).exists() and not glob.glob(item, recursive=True):
@@ -153,9 +201,14 @@ def find_images(given: Sequence[str]) -> list[str]:
 
 def _rejection(labels: Sequence, given: str | None, multi_label: bool) -> str | None:
     rejection = "something else" if multi_label and given is None else given
+    check_rejection(labels, rejection)
+    return rejection
+
+
+def check_rejection(labels: Sequence, rejection: str | None) -> None:
+    """Raises UsageError for a rejection class that is one of the labels."""
     if any(rejection in ([names] if isinstance(names, str) else names) for names in labels):
         raise UsageError(f"--reject {rejection!r} is one of the labels: name it otherwise.")
-    return rejection
 
 
 def make_classifier(

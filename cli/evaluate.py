@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from .arguments import (
     Parser,
     Several,
     add_data,
+    add_looks,
     add_model,
     add_templates,
     add_verb,
@@ -18,6 +19,7 @@ from .arguments import (
     check_data,
     check_model,
     check_templates,
+    fraction,
     natural,
     positive,
     values_by_column,
@@ -33,6 +35,8 @@ PLOTS = {
     "few-shot": ("few_shot.png",),
     "robustness": ("robustness.png",),
 }
+# Tasks that draw none, and whose classes no data names.
+WITHOUT_PLOTS = NEED_LABELS = ("segmentation", "groups")
 # What `robustness` does to images.
 CORRUPTIONS = (
     "gaussian_noise",
@@ -56,9 +60,22 @@ def add(verbs) -> None:
         "hf-clip eval retrieval --model runs/emoji --data examples/emoji/twemoji.parquet --where split=test",
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
+    for name, add_task, columns, description, example in _tasks():
+        usage = f"hf-clip eval {name} --model MODEL --data DATA [options]"
+        one = add_verb(
+            tasks, name, None, description, f"hf-clip eval {name} --model runs/emoji {example}", usage=usage
+        )
+        add_model(one, several=True, dtype="float32")
+        add_data(one, columns)
+        add_task(one)
+        _add_outcome(one, name)
+
+
+def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
+    """Name, arguments, columns that are read, description and example of each task."""
     fashion, noto, twemoji = "fashion/test_small.parquet", "emoji/noto.parquet", "emoji/twemoji.parquet"
     train_and_test = f"--train-data examples/{noto} --data examples/{twemoji} --label-column group"
-    for name, add_task, columns, description, example in (
+    return [
         ("zero-shot", _add_zero_shot, ["label"], "images among classes, by their names", f"--data examples/{fashion}"),
         (
             "retrieval",
@@ -88,24 +105,36 @@ def add(verbs) -> None:
             "zero-shot on damaged images, or on other data",
             f"--data examples/{fashion} --corruptions jpeg",
         ),
-    ):
-        usage = f"hf-clip eval {name} --model MODEL --data DATA [options]"
-        one = add_verb(
-            tasks, name, None, description, f"hf-clip eval {name} --model runs/emoji {example}", usage=usage
-        )
-        add_model(one, several=True, dtype="float32")
-        add_data(one, columns)
-        add_task(one)
-        _add_outcome(one)
+        (
+            "segmentation",
+            _add_segmentation,
+            ["mask"],
+            "pixels among classes, by masks: mean IoU",
+            "--data test.parquet --labels sky road car",
+        ),
+        (
+            "groups",
+            _add_groups,
+            [],
+            "how often each group's images are given each label",
+            f"--data examples/{twemoji} --labels animal person --by group",
+        ),
+    ]
 
 
-def _add_outcome(parser: argparse.ArgumentParser) -> None:
+def _add_outcome(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at once (default 64)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of features (default: in HF_HOME)")
-    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    if task == "segmentation":
+        parser.set_defaults(cache_dir=None, no_cache=True)
+    else:
+        parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of features (default: in HF_HOME)")
+        parser.add_argument("--no-cache", action="store_true", help="keep no features")
     parser.add_argument("--title", help="name of the result")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
+    if task in WITHOUT_PLOTS:
+        parser.set_defaults(plots=None)
+    else:
+        parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file of another kind")
     parser.add_argument("--push-to-card", action="store_true", help="write the numbers into the model's card")
 
@@ -127,10 +156,13 @@ def _add_zero_shot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--multi-label", action="store_true", help="labels are lists: mean average precision")
     parser.add_argument("--per-template", action="store_true", help="measure each template alone too")
     selection = "write templates that help, for --prompts to read"
-    parser.add_argument("--select-templates", type=Path, metavar="FILE", help=selection)
+    parser.add_argument("--select-templates", type=Path, metavar="F", help=selection)
     temperature = "divides logits, before calibration is measured"
     parser.add_argument("--temperature", type=amount, default=1.0, metavar="NUMBER", help=temperature)
     parser.add_argument("--fit-temperature", action="store_true", help="find the temperature that fits scores best")
+    point = "thresholds of known error, such as fpr=0.01"
+    parser.add_argument("--operating-point", type=_rates, metavar="RATE", help=point)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write them for classify --decisions to read")
 
 
 def _add_retrieval(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +212,39 @@ def _add_robustness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baselines", type=Path, metavar="FILE", help=baselines)
 
 
+def _add_segmentation(parser: argparse.ArgumentParser) -> None:
+    labels = "classes in the order of their indices, or @FILE"
+    parser.add_argument("--labels", action=OrderedLabels, metavar="NAME", help=labels)
+    add_templates(parser)
+    background = "index 0 is what no class scores so high at"
+    parser.add_argument("--background", type=fraction, metavar="SCORE", help=background)
+    add_looks(parser)
+
+
+def _add_groups(parser: argparse.ArgumentParser) -> None:
+    _add_words(parser)
+    groups = "columns whose values are the groups"
+    parser.add_argument("--by", action=Several, required=True, metavar="COLUMN", help=groups)
+
+
+def _rates(text: str) -> dict[str, float]:
+    """`fpr=0.01` or `fpr=0.01,fnr=0.1` by the names of `OperatingPoint`."""
+    names = {"fpr": "false_positive_rate", "fnr": "false_negative_rate"}
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            rate = float(value)
+        except ValueError:
+            rate = 0.0
+        if name not in names or names[name] in found or not 0 < rate < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is no operating point: write fpr=0.01, or fpr=0.01,fnr=0.1")
+        found[names[name]] = rate
+    if "false_positive_rate" not in found:
+        raise argparse.ArgumentTypeError(f"{text!r} has no fpr: write fpr=0.01, or fpr=0.01,fnr=0.1")
+    return found
+
+
 def _corruption(text: str) -> str:
     if text not in CORRUPTIONS:
         raise argparse.ArgumentTypeError(f"{text!r} is no corruption: use {', '.join(CORRUPTIONS)}")
@@ -222,6 +287,8 @@ def check_words(options: argparse.Namespace) -> None:
             )
         if studies and options.templates is not None:
             check_comparison(options.templates)
+        if options.save is not None and options.operating_point is None:
+            raise UsageError("--save writes thresholds: say how wrong they may be, with --operating-point fpr=0.01.")
 
 
 def check_comparison(templates: Sequence[str]) -> None:
@@ -239,6 +306,8 @@ def _check_task(options: argparse.Namespace) -> None:
             raise UsageError(f"{options.task} trains: say on what, with --train-data, --train-split or --train-where.")
         values_by_column(options.train_where, "--train-where")
         _refuse_training_rows(options)
+    if options.task in NEED_LABELS and options.labels is None and options.prompts is None:
+        raise need_labels(options.task)
     if options.task != "robustness":
         return
     if options.shifted_data and (options.corruptions or options.severities):
@@ -247,6 +316,11 @@ def _check_task(options: argparse.Namespace) -> None:
         if not options.shifted_data:
             raise UsageError("--baselines are of two data sets: name the second with --shifted-data.")
         read_baselines(options.baselines)
+
+
+def need_labels(task: str) -> UsageError:
+    """The error of a task whose classes nobody named."""
+    return UsageError(f"{task} needs class names: give --labels, or --prompts of a data set with classes.")
 
 
 def _refuse_training_rows(options: argparse.Namespace) -> None:
@@ -286,6 +360,13 @@ def _check_outputs(options: argparse.Namespace) -> None:
     chosen = getattr(options, "select_templates", None)
     if chosen is not None and len(options.model) > 1:
         raise UsageError("--select-templates chooses for one model: give --model one.")
+    saved = getattr(options, "save", None)
+    if saved is not None:
+        if len(options.model) > 1:
+            raise UsageError("--save writes the thresholds of one model: give --model one.")
+        if saved.suffix != ".safetensors":
+            raise UsageError(f"--save {saved}: name a file that ends in .safetensors.")
+        outputs.file("--save", saved, "decisions in safetensors")
     if options.output is not None:
         outputs.file("--output", options.output, "a result in JSON")
         if chosen is not None and options.output.absolute() == chosen.absolute():

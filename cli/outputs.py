@@ -56,6 +56,13 @@ def is_prompts(file: Path) -> bool:
     return is_table and isinstance(content.get("templates"), list)
 
 
+def is_decisions(file: Path) -> bool:
+    """Whether a file is a classifier with thresholds: safetensors name their tensors in the first lines."""
+    with file.open("rb") as stream:
+        head = stream.read(2**16)
+    return b"hf_clip zero-shot classifier" in head and b'"thresholds"' in head
+
+
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -69,6 +76,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "a sheet in PNG": ("sheet.png", is_sheet),
     "a plot in PNG": ("plot.png", is_plot),
     "templates in YAML": ("templates.yaml", is_prompts),
+    "decisions in safetensors": ("decisions.safetensors", is_decisions),
 }
 
 

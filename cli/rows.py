@@ -48,3 +48,40 @@ WRITERS: dict[str, Callable[[Sequence[str], Sequence[str], int], Write]] = {
     "jsonl": _write_jsonl,
     "csv": _write_csv,
 }
+
+
+def _decision_table(labels: Sequence[str], images: Sequence[str]) -> Write:
+    width = min(max(len("image"), *(len(printable(image)) for image in images)), 48)
+    print(f"{'image':{width}}  answers")
+
+    def write(image: str, answers: Guess) -> None:
+        # A "no" is what is not said.
+        said = [f"{one['answer']}: {printable(one['label'])}" for one in answers if one["answer"] != "no"]
+        print(f"{printable(image)[-width:]:{width}}  {'; '.join(said) or 'no: all'}")
+
+    return write
+
+
+def _decision_jsonl(labels: Sequence[str], images: Sequence[str]) -> Write:
+    def write(image: str, answers: Guess) -> None:
+        print(json.dumps({"image": image, "decisions": answers}, ensure_ascii=False, allow_nan=False))
+
+    return write
+
+
+def _decision_csv(labels: Sequence[str], images: Sequence[str]) -> Write:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["image", "label", "answer", "score"])
+
+    def write(image: str, answers: Guess) -> None:
+        table.writerows([image, one["label"], one["answer"], f"{one['score']:.6f}"] for one in answers)
+
+    return write
+
+
+# As WRITERS, of answers by thresholds.
+DECISION_WRITERS: dict[str, Callable[[Sequence[str], Sequence[str]], Write]] = {
+    "table": _decision_table,
+    "jsonl": _decision_jsonl,
+    "csv": _decision_csv,
+}

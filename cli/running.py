@@ -8,7 +8,22 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import classify, convert, doctor, embed, evaluate, export, index, plan, prompts, push, search, serve, train
+from . import (
+    classify,
+    convert,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    index,
+    locate,
+    plan,
+    prompts,
+    push,
+    search,
+    serve,
+    train,
+)
 from .arguments import Parser
 from .main import DONE, FAILED
 from .streams import GuardedStream, guarded_streams
@@ -17,11 +32,12 @@ from .usage import one_line, printable
 # What brings a package that is missing.
 _EXTRAS = {
     **dict.fromkeys(("lancedb", "filelock"), "search"),
+    **dict.fromkeys(("scipy", "sklearn"), "eval"),
     "ray": "ray",
     **dict.fromkeys(("fastapi", "uvicorn"), "app"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
 }
-VERBS = (train, plan, evaluate, classify, index, search, serve, embed, prompts, convert, export, push, doctor)
+VERBS = (train, plan, evaluate, classify, locate, index, search, serve, embed, prompts, convert, export, push, doctor)
 
 
 def run(arguments: Sequence[str] | None) -> int:

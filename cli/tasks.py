@@ -15,9 +15,12 @@ from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
 from hf_clip.evaluation.comparison import comparison_table
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
+from hf_clip.evaluation.groups import evaluate_groups
 from hf_clip.evaluation.linear_probe import evaluate_linear_probe
+from hf_clip.evaluation.operating_points import OperatingPoint
 from hf_clip.evaluation.retrieval import evaluate_retrieval
 from hf_clip.evaluation.robustness import evaluate_corruptions, evaluate_shift, fit_baselines
+from hf_clip.evaluation.segmentation import evaluate_segmentation
 from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from hf_clip.hub.card_updates import push_to_card, read_card
 from hf_clip.messages import in_callers_words
@@ -28,7 +31,7 @@ from hf_clip.sources.files import is_hub_id
 from hf_clip.sources.values import is_single
 
 from .arguments import load_options, values_by_column
-from .evaluate import check_comparison, check_words, read_baselines
+from .evaluate import NEED_LABELS, check_comparison, check_words, need_labels, read_baselines
 from .models import open_model, usable_device
 from .usage import UsageError, one_line, printable
 
@@ -90,6 +93,8 @@ def _templates_for(options: Namespace, model, words: dict[str, Any]) -> dict[str
 
 def _zero_shot(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
     more |= {"multi_label": options.multi_label, "temperature": options.temperature, **_extras(options)}
+    if options.operating_point is not None:
+        more["operating_point"] = OperatingPoint(**options.operating_point)
     return evaluate_zero_shot(model, processor, sources["data"], by=_by(sources), **more)
 
 
@@ -118,12 +123,30 @@ def _robustness(options: Namespace, model, processor, sources: dict[str, Source]
     )
 
 
+def _segmentation(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    looks = {name: getattr(options, name) for name in ("attention", "scales", "resolution", "batch_size")}
+    words = {name: more[name] for name in ("labels", "templates", "title")}
+    return evaluate_segmentation(model, processor, sources["data"], background=options.background, **looks, **words)
+
+
+def _groups(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    return evaluate_groups(model, processor, sources["data"], by=options.by, **more)
+
+
 TASKS = {
     "zero-shot": _zero_shot,
     "retrieval": _retrieval,
     "linear-probe": _linear_probe,
     "few-shot": _few_shot,
     "robustness": _robustness,
+    "segmentation": _segmentation,
+    "groups": _groups,
+}
+# What a source must have beside images.
+NEEDS = {
+    "retrieval": Source.require_captions,
+    "segmentation": lambda source: source,
+    "groups": lambda source: source,
 }
 
 
@@ -174,6 +197,8 @@ def _read_words(options: Namespace) -> dict[str, Any]:
             # Errors about class names speak of the flag that brought them.
             options.parser.said_as = {"labels": "--prompts"}
         labels, templates = labels or prompts.classes or None, prompts.templates
+        if not labels and options.task in NEED_LABELS:
+            raise need_labels(options.task)
         check_words(Namespace(**{**vars(options), "prompts": None, "templates": templates}))
     return {"labels": labels, "templates": templates}
 
@@ -206,7 +231,8 @@ def _open_sources(options: Namespace) -> dict[str, Source]:
     for column in wanted:
         if column not in data.columns:
             raise UsageError(f"--by {column}: {data.name} has the columns {', '.join(data.columns)}.")
-    if hasattr(options, "by") and LANGUAGE_COLUMN in data.columns and LANGUAGE_COLUMN not in wanted:
+    is_asked = hasattr(options, "by") and options.task != "groups"
+    if is_asked and LANGUAGE_COLUMN in data.columns and LANGUAGE_COLUMN not in wanted:
         wanted += _language_column(spec)
     sources = {"data": _open(replace(spec, keyword_columns=wanted)) if wanted else data}
     if hasattr(options, "train_data"):
@@ -221,7 +247,7 @@ def _open_sources(options: Namespace) -> dict[str, Source]:
         sources["shifted"] = _open(
             _spec(options, options.shifted_data, options.shifted_split, shifted_where), "shifted"
         )
-    need = Source.require_captions if options.task == "retrieval" else Source.require_label
+    need = NEEDS.get(options.task, Source.require_label)
     return {role: need(source) for role, source in sources.items()}
 
 
@@ -249,8 +275,10 @@ def _spec(options: Namespace, data: Sequence[str], split: str | None, where: dic
         where=where,
         image_column=options.image_column,
         caption_columns=getattr(options, "caption_columns", None),
-        label_column=getattr(options, "label_column", None),
+        # Groups need no classes; a source needs a column beside images.
+        label_column=options.by[0] if options.task == "groups" else getattr(options, "label_column", None),
         concept_column=getattr(options, "concept_column", None),
+        mask_column=getattr(options, "mask_column", None),
     )
 
 
@@ -285,6 +313,8 @@ def _tell(options: Namespace, results: dict[str, Any], dtypes: dict[str, str]) -
         extras.append(("--output", lambda: _write_whole(options.output, json.dumps(content, indent=2) + "\n")))
     if (chosen := getattr(options, "select_templates", None)) is not None:
         extras.append(("prompts", lambda: [_write_prompts(first, chosen)]))
+    if (saved := getattr(options, "save", None)) is not None:
+        extras.append(("decisions", lambda: [first.decisions.save(saved)]))
     if options.plots is not None:
         plots = _plots(first, contents)
         extras += [("plot", lambda file=options.plots / name, draw=draw: [draw(file)]) for name, draw in plots.items()]

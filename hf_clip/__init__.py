@@ -28,9 +28,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .conversion import ConversionError, convert, load
     from .evaluation.few_shot import evaluate_few_shot
+    from .evaluation.groups import evaluate_groups
     from .evaluation.linear_probe import evaluate_linear_probe
+    from .evaluation.operating_points import OperatingPoint
     from .evaluation.retrieval import evaluate_pairs, evaluate_retrieval
     from .evaluation.robustness import evaluate_corruptions, evaluate_shift
+    from .evaluation.segmentation import evaluate_segmentation
     from .evaluation.zero_shot import evaluate_zero_shot
     from .export import ExportedCLIP, ExportError, export_model, load_exported
     from .hub.card_updates import push_to_card
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
         HFCLIPVisionConfig,
         list_architectures,
     )
+    from .model.decisions_hf_clip import Decisions
     from .model.embedding_hf_clip import embed_images, embed_texts
     from .model.image_decoding_hf_clip import ImageDecodeError, decode_image
     from .model.image_processing_hf_clip import HFCLIPImageProcessor
@@ -97,6 +101,7 @@ _HOME = {
     "embed_images": "model.embedding_hf_clip",
     "embed_texts": "model.embedding_hf_clip",
     "ZeroShotClassifier": "model.zero_shot_hf_clip",
+    "Decisions": "model.decisions_hf_clip",
     "HFCLIPZeroShotPipeline": "model.pipeline_hf_clip",
     "list_prompts": "prompts",
     "load_prompts": "prompts",
@@ -116,6 +121,9 @@ _HOME = {
     "evaluate_few_shot": "evaluation.few_shot",
     "evaluate_corruptions": "evaluation.robustness",
     "evaluate_shift": "evaluation.robustness",
+    "evaluate_segmentation": "evaluation.segmentation",
+    "evaluate_groups": "evaluation.groups",
+    "OperatingPoint": "evaluation.operating_points",
     "ExportError": "export",
     "ExportedCLIP": "export",
     "export_model": "export",
@@ -133,6 +141,7 @@ _HOME = {
 __all__ = [
     "ConversionError",
     "DataSpec",
+    "Decisions",
     "ExportError",
     "ExportedCLIP",
     "HFCLIPConfig",
@@ -152,6 +161,7 @@ __all__ = [
     "HFCLIPZeroShotPipeline",
     "ImageDecodeError",
     "Index",
+    "OperatingPoint",
     "PushError",
     "RecipeError",
     "SearchError",
@@ -166,9 +176,11 @@ __all__ = [
     "embed_to_file",
     "evaluate_corruptions",
     "evaluate_few_shot",
+    "evaluate_groups",
     "evaluate_linear_probe",
     "evaluate_pairs",
     "evaluate_retrieval",
+    "evaluate_segmentation",
     "evaluate_shift",
     "evaluate_zero_shot",
     "export_model",

@@ -90,6 +90,7 @@ WHOLE_RUNS = (
     "test_step.py",
     "test_main.py",
     "test_classify.py",
+    "test_locate.py",
     "test_docs.py",
     "test_stream.py",
     "test_suite.py",

@@ -53,6 +53,8 @@ EXCEPT = {
     ("hf_clip/model/image_plugins_hf_clip.py", "pi_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "pillow_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "rawpy"),
+    # It finds connected places.
+    ("hf_clip/model/localization_hf_clip.py", "scipy"),
     # It decodes JPEGs for training faster, where somebody installed it.
     ("hf_clip/training/stream/images.py", "simplejpeg"),
 }

@@ -19,6 +19,7 @@ COLUMNS = {
         for k in (1, 5)
     },
     "linear-probe": {"top-1": "top_1", "top-5": "top_5", "mean per class": "mean_per_class"},
+    "segmentation": {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"},
     "robustness": {"top-1": "top_1", "corrupted": "corrupted_top_1", "shifted": "shifted_top_1"},
 }
 
@@ -51,6 +52,8 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
     if result["task"] == "few-shot":
         row = {"zero-shot": result["zero_shot_top_1"]}
         return row | {f"{one['shots']} shots": one["mean"] for one in result["shots"]}
+    if result["task"] == "groups":
+        return {row["label"]: row["rate"] for row in result["overall"]}
     return {column: _at(result, path) for column, path in COLUMNS[result["task"]].items()}
 
 

@@ -22,7 +22,9 @@ from hf_clip.evaluation.labeled_images import (
     has_numbers,
     names_of_labels,
 )
+from hf_clip.evaluation.operating_points import OperatingPoint, OperatingPoints, find_operating_points
 from hf_clip.evaluation.template_study import PerTemplateAccuracy, TemplateStudy
+from hf_clip.model.decisions_hf_clip import Decisions
 from hf_clip.model.embedding_hf_clip import check_finite
 from hf_clip.model.typing_hf_clip import DualEncoder, Processor
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
@@ -56,6 +58,8 @@ class ZeroShotResult:
         temperature: that logits were divided by.
         per_template, selected_templates, calibration: where they were asked for; see `per_template_accuracy`,
             `select_templates` and `calibrate`.
+        operating_points, decisions: where an `operating_point` was asked for: what was measured, and the classifier
+            with its thresholds, which `decisions.save` writes to a file.
         class_names: all names of each class.
     """
 
@@ -80,6 +84,8 @@ class ZeroShotResult:
     per_template: PerTemplateAccuracy | None = None
     selected_templates: list[tuple[str, float]] | None = None
     calibration: Calibration | None = None
+    operating_points: OperatingPoints | None = None
+    decisions: Decisions | None = None
     class_names: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -95,7 +101,7 @@ class ZeroShotResult:
         more = {}
         if self.confusion_matrix is not None:
             more["frequent_confusions"] = metrics.frequent_confusions(self.confusion_matrix, self.labels)
-        for key in ("per_template", "calibration"):
+        for key in ("per_template", "calibration", "operating_points"):
             if getattr(self, key) is not None:
                 more[key] = getattr(self, key).to_dict()
         if self.selected_templates is not None:
@@ -143,6 +149,8 @@ class ZeroShotResult:
             lines += [f"{top_1:7.3f}  {template}" for template, top_1 in self.selected_templates]
         if self.calibration is not None:
             lines += ["", self.calibration.table()]
+        if self.operating_points is not None:
+            lines += ["", self.operating_points.table()]
         return "\n".join(lines)
 
 
@@ -184,6 +192,7 @@ def evaluate_zero_shot(
     per_template: bool = False,
     select_templates: bool = False,
     fit_temperature: bool = False,
+    operating_point: OperatingPoint | None = None,
     encoding: Encoding | None = None,
 ) -> ZeroShotResult:
     """Top-1, top-5, mean per class and calibration of zero-shot classification over a source with labels.
@@ -207,6 +216,8 @@ def evaluate_zero_shot(
         select_templates: find the few templates that do as well as all. What is chosen here is to be reported on
             other images.
         fit_temperature: find the temperature at which scores come nearest to probabilities.
+        operating_point: find thresholds of each class's cosine that keep to these rates, and measure them on images
+            that had no part in finding them.
         encoding: more of how embeddings are made, in place of `batch_size`.
 
     Raises:
@@ -215,8 +226,8 @@ def evaluate_zero_shot(
             no names, a label is none of them or of two, there is one class alone (but for several labels), no image
             with a label could be read, or an embedding holds NaN or infinity.
     """
-    wanted = Extras(per_template, select_templates, fit_temperature)
-    if multi_label and any(vars(wanted).values()):
+    wanted = Extras(per_template, select_templates, fit_temperature, operating_point)
+    if multi_label and (per_template or select_templates or fit_temperature):
         raise ValueError(
             "`per_template`, `select_templates` and `fit_temperature` need one label an image, not `multi_label=True`."
         )
@@ -232,6 +243,7 @@ class Extras:
     per_template: bool = False
     select_templates: bool = False
     fit_temperature: bool = False
+    operating_point: OperatingPoint | None = None
 
 
 class ZeroShotTask:
@@ -328,7 +340,24 @@ class ZeroShotTask:
         if wanted.fit_temperature:
             truth_N = torch.from_numpy(guesses.truth)
             more["calibration"] = calibrate_embeddings(classifier, found.embeddings, truth_N)
+        if wanted.operating_point is not None:
+            points = find_operating_points(
+                cosines(classifier, found.embeddings),
+                guesses.is_true if self.multi_label else guesses.truth[:, None] == np.arange(guesses.class_count),
+                classifier.labels,
+                wanted.operating_point,
+                found.groups,
+            )
+            more["operating_points"] = points
+            more["decisions"] = Decisions(classifier, points.yes_from, points.no_below, points.to_dict())
         return more
+
+
+def cosines(classifier: ZeroShotClassifier, image_embeds: torch.Tensor) -> np.ndarray:
+    """(N, C) float32 cosines of (N, D) unit embeddings with each class."""
+    classes_CD = classifier.class_embeddings
+    batches = image_embeds.split(IMAGES_AT_ONCE)
+    return torch.cat([(embeddings_BD.to(classes_CD) @ classes_CD.T).cpu() for embeddings_BD in batches]).numpy()
 
 
 class _Guesses:

@@ -43,6 +43,10 @@ ROBUSTNESS_METRICS = {
     "shifted_top_1": ("shifted_accuracy", "top-1 accuracy, shifted data"),
     "effective_robustness": ("effective_robustness", "effective robustness"),
 }
+SEGMENTATION_METRICS = {
+    "mean_iou": ("mean_iou", "mean IoU"),
+    "pixel_accuracy": ("pixel_accuracy", "pixel accuracy"),
+}
 
 
 def is_measured(value) -> bool:
@@ -230,6 +234,40 @@ def _robustness_rows(result: Result) -> Iterable[tuple]:
     )
 
 
+def _segmentation_rows(result: Result) -> Iterable[tuple]:
+    yield (
+        result["title"],
+        *(_shown(result.get(key)) for key in ("mean_iou", "pixel_accuracy")),
+        result["attention"],
+        result["images"],
+        result["classes"],
+        _templates(result),
+    )
+
+
+def _no_numbers(result: Result) -> Iterable[Number]:
+    """Rates of labels are no measure of how good a model is: they stand in the card's table alone."""
+    return ()
+
+
+def _groups_rows(result: Result) -> Iterable[tuple]:
+    everyone = {"all images": {"all images": result["overall"]}}
+    for column, values in {**everyone, **result["by"]}.items():
+        for value, rows in values.items():
+            group = value if column == value else f"{column}: {value}"
+            for row in rows:
+                shown = f"{_shown(row['low'])} to {_shown(row['high'])}"
+                yield (
+                    result["title"],
+                    group,
+                    row["label"],
+                    _shown(row["rate"]),
+                    shown,
+                    row["images"],
+                    _templates(result),
+                )
+
+
 # The task's name on the Hub, the numbers of a result, and the header and rows of its table.
 TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
     "retrieval": (
@@ -272,5 +310,17 @@ TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
             "templates",
         ),
         _robustness_rows,
+    ),
+    "segmentation": (
+        "image-segmentation",
+        _numbers_of(SEGMENTATION_METRICS, "images", "classes"),
+        ("segmentation", "mean IoU", "pixel accuracy", "attention", "images", "classes", "templates"),
+        _segmentation_rows,
+    ),
+    "groups": (
+        "zero-shot-image-classification",
+        _no_numbers,
+        ("groups", "group", "label", "rate", "interval", "images", "templates"),
+        _groups_rows,
     ),
 }

@@ -24,6 +24,7 @@ from .arguments_hf_clip import refuse_unknown_arguments
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .loss_hf_clip import contrastive_loss, sigmoid_loss
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
+from .modeling_dense_hf_clip import DENSE_TOWERS, dense_features
 from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, shapes_of, taken_by
 from .modeling_layers_hf_clip import HFCLIPPreTrainedModel, unit_embeddings, with_init_std
 from .modeling_loading_hf_clip import check_image_size, set_image_size, where
@@ -329,6 +330,49 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         )
         embeddings_BD = _pooled(output)
         return unit_embeddings(embeddings_BD).to(embeddings_BD.dtype) if normalize else embeddings_BD
+
+    @property
+    def has_dense_features(self) -> bool:
+        """Whether the image tower embeds positions itself; of any other tower windows are encoded."""
+        return isinstance(self.vision_model, DENSE_TOWERS)
+
+    def dense_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        attention: str = "query",
+        normalize: bool = True,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        **unknown,
+    ) -> torch.Tensor:
+        """Embeddings of an image's positions: (B, rows, columns, D), unit length unless `normalize=False`.
+
+        A vision transformer's last layer is changed, what it gives goes through the last norm and the projection,
+        and the class token is dropped. With queries Q, keys K and values V of the last layer:
+
+        - "plain": the layer as it is.
+        - "query-key": softmax(QQ^T) + softmax(KK^T) (SCLIP, Wang et al. 2023).
+        - "value": each token keeps its own value, without residual and MLP (MaskCLIP, Zhou et al. 2021).
+        - "query": softmax(QQ^T), without residual and MLP (ClearCLIP, Lan et al. 2024).
+        - "neighbors": softmax(KK^T + exp(-d^2 / 50)), d the distance in patches, without residual and MLP (NACLIP,
+          Hajimiri et al. 2024).
+
+        Towers that pool by attention (ResNet, SigLIP, NaFlex) give the value path of that attention, whatever
+        `attention` says. For any other tower each position's is the embedding of a window around it, half as long as
+        the model's image.
+
+        Args:
+            pixel_values: (B, 3, H, W) of any size of a patch or more: positions are interpolated. For a NaFlex tower
+                the patches of images of one shape, with the mask and the shapes that the processor gives.
+            attention: one of the above.
+
+        Raises:
+            TypeError: for arguments that it does not have.
+            ValueError: for an unknown `attention`, images smaller than a patch, NaFlex images of several shapes, and
+                in training with `patch_dropout`.
+        """
+        _refuse(self, "dense_image_features", unknown)
+        return dense_features(self, pixel_values, attention, normalize, pixel_attention_mask, spatial_shapes)
 
     @can_return_tuple
     def forward(

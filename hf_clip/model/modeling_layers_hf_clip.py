@@ -195,8 +195,8 @@ class HFCLIPAttention(nn.Module):
             # One row of scores is no work for a fused kernel.
             asked_BTW, attention_mask = one_token.of(tokens_BTW), one_token.attention_mask
             attend = eager_attention_forward
-        query = self._by_head(self.q_proj(asked_BTW))
-        key, value = self._by_head(self.k_proj(tokens_BTW)), self._by_head(self.v_proj(tokens_BTW))
+        query = self.by_head(self.q_proj(asked_BTW))
+        key, value = self.by_head(self.k_proj(tokens_BTW)), self.by_head(self.v_proj(tokens_BTW))
         if shared is not None:
             key, value = shared.with_own(key, value)
             # Fewer queries than keys, and their mask, are not for every kernel.
@@ -213,7 +213,7 @@ class HFCLIPAttention(nn.Module):
         )
         return self.out_proj(output.reshape(asked_BTW.shape)), weights
 
-    def _by_head(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+    def by_head(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, width of a head)."""
         return tokens_BTW.view(*tokens_BTW.shape[:-1], -1, self.head_dim).transpose(1, 2)
 

@@ -164,6 +164,11 @@ class HFCLIPResNetPooling(nn.Module):
         )
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(1)
 
+    def values(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the mean would get that attends to one position alone, for each: (B, rows, columns, W) in and out."""
+        rows, columns = tokens.shape[1:3]
+        return self.v_proj(tokens + self._positions(rows, columns)[:, 1:].unflatten(1, (rows, columns)))
+
 
 class HFCLIPResNetModel(HFCLIPPreTrainedModel):
     """The ResNet image tower: `pixel_values` (B, channels, rows, columns) to one embedding an image.

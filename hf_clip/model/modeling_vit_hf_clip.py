@@ -137,6 +137,10 @@ class HFCLIPPoolingProbe(nn.Module):
         pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T)
         return self.out_proj(pooled.transpose(1, 2).flatten(2))
 
+    def values(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T, W): what the query would get that attends to one token alone, for each token."""
+        return self.out_proj(F.linear(tokens, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]))
+
 
 class HFCLIPPoolingHead(nn.Module):
     """SigLIP's pooling (Zhai et al. 2022, section 3.4): a learned query's attention, then a residual MLP.
@@ -157,6 +161,11 @@ class HFCLIPPoolingHead(nn.Module):
     def forward(self, tokens_BTW: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         pooled_B1W = self.attention(self.probe.expand(tokens_BTW.shape[0], 1, -1), tokens_BTW, mask_BT)
         return (pooled_B1W + self.mlp(self.layernorm(pooled_B1W)))[:, 0]
+
+    def values(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T, W): what an image of one token would give, for each token."""
+        values_BTW = self.attention.values(tokens)
+        return values_BTW + self.mlp(self.layernorm(values_BTW))
 
 
 class HFCLIPVisionModel(HFCLIPPreTrainedModel):

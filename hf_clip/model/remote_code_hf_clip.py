@@ -8,6 +8,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .arguments_hf_clip import refuse_unknown_arguments
     from .configuration_hf_clip import HFCLIPConfig
     from .configuration_limits_hf_clip import require_plausible
+    from .decisions_hf_clip import Decisions
     from .device_check_hf_clip import warn_of_device
     from .device_hf_clip import is_fast_at_bf16
     from .embedding_hf_clip import embed_images
@@ -16,8 +17,10 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .image_patches_hf_clip import shape_in_patches
     from .image_plugins_hf_clip import register_heif
     from .label_cache_hf_clip import LabelEmbeddings
+    from .localization_hf_clip import score_maps
     from .loss_hf_clip import contrastive_loss
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
+    from .modeling_dense_hf_clip import dense_features
     from .modeling_hf_clip import HFCLIPModel
     from .modeling_inputs_hf_clip import known_arguments
     from .modeling_layers_hf_clip import HFCLIPPreTrainedModel

@@ -26,6 +26,7 @@ from .device_hf_clip import computing_in, fast_dtype
 from .embedding_hf_clip import check_finite, dual_encoder, evaluation_mode, image_batches
 from .image_decoding_hf_clip import ImageDecodeError
 from .label_cache_hf_clip import LabelEmbeddings, cached_labels, equal_labels
+from .localization_hf_clip import Locating
 from .state_key_hf_clip import check_probe, probe_embeds, state_parts
 from .text_batches_hf_clip import encode_batch, text_batches
 from .typing_hf_clip import DualEncoder, Processor
@@ -45,7 +46,7 @@ def templates_of(model) -> tuple[str, ...]:
     return tuple(getattr(getattr(model, "config", None), "zero_shot_templates", None) or DEFAULT_TEMPLATES)
 
 
-class ZeroShotClassifier:
+class ZeroShotClassifier(Locating):
     """Classifies images by labels given as words.
 
         classifier = ZeroShotClassifier.from_pretrained("openai/clip-vit-base-patch32", labels=["cat", "dog"])
@@ -216,10 +217,14 @@ class ZeroShotClassifier:
         """Whether the model scores each label by itself, as it was trained (SigLIP), instead of all by a softmax."""
         return getattr(self.model, "logit_bias", None) is not None
 
-    def save(self, file: str | Path) -> Path:
+    def save(self, file: str | Path, also: Mapping[str, torch.Tensor] | None = None) -> Path:
         """Writes embeddings and words to a safetensors file, with the key of the state that they belong to.
 
         Weights, adapters, settings and tokenizer are in the key; the embeddings of two probe texts stand beside it.
+
+        Args:
+            file: where to.
+            also: more tensors for the file, such as thresholds.
 
         Raises:
             ValueError: if the model's weights are not in memory.
@@ -239,6 +244,7 @@ class ZeroShotClassifier:
             "embeddings": embeddings.cpu().contiguous(),
             "words": text,
             "probe": probe_embeds(self.model, self.processor, "text"),
+            **(also or {}),
         }
         state = json.dumps(state_parts(self.model, self.processor, "text"))
         # Not by the process's id: threads and machines may write to one folder.

@@ -43,6 +43,7 @@ class Request:
     label_column: str | None
     concept_column: str | None
     where: dict[str, tuple[str, ...]]
+    mask_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,17 @@ class Columns:
     concept: str | None
     where: tuple[str, ...]
     lists: tuple[str, ...] = ()
+    mask: str | None = None
 
     @property
     def read(self) -> list[str]:
-        named = (self.image, *self.captions, *self.keywords, self.label, self.concept, *self.where)
+        named = (self.image, *self.captions, *self.keywords, self.label, self.concept, self.mask, *self.where)
         return list(dict.fromkeys(name for name in named if name is not None))
+
+    @property
+    def images(self) -> list[str]:
+        """The columns of images, masks among them."""
+        return [self.image] if self.mask is None else [self.image, self.mask]
 
 
 def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Columns:
@@ -75,8 +82,12 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
     Raises:
         SourceError: a column is missing, cannot be chosen, or holds what its role has no use for.
     """
-    image = _choose_image_column(name, kinds, request.image_column)
-    rest = [column for column in kinds if column != image and kinds[column] != "image"]
+    mask = request.mask_column
+    if mask is not None and kinds.get(mask) not in IMAGE_KINDS:
+        raise column_error(name, "mask_column", kinds, mask)
+    kinds_of_images = {column: kind for column, kind in kinds.items() if column != mask}
+    image = _choose_image_column(name, kinds_of_images, request.image_column)
+    rest = [column for column in kinds_of_images if column != image and kinds[column] != "image"]
     captions = request.caption_columns
     if captions is None:
         found = _find_column(name, "caption_columns", [c for c in rest if kinds[c] in TEXT_KINDS], kinds)
@@ -101,9 +112,9 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
                     f"column {column!r} of {name!r} holds objects, not texts or numbers. Columns: {', '.join(kinds)}. "
                     f"Write what is wanted of them into a column of its own, and set `{option}` to that."
                 )
-    if not captions and label is None:
+    if not captions and label is None and mask is None:
         raise column_error(name, "caption_columns", kinds)
-    return Columns(image, captions, request.keyword_columns, label, concept, tuple(request.where))
+    return Columns(image, captions, request.keyword_columns, label, concept, tuple(request.where), mask=mask)
 
 
 def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None) -> str:

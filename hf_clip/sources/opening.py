@@ -46,6 +46,7 @@ def open_source(
     label_column: str | None = None,
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
+    mask_column: str | None = None,
 ) -> Source:
     """Open `data` as a stream of undecoded images with captions, labels or both.
 
@@ -63,6 +64,7 @@ def open_source(
         image_column, caption_columns, label_column, concept_column: by default found by their names.
         keyword_columns: words for what the image shows, where they are not captions; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
+        mask_column: images whose pixels are indices of classes; none by default.
 
     Returns:
         The source. Its first row was read, so that what is wrong with the data as a whole shows at once.
@@ -78,6 +80,7 @@ def open_source(
         label_column=label_column,
         concept_column=concept_column,
         where={column: _accepted_values(column, value) for column, value in (where or {}).items()},
+        mask_column=mask_column,
     )
     if isinstance(data, str) and is_hub_id(data):
         return _open_hub(data, request)
@@ -138,7 +141,9 @@ def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
     read = {column: features[column] for column in columns.read}
     # One shard a row group, so that no more than one is in memory, and lanes and workers share a single file.
     dataset = _stream(
-        generate_row_groups, {**read, columns.image: UNDECODED, ROW_KEY: TEXT}, {"groups": groups, "columns": columns}
+        generate_row_groups,
+        {**read, **dict.fromkeys(columns.images, UNDECODED), ROW_KEY: TEXT},
+        {"groups": groups, "columns": columns},
     )
     find_rows = partial(find_row_groups, files, columns)
     known = {"num_rows": total, "file_starts": tuple(starts)}
@@ -290,7 +295,7 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
         column: datasets.List(TEXT) if column in columns.lists else TEXT for column in (*columns.read, ROW_KEY)
     }
     arguments = {"files": [str(each) for each in files], "columns": columns}
-    dataset = _stream(generate_rows, {**features, columns.image: UNDECODED}, arguments)
+    dataset = _stream(generate_rows, {**features, **dict.fromkeys(columns.images, UNDECODED)}, arguments)
     find_rows = partial(find_marked_rows, files, columns)
     return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
 
@@ -298,7 +303,8 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
 def _search_columns(files: Sequence[Path], head: dict[str, list[Any]], request: Request) -> None:
     """Add to `head` the columns that the caller names and that only later rows have."""
     named = (request.image_column, *(request.caption_columns or ()), *request.keyword_columns, *request.where)
-    missing = {column for column in (*named, request.label_column, request.concept_column) if column} - set(head)
+    named = (*named, request.label_column, request.concept_column, request.mask_column)
+    missing = {column for column in named if column} - set(head)
     later = (row for file in files for _, row in read_rows(str(file)))
     for row in islice(later if missing else (), ROWS_TO_SEARCH):
         for column in missing & set(row):
@@ -366,8 +372,9 @@ def _finish(
     """Cast the images, keep the rows asked for, read the first."""
     features = dataset.features
     assert features is not None
-    if (undecoded := _undecoded(features[columns.image])) != features[columns.image]:
-        dataset = dataset.cast_column(columns.image, undecoded)
+    for column in columns.images:
+        if (undecoded := _undecoded(features[column])) != features[column]:
+            dataset = dataset.cast_column(column, undecoded)
     label = features.get(columns.label) if columns.label else None
     label = getattr(label, "feature", label)
     unfiltered, keep = dataset, None
@@ -387,6 +394,7 @@ def _finish(
         label_column=columns.label,
         label_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
         concept_column=columns.concept,
+        mask_column=columns.mask,
         num_rows=num_rows,
         columns=tuple(all_columns),
         file_starts=file_starts,

@@ -76,7 +76,7 @@ def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> d
     if PROBLEM in row:
         report_row(key, row[PROBLEM], file)
     arranged: dict[str, Any] = {ROW_KEY: key}
-    for column in set(columns.read) - {columns.image}:
+    for column in set(columns.read) - set(columns.images):
         value = row.get(column)
         if column not in columns.lists:
             arranged[column] = single_text(value, column, key, file)
@@ -85,7 +85,8 @@ def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> d
         else:
             items = value if isinstance(value, list) else [value]
             arranged[column] = [single_text(item, column, key, file) for item in items]
-    arranged[columns.image] = image_of(row.get(columns.image), os.path.dirname(os.path.abspath(file)), key, file)
+    for column in columns.images:
+        arranged[column] = image_of(row.get(column), os.path.dirname(os.path.abspath(file)), key, file)
     return arranged
 
 
@@ -128,7 +129,8 @@ def read_row_group(
                     key += f" ({image['path']})"
                     # By its own name, datasets would take another file of that name in the working folder instead.
                     image["path"] = f"{file}/{image['path']}" if image["bytes"] is not None else image["path"]
-                yield key, {**row, columns.image: image, ROW_KEY: key}
+                masks = {column: image_of(row[column], folder, key, file) for column in columns.images[1:]}
+                yield key, {**row, columns.image: image, **masks, ROW_KEY: key}
 
 
 def require_files(table: str, images: Sequence[dict[str, Any] | None]) -> None:

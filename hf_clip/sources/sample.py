@@ -34,6 +34,7 @@ class Source:
         label_column: the column of class labels, if any: one, a list, or a list as JSON.
         label_names: the names of the classes where the data knows them (`ClassLabel`, class folders).
         concept_column: rows with equal values show one concept: they are positives of each other.
+        mask_column: the column of images whose pixels are indices of classes, if any.
         num_rows: where it is known without reading everything.
         columns: the names of all columns that the data has, for messages.
         file_starts: (file, index of its first row in the stream) of each file, where known.
@@ -49,6 +50,7 @@ class Source:
     label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     concept_column: str | None = None
+    mask_column: str | None = None
     num_rows: int | None = None
     columns: tuple[str, ...] = ()
     file_starts: tuple[tuple[str, int], ...] = ()
@@ -80,6 +82,7 @@ class Sample:
         labels: the classes by name, without repetitions; where the data has bare numbers, the numbers as text. None
             or one, unless the label column holds lists.
         concept: the value of the concept column as text.
+        mask: {"bytes", "path"} of the mask column's image; None where there is none.
     """
 
     index: int
@@ -89,6 +92,7 @@ class Sample:
     keywords: list[str]
     labels: tuple[str, ...]
     concept: str | None
+    mask: dict[str, Any] | None = None
 
     @property
     def label(self) -> str | None:
@@ -142,6 +146,9 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | Non
     concept = None
     if source.concept_column is not None:
         concept = single_text(row[source.concept_column], source.concept_column, at, source.name)
+    mask = None
+    if source.mask_column is not None:
+        mask = image_of(row[source.mask_column], source.folder, at, source.name)
     return Sample(
         index=index,
         key=at,
@@ -150,6 +157,7 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | Non
         keywords=texts(source.keyword_columns),
         labels=_labels_of(source, row, at),
         concept=concept if concept and concept.strip() else None,
+        mask=None if mask is None else {"bytes": _fetch(mask), "path": mask["path"]},
     )
 
 

@@ -22,6 +22,7 @@ class DataSpec:
         keyword_columns: columns of words for what an image shows.
         label_column: the column of class labels, likewise.
         concept_column: the column whose equal values mark images of one thing, likewise.
+        mask_column: the column of images whose pixels are indices of classes; none by default.
     """
 
     data: str | Path | Sequence[str | Path]
@@ -32,6 +33,7 @@ class DataSpec:
     keyword_columns: Sequence[str] = ()
     label_column: str | None = None
     concept_column: str | None = None
+    mask_column: str | None = None
 
     def open(self) -> Source:
         """The data as a stream of undecoded samples. Raises SourceError for whatever is wrong with it."""
@@ -44,4 +46,5 @@ class DataSpec:
             label_column=self.label_column,
             concept_column=self.concept_column,
             where=self.where,
+            mask_column=self.mask_column,
         )

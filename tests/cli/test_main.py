@@ -18,8 +18,8 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "plan", "eval", "classify", "prompts", "convert", "push", "doctor")
-TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
+VERBS = ("train", "plan", "eval", "classify", "locate", "prompts", "convert", "push", "doctor")
+TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "segmentation", "groups")
 LABELS = ",".join(NAMES[:4])
 
 
@@ -82,11 +82,11 @@ def example_of(verb: str, capsys) -> list[str]:
     return command[1:]
 
 
-@pytest.mark.parametrize("verb", ["plan", "eval", "classify", "prompts", "convert", "doctor"])
+@pytest.mark.parametrize("verb", ["plan", "eval", "classify", "locate", "prompts", "convert", "doctor"])
 def test_the_example_of_the_help_works(verb, capsys):
     assert cli.main(example_of(verb, capsys)) == 0
     out = capsys.readouterr().out
-    told = {"eval": "R@1", "classify": "photos/0.jpg", "prompts": "EuroSAT: 10 classes"}
+    told = {"eval": "R@1", "classify": "photos/0.jpg", "locate": "photos/0.jpg", "prompts": "EuroSAT: 10 classes"}
     told |= {"plan": "80 GB, FSDP2", "convert": "largest difference", "doctor": "transformers"}
     assert told[verb] in out
 
