@@ -105,7 +105,7 @@ def _locate(classifier: Any, images: list[str], options: argparse.Namespace) -> 
             # Drawn at once: heat maps of many labels are large.
             drawn.append(draw_located(*answer, boxes, classifier.labels, options.threshold))
             shown |= {one["label"] for one in boxes}
-    if drawn:
+    if drawn and options.sheet is not None:
         write_located(
             drawn, [label for label in classifier.labels if label in shown], classifier.labels, options.sheet
         )

@@ -122,7 +122,7 @@ def evaluate_groups(
     if not by:
         raise ValueError("`by` names no column: give those whose values are the groups.")
     started = time.perf_counter()
-    classifier = ZeroShotClassifier(model, processor, labels, templates)
+    classifier = ZeroShotClassifier(model, processor, labels, templates, dtype=None)
     first_N, kept, skipped = _first_labels(classifier, source, by, encoding)
 
     def rates(rows: Sequence[int]) -> list[dict[str, Any]]:

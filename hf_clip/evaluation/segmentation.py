@@ -121,7 +121,7 @@ def evaluate_segmentation(
     if source.mask_column is None:
         raise SourceError(f"{source.name!r} was opened without `mask_column`: set it to the column of the masks.")
     started = time.perf_counter()
-    classifier = ZeroShotClassifier(model, processor, labels, templates)
+    classifier = ZeroShotClassifier(model, processor, labels, templates, dtype=None)
     names = ([BACKGROUND] if background is not None else []) + classifier.labels
     looks = Looks(attention, scales, resolution, batch_size)
     counts_CC, images, skipped = _counted(classifier, source, names, background, looks)
@@ -179,8 +179,10 @@ def _counted(
 
 def iou_of(confusions: np.ndarray) -> list[float | None]:
     """Intersection over union of each class by (C, C) counts of pixels; None of one that occurs nowhere."""
-    from sklearn.metrics import jaccard_score
+    import sklearn.metrics
 
+    # Its declared types lack the arguments of one score a class.
+    jaccard_score: Any = sklearn.metrics.jaccard_score
     true_N, found_N = np.nonzero(confusions)
     classes = len(confusions)
     # A cell is one pixel that weighs as many as it counts.

@@ -121,7 +121,7 @@ def _sizes(classifier: "ZeroShotClassifier", looks: Looks) -> dict[str, Any]:
     """What the processor is told where windows shall have another size than the model's."""
     if looks.resolution is None:
         return {}
-    image_processor = getattr(classifier.processor, "image_processor", None)
+    image_processor: Any = getattr(classifier.processor, "image_processor", None)
     if not getattr(classifier.model, "has_dense_features", False):
         raise ValueError(
             f"`resolution={looks.resolution}`: the image tower takes images of its own size alone. Drop it."

@@ -64,7 +64,7 @@ def test_locate_prints_boxes_and_draws_a_sheet(capsys, tmp_path):
             assert 0 <= box["xmin"] < box["xmax"] <= 16 and 0 <= box["ymin"] < box["ymax"] <= 16
     # Two images side by side with what was found in them, and a legend.
     assert is_sheet(sheet) and Image.open(sheet).size == (2 * (2 * 224 + 4 + 16), 224 + 16 + 16 + 8)
-    assert cli.main(shlex.split(f"{LOCATE} broken.png --threshold 1.0")) == 1
+    assert cli.main(shlex.split(f"{LOCATE.replace('photos', 'photos broken.png')} --threshold 1.0")) == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == ["photos/0.png  -", "photos/1.png  -"]
     assert "broken.png: " in err and "1 of 3 images could not be read" in err
@@ -122,7 +122,7 @@ def test_decisions_go_from_labeled_images_to_answers(capsys, tmp_path):
         assert {one["label"] for one in line["decisions"]} == set(COLOURS)
     assert cli.main(shlex.split(f"{classify} --format csv")) == 0
     assert capsys.readouterr().out.splitlines()[0] == "image,label,answer,score"
-    assert cli.main(shlex.split(f"{classify} broken.png")) == 1
+    assert cli.main(shlex.split(classify.replace("photos", "photos broken.png"))) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == "image         answers" and "broken.png" in err and len(out.splitlines()) == 3
 
