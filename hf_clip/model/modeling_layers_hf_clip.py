@@ -213,9 +213,9 @@ class HFCLIPAttention(nn.Module):
         )
         return self.out_proj(output.reshape(asked_BTW.shape)), weights
 
-    def by_head(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
-        """(B, heads, T, width of a head)."""
-        return tokens_BTW.view(*tokens_BTW.shape[:-1], -1, self.head_dim).transpose(1, 2)
+    def by_head(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, heads, T, width of a head), of (B, T, W)."""
+        return tokens.view(*tokens.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class HFCLIPQuickGELU(nn.Module):
