@@ -14,7 +14,7 @@ CHECK_FORM := $(PY) -m ruff format --check --output-format concise . && \
 	$(PY) -m ruff check --output-format concise . && $(PY) tools/check_sizes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools format check types every-test quick test soak demo bench gpu gpu-wheels clean
+.PHONY: help setup tools format check types every-test quick test test-oldest test-newest soak docs demo bench gpu gpu-wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ tools: $(TOOLS) ## add what checks and tests need: linters, type checker, the pe
 
 $(TOOLS): $(INSTALLED) requirements-peers.txt
 	@echo "Installing what the tests need beside the package"
-	@$(PIP) -c constraints.txt -e '.[train,demo,test,dev]'
+	@$(PIP) -c constraints.txt -e '.[train,demo,test,docs,dev]'
 	@$(PIP) --no-deps --no-build-isolation -r requirements-peers.txt
 	@touch $@
 
@@ -56,6 +56,10 @@ test: tools ## check, then every test, in under ten minutes on two cores
 soak: tools ## the same tests with far larger counts, within an hour
 	@$(CHECK_FORM)
 	@HF_CLIP_SOAK=1 $(MAKE) --no-print-directory -j 2 types every-test
+
+docs: tools ## build the documentation site into build/site, strictly
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with its search: $(PY) -m http.server --directory build/site"
 
 types:
 	@$(PY) tools/check_types.py

@@ -16,13 +16,47 @@ APP = [*SEARCH, "fastapi", "uvicorn", "pydantic>=2", "starlette"]
 EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "scipy", "tqdm"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+
+# Where the repository is to be published: see RELEASING.md.
+REPOSITORY = "https://github.com/hf-clip/hf_clip"
+
+
+def readme() -> str:
+    """README.md as the package index shows it, which knows none of the repository's files."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    text = re.sub(r"(!\[[^\]]*\])\((?!http)([^)]+)\)", rf"\1({REPOSITORY}/raw/main/\2)", text)
+    return re.sub(r"(?<!!)(\[[^\]]*\])\((?!http|#)([^)]+)\)", rf"\1({REPOSITORY}/blob/main/\2)", text)
+
 
 setup(
     name="hf-clip",
     version=VERSION,
     description="CLIP, native to the Hugging Face stack: load, classify, embed, train, evaluate and share",
-    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    author="The hf_clip authors",
+    project_urls={
+        "Homepage": REPOSITORY,
+        "Documentation": f"{REPOSITORY}/tree/main/docs",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+    },
+    keywords="CLIP, SigLIP, contrastive learning, zero-shot classification, image-text retrieval, embeddings, search",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Multimedia :: Graphics",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE", "hf_clip/assets/prompts/LICENSE*", "hf_clip/assets/vocabulary/LICENSE*"],
     python_requires=">=3.11",
@@ -83,6 +117,7 @@ setup(
             "playwright",
             "gradio",
         ],
+        "docs": DOCS,
         "dev": ["ruff", "basedpyright"],
     },
     entry_points={"console_scripts": ["hf-clip = hf_clip_cli.main:main"]},

@@ -20,8 +20,10 @@ def add(verbs) -> None:
         "hf-clip train --recipe emoji --output-dir runs/emoji --set steps=500",
     )
     add_recipe(parser)
-    parser.add_argument("--output-dir", required=True, type=Path, help="folder of the model, its card and its logs")
+    parser.add_argument("--output-dir", type=Path, help="folder of the model, its card and its logs")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
+    explain = "print what a key of recipes means, or a table of keys"
+    parser.add_argument("--explain", metavar="KEY", help=explain)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.explain is not None:
+        return _explain(options.explain)
+    if options.output_dir is None:
+        options.parser.error("the following arguments are required: --output-dir")
     recipe = options.recipe
     if recipe is None and not options.resume:
         raise missing_recipe()
@@ -58,6 +64,14 @@ def run(options: argparse.Namespace) -> int:
         outputs.reads(f"evaluations.{name}.data", evaluation.data)
     outputs.folder("--output-dir", options.output_dir)
     run_training(config, options.output_dir, resume=options.resume)
+    return 0
+
+
+def _explain(key: str) -> int:
+    start_library()
+    from hf_clip.training.recipe_reference import explain_key
+
+    print(explain_key(key))
     return 0
 
 

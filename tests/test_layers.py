@@ -26,7 +26,7 @@ LAYERS = [
     ("hf_clip/model/__init__.py", 0),
     ("hf_clip/model/modeling_*hf_clip.py", 1),
     ("hf_clip/model/*processing_hf_clip.py hf_clip/model/tokenization_hf_clip.py", 1),
-    ("hf_clip/model/image_urls_hf_clip.py hf_clip/model/image_files_hf_clip.py", 1),
+    ("hf_clip/model/image_files_hf_clip.py", 1),
     ("hf_clip/model/*_hf_clip.py", 2),
     ("hf_clip/joining_towers.py", 2),
     ("hf_clip/prompts.py", 2),

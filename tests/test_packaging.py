@@ -25,7 +25,7 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"eval", "train", "search", "ray", "export", "app", "demo", "test", "dev"}
+EXTRAS = {"eval", "train", "search", "ray", "export", "app", "demo", "test", "docs", "dev"}
 NOT_BUILT_FROM = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet")
 
 
@@ -80,6 +80,12 @@ def test_metadata(metadata):
     plain = {Requirement(line).name for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
     assert {"torch", "transformers"} <= plain
     assert not {"datasets", "accelerate", "torchvision", "timm"} & plain
+    assert {"Homepage", "Documentation", "Changelog", "Issues"} <= {
+        line.partition(",")[0] for line in metadata.get_all("Project-URL")
+    }
+    assert "Programming Language :: Python :: 3.14" in metadata.get_all("Classifier") and metadata["Keywords"]
+    # The package index has none of the repository's files.
+    assert not re.search(r"\]\((?!http|#)", metadata.get_payload())
 
 
 @pytest.mark.slow

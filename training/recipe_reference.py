@@ -7,6 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 from . import config as _config
 from .config import TrainConfig
+from .recipe_error import require
+from .recipe_keys import check_known
 
 
 def recipe_reference() -> str:
@@ -78,3 +80,51 @@ def _default(entry: Field) -> str:
     shown = {None: "null", True: "true", False: "false"}
     is_word = value is None or isinstance(value, bool)
     return f"`{shown[value] if is_word else value}`"
+
+
+def explain_key(key: str) -> str:
+    """What a key of recipes is, as text: its kind, default and meaning, and for a table those of the keys in it.
+
+    Args:
+        key: with dots between levels, such as `optimizer.learning_rate`; "" for the top level.
+
+    Raises:
+        RecipeError: there is no such key; the nearest is named.
+    """
+    kind: Any = TrainConfig
+    hint: Any = kind
+    texts, within = _texts(), ""
+    lines: list[str] = []
+    for name in filter(None, key.split(".")):
+        if _is_by_name(hint):
+            # The name of an evaluation: any.
+            within, hint = f"{within}{name}.", kind
+            lines = [f"{key}: table", f"  {' '.join((inspect.getdoc(kind) or '').split())}"]
+            continue
+        require(is_dataclass(kind), f"{key} is not a key of a recipe: {within.rstrip('.')} has no keys of its own.")
+        check_known({name: None}, kind, within)
+        entry = next(one for one in fields(kind) if one.name == name)
+        hint = get_type_hints(kind)[name]
+        lines = [f"{key}: {_kind(hint)}{_said_default(entry)}", f"  {texts[kind.__name__][name]}"]
+        kind, within = _inner_kind(hint) or hint, f"{within}{name}."
+    if is_dataclass(kind):
+        shown = within + "NAME." * _is_by_name(hint)
+        hints = get_type_hints(kind)
+        for one in fields(kind):
+            lines.append(f"{shown}{one.name}: {_kind(hints[one.name])}{_said_default(one)}")
+            lines.append(f"  {texts[kind.__name__][one.name]}")
+    return "\n".join(lines)
+
+
+def _inner_kind(hint: Any) -> Any:
+    """The dataclass of a table, or of each of the tables by name; None for other kinds."""
+    return next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+
+
+def _is_by_name(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is dict and _inner_kind(hint) is not None
+
+
+def _said_default(entry: Field) -> str:
+    default = _default(entry).strip("`")
+    return f" (default {default})" if default and default != "must be set" else f" ({default})" if default else ""

@@ -47,11 +47,13 @@ class Calibration:
 def fit_temperature(logits: torch.Tensor, class_indices: torch.Tensor, *, has_sigmoid: bool = False) -> float:
     """The temperature, from LOWEST to HIGHEST, at which the classes are likeliest: softmax, or a sigmoid each.
 
-    The loss is convex in 1 / temperature, so that shrinking an interval around its least value finds it, to 1e-4 of
-    its size. Raises ValueError if there are no images, or a class is none of the logits'.
+    The loss is convex in 1 / temperature, so that it has one least value, which is found to 1e-4 of its size. Raises
+    ValueError if there are no images, or a class is none of the logits'.
     """
     if not len(logits) or not ((class_indices >= 0) & (class_indices < logits.shape[1])).all():
         raise ValueError(f"`class_indices` must be from 0 to {logits.shape[1] - 1}, of one image or more.")
+
+    from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
         total = 0.0
@@ -64,19 +66,10 @@ def fit_temperature(logits: torch.Tensor, class_indices: torch.Tensor, *, has_si
                 total += F.cross_entropy(scaled, classes, reduction="sum").item()
         return total
 
-    low, high, golden = math.log(LOWEST), math.log(HIGHEST), (math.sqrt(5) - 1) / 2
-    left, right = high - golden * (high - low), low + golden * (high - low)
-    of_left, of_right = loss(left), loss(right)
-    while high - low > 1e-4:
-        if of_left <= of_right:
-            high, right, of_right = right, left, of_left
-            left = high - golden * (high - low)
-            of_left = loss(left)
-        else:
-            low, left, of_left = left, right, of_right
-            right = low + golden * (high - low)
-            of_right = loss(right)
-    return math.exp((low + high) / 2)
+    bounds = math.log(LOWEST), math.log(HIGHEST)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    # The bounds themselves are not tried.
+    return math.exp(min((bounds[0], float(found.x), bounds[1]), key=loss))
 
 
 def calibrate(classifier, images: Iterable, classes: Sequence[int | str], *, batch_size: int = 32) -> Calibration:

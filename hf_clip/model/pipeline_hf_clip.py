@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
+from transformers.image_utils import load_image
 
 from .embedding_hf_clip import (
     check_finite,
@@ -33,7 +34,6 @@ from .embedding_hf_clip import (
     unit_image_embeds,
 )
 from .image_decoding_hf_clip import ImageDecodeError, decode_image
-from .image_urls_hf_clip import fetch_image
 from .state_key_hf_clip import LiveState
 from .zero_shot_hf_clip import ZeroShotClassifier
 
@@ -43,7 +43,9 @@ MAX_CACHED = 8
 # What each label is compared with where labels are scored by themselves and nothing else was named.
 REJECTION = "something else"
 
-_FETCHING = ("timeout", "max_bytes", "resolve")
+_FETCHING = ("timeout",)
+# Seconds to wait for a server; transformers waits for ever.
+TIMEOUT = 10.0
 _CLASSIFYING = (
     "candidate_labels",
     "hypothesis_template",
@@ -98,8 +100,8 @@ class HFCLIPZeroShotPipeline(Pipeline):
                 the rejection class, "something else" by default.
             tokenizer_kwargs: arguments of the tokenizer for all texts.
             top_k: the best labels only; `threshold`: those of such a score only.
-            timeout: seconds for each request of a URL, 10 by default; `max_bytes`: its greatest size, 32 MiB;
-                `resolve`: which addresses may be connected to, those of the public by default. See `fetch_image`.
+            timeout: seconds to wait for the server of a URL, 10 by default. transformers' `load_image` fetches it,
+                from any address: a program that is given URLs by strangers fetches them itself, from where it allows.
             batch_size, num_workers: as for every pipeline.
 
         Returns:
@@ -160,8 +162,8 @@ class HFCLIPZeroShotPipeline(Pipeline):
         )
         return fetching, classifying, {"threshold": given["threshold"]} if "threshold" in given else {}
 
-    def preprocess(self, image, **fetching) -> dict[str, torch.Tensor]:
-        decoded = decode_image(_fetched(image, fetching))
+    def preprocess(self, image, timeout: float = TIMEOUT) -> dict[str, torch.Tensor]:
+        decoded = decode_image(_fetched(image, timeout))
         # transformers puts images into batches that are of one shape. What is padding in all of them, the model drops.
         is_naflex = getattr(getattr(self._processor, "image_processor", None), "max_num_patches", None) is not None
         return image_inputs(self._processor, [decoded], **({"do_pad": True} if is_naflex else {}))
@@ -240,12 +242,18 @@ def _own_arguments(is_one_template: bool) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-def _fetched(image, fetching: dict):
-    """Bytes of a URL or of base64; anything else as it is."""
+def _fetched(image, timeout: float):
+    """The image of a URL, bytes of base64; anything else as it is."""
     if not isinstance(image, str):
         return image
     if image.startswith(("http://", "https://")):
-        return fetch_image(image, **fetching)
+        try:
+            return load_image(image, timeout=timeout)
+        # Whatever it is: addresses, servers, what they send. The address may hold a secret.
+        except Exception as error:
+            raise ImageDecodeError(
+                f"an image by URL cannot be had ({type(error).__name__}): fetch it yourself and pass its bytes.", "url"
+            ) from error
     if not image.startswith("data:image/") and (len(image) < 4096 and os.path.exists(image)):
         return image
     try:

@@ -38,7 +38,6 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .tokenization_hf_clip import HFCLIPTokenizer
     from .typing_hf_clip import DualEncoder
     from .image_files_hf_clip import images_in_folder
-    from .image_urls_hf_clip import fetch_image
     from .zero_shot_hf_clip import ZeroShotClassifier
 """
 
