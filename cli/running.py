@@ -4,26 +4,10 @@ import argparse
 import errno
 import re
 import sys
-import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from . import (
-    classify,
-    convert,
-    doctor,
-    embed,
-    evaluate,
-    export,
-    index,
-    locate,
-    plan,
-    prompts,
-    push,
-    search,
-    serve,
-    train,
-)
 from .arguments import Parser
 from .main import DONE, FAILED
 from .streams import GuardedStream, guarded_streams
@@ -37,7 +21,23 @@ _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn"), "app"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
 }
-VERBS = (train, plan, evaluate, classify, locate, index, search, serve, embed, prompts, convert, export, push, doctor)
+# Verbs, in the order of the help, and the module of each.
+VERBS = {
+    "train": "train",
+    "plan": "plan",
+    "eval": "evaluate",
+    "classify": "classify",
+    "locate": "locate",
+    "index": "index",
+    "search": "search",
+    "serve": "serve",
+    "embed": "embed",
+    "prompts": "prompts",
+    "convert": "convert",
+    "export": "export",
+    "push": "push",
+    "doctor": "doctor",
+}
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -53,7 +53,8 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _run(arguments: Sequence[str] | None, stdout: GuardedStream) -> int:
-    options = argparse.Namespace(parser=make_parser(), debug=False)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace(parser=make_parser(given[0] if given else None), debug=False)
     try:
         options, unknown = options.parser.parse_known_args(arguments)
         if unknown:
@@ -70,13 +71,18 @@ def _run(arguments: Sequence[str] | None, stdout: GuardedStream) -> int:
             # Said by the caller, unless a reader left: then all is done that anyone wants.
             return DONE
         if options.debug:
+            import traceback
+
             traceback.print_exc()
         print(f"hf-clip: {_message(error, options.parser)}", file=sys.stderr)
         return getattr(error, "exit_code", FAILED)
 
 
-def make_parser() -> Parser:
-    """The command's parser, with every verb's."""
+def make_parser(verb: str | None = None) -> Parser:
+    """The command's parser, with that of a verb, or of every one for anything else.
+
+    A search that a server answers takes less time than the parsers of all verbs.
+    """
     parser = Parser(
         prog="hf-clip",
         description="CLIP on the Hugging Face stack: train, evaluate and use dual encoders of images and texts.",
@@ -84,8 +90,8 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"hf-clip {_version()}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    for verb in VERBS:
-        verb.add(verbs)
+    for module in [VERBS[verb]] if verb in VERBS else VERBS.values():
+        import_module(f".{module}", __package__).add(verbs)
     return parser
 
 

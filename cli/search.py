@@ -17,7 +17,6 @@ from .arguments import (
     positive,
 )
 from .index import add_index, check_root, open_index
-from .outputs import Outputs
 from .server_calls import ServersHits, ask, data_url, running_server
 from .usage import UsageError, printable, start_library
 
@@ -66,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     check_root(options.root)
     _check(options)
     if options.sheet is not None:
+        from .outputs import Outputs
+
         outputs = Outputs(options.overwrite)
         outputs.reads("IMAGES", [options.root])
         outputs.file("--sheet", options.sheet, "a sheet in PNG")

@@ -94,7 +94,7 @@ def _add_errors(app: FastAPI) -> None:
 def _check_model(service: Service, name: str | None) -> None:
     """Embeddings of one model mean nothing among another's: a wrong name is no detail."""
     if name is not None and name not in (service.name, service.model.source):
-        message = f"`model={name[:80]}` is not here: it is {service.name}, or leave the field out."
+        message = f"`model={name[:80]}` is not here: it is {service.name}, or drop the field."
         raise RequestError(404, message, "model", "model_not_found")
 
 
@@ -105,7 +105,7 @@ def _add_embeddings(app: FastAPI, service: Service, in_thread: Callable[..., Any
         if request.dimensions not in (None, service.width):
             message = (
                 f"`dimensions={request.dimensions}`: this model's embeddings have {service.width} numbers, and a part "
-                "of them is no embedding. Leave it out."
+                "of them is no embedding: drop it."
             )
             raise RequestError(400, message, "dimensions", "unsupported")
         return JSONResponse(await in_thread(answer, request))
@@ -187,7 +187,7 @@ def _add_search(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -
             raise RequestError(400, f"`offset={request.offset}`: {limits.depth} is the most.", "offset")
         if request.liked and (request.query or request.images or request.near or request.minus):
             raise RequestError(
-                400, "`liked` and `disliked` go with each other alone: leave the other parts out.", "liked"
+                400, "`liked` and `disliked` go with each other alone: drop the other parts.", "liked"
             )
         question: dict[str, Any] = {}
         for name in ("query", "near", "minus", "liked", "disliked"):

@@ -80,7 +80,7 @@ def check_access(host: str, token: str | None) -> None:
     if token is not None and len(token) < LEAST_TOKEN:
         raise ServeError(f"`token` has {len(token)} characters: take {LEAST_TOKEN} or more, by chance.")
     if host not in LOOPBACK and token is None:
-        raise ServeError(f"`host={host}` lets others reach the images: give a `token`, or leave `host` out.")
+        raise ServeError(f"`host={host}` lets others reach the images: give a `token`, or drop `host`.")
 
 
 def is_everywhere(host: str) -> bool:

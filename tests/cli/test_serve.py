@@ -14,6 +14,7 @@ import hf_clip_cli.search
 from hf_clip.search import Index
 from hf_clip.serving import open_index
 from hf_clip_cli import main as cli
+from hf_clip_cli.running import make_parser
 from tests.helpers.served import TOKEN, listen, running
 from tests.helpers.squares import NAMES, SIZE, rows
 from tests.helpers.toys import tiny_clip
@@ -130,3 +131,11 @@ def test_what_cannot_be_meant_is_one_line(capsys, command, message):
         assert cli.main(shlex.split(command.replace("BUSY", str(busy.getsockname()[1])))) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith("hf-clip: ") and len(err.splitlines()) == 1
+
+
+def test_the_commands_of_the_page_are_ones():
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True)[1:] for line in page.splitlines() if line.startswith("    hf-clip ")]
+    assert len(commands) >= 3
+    for command in commands:
+        make_parser().parse_args(command)

@@ -121,11 +121,11 @@ def test_a_dropped_image_finds_its_like_and_more_like_this_the_next(page):
 
 def test_filters_and_an_empty_result(page):
     page.get_by_text("Filters").click()
-    page.get_by_label("taken from").fill("2024-05-01")
-    page.get_by_label("to", exact=True).fill("2024-05-01")
+    page.get_by_label("Taken from").fill("2024-05-01")
+    page.get_by_label("To", exact=True).fill("2024-05-01")
     ask(page, "gray 7")
     assert page.locator(".card").count() == 1 and "2024-05-01" in page.locator(".facts").text_content()
-    page.get_by_label("path contains").fill("it's nowhere")
+    page.get_by_label("Path contains").fill("it's nowhere")
     page.get_by_role("button", name="Search", exact=True).click()
     page.get_by_text("No image: try it without filters.").wait_for()
     assert page.locator(".card").count() == 0

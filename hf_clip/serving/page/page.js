@@ -33,7 +33,10 @@ async function call(path, body) {
   }
   if (answer.status === 401) location.replace("/login");
   const content = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(content?.error?.message ?? `The server answers ${answer.status}.`);
+  if (!answer.ok) {
+    const error = new Error(content?.error?.message ?? `The server answers ${answer.status}.`);
+    throw Object.assign(error, { param: content?.error?.param });
+  }
   return content;
 }
 
@@ -169,7 +172,10 @@ async function fill() {
     if (mine !== generation) return;
     showHits(found);
   } catch (error) {
-    if (mine === generation) tell($("status"), error.message, true);
+    if (mine !== generation) return;
+    tell($("status"), error.message, true);
+    // The next search is without what is no image.
+    if (error.param === "images") chooseImage(null);
   }
 }
 
