@@ -186,9 +186,7 @@ def _add_search(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -
         if request.offset > limits.depth:
             raise RequestError(400, f"`offset={request.offset}`: {limits.depth} is the most.", "offset")
         if request.liked and (request.query or request.images or request.near or request.minus):
-            raise RequestError(
-                400, "`liked` and `disliked` go with each other alone: drop the other parts.", "liked"
-            )
+            raise RequestError(400, "`liked` and `disliked` go with each other alone: drop the other parts.", "liked")
         question: dict[str, Any] = {}
         for name in ("query", "near", "minus", "liked", "disliked"):
             if texts := check_texts(listed(getattr(request, name)), name, limits):
