@@ -80,6 +80,7 @@ setup(
             "assets/vocabulary/LICENSE*",
             "assets/model_card_template.md",
             "serving/page/*",
+            "assets/open_clip_pretrained.json",
         ],
         "hf_clip_cli": ["py.typed"],
         "hf_clip.training": ["recipes/*.yaml"],

@@ -57,7 +57,7 @@ from .preprocessing import (
 from .rules import Rule, import_tensors, renamed_shapes, shown_names
 from .safe_torch.weights import WeightsFile, read_weights
 from .transformers_sources import TRANSFORMERS_SOURCES, TransformersSource
-from .wrapped import find_clip
+from .wrapped import Within, find_clip
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +76,12 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 class LoadOptions:
     """What the caller says about a source; None where the source says it itself. The arguments of `load`."""
 
-    architecture: str | None
-    hidden_act: str | None
-    config: HFCLIPConfig | None
-    source_format: str | None
-    tokenizer: str | Path | PreTrainedTokenizerBase | None
-    preprocessing: Mapping[str, Any] | None
+    architecture: str | None = None
+    hidden_act: str | None = None
+    config: HFCLIPConfig | None = None
+    source_format: str | None = None
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
+    preprocessing: Mapping[str, Any] | None = None
     image_size: int | None = None
     text_cleaning: str | None = None
     base: str | Path | None = None
@@ -219,26 +219,57 @@ def _load(
             raise ValueError(f"`base={options.base}` is for an adapter of PEFT, which {source} is not: drop it.")
         if options.adapter == "keep" and not is_base:
             raise ValueError(f"`adapter=keep` is for an adapter of PEFT, which {source} is not: drop it.")
-        outline = read_weights(located.weights, on_meta=True)
-        theirs = _transformers_source(located)
-        holds_more = theirs is not None and theirs.holds_more
-        within = find_clip(outline, may_be_wrapped=located.may_be_wrapped or holds_more)
-        with within.in_errors():
-            outline = within.take(outline)
-            checkpoint = _identify(located, outline, options, hub)
-            outline = join_positions(outline)
-            expected = expected_tensors(checkpoint.config, outline)
-            rules = _rules_of(checkpoint, outline, expected)
-            with _told_by_shapes(outline, rules, checkpoint.config, options):
-                _refuse_other_weights(outline, rules, expected)
-            processor = _make_processor(checkpoint, options, hub)
-            fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
-            weights = join_positions(within.take(read_weights(located.weights)))
-            model = _build(weights, checkpoint.config, rules, expected, dtype)
+        found = _examine(located, options, hub)
+        checkpoint, processor = found.checkpoint, found.processor
+        with found.within.in_errors():
+            weights = join_positions(found.within.take(read_weights(located.weights)))
+            model = _build(weights, checkpoint.config, found.rules, found.expected, dtype)
     if options.image_size is not None:
         _scale(model, processor, options.image_size)
     model.source_format = checkpoint.format
     return model, processor, checkpoint.description
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What is known of a source before its weights are read: how to read them, and its processor."""
+
+    within: Within
+    checkpoint: _Checkpoint
+    rules: list[Rule]
+    expected: dict[str, torch.Tensor]
+    processor: HFCLIPProcessor
+
+
+def _examine(located: Located, options: LoadOptions, hub: HubOptions) -> _Examined:
+    outline = read_weights(located.weights, on_meta=True)
+    theirs = _transformers_source(located)
+    holds_more = theirs is not None and theirs.holds_more
+    within = find_clip(outline, may_be_wrapped=located.may_be_wrapped or holds_more)
+    with within.in_errors():
+        outline = within.take(outline)
+        checkpoint = _identify(located, outline, options, hub)
+        outline = join_positions(outline)
+        expected = expected_tensors(checkpoint.config, outline)
+        rules = _rules_of(checkpoint, outline, expected)
+        with _told_by_shapes(outline, rules, checkpoint.config, options):
+            _refuse_other_weights(outline, rules, expected)
+        processor = _make_processor(checkpoint, options, hub)
+        fit_processor(processor, checkpoint.config, is_own=checkpoint.format == "hf_clip")
+    return _Examined(within, checkpoint, rules, expected, processor)
+
+
+def load_processor(source: str | Path, *, cache_dir: str | Path | None = None) -> HFCLIPProcessor:
+    """The processor that `load` returns with a model, without reading the weights: their names and shapes suffice.
+
+    Raises what `load` raises, and ConversionError for an adapter of PEFT, whose processor is its base's.
+    """
+    options, hub = LoadOptions(), HubOptions(cache_dir=cache_dir)
+    with one_line_errors(source):
+        located = locate(source, hub)
+        if located.kind == "adapter":
+            raise ConversionError(f"{source} is an adapter of PEFT: name its base, whose processor it has.")
+        return _examine(located, options, hub).processor
 
 
 def _load_adapter(

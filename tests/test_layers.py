@@ -36,6 +36,7 @@ LAYERS = [
     ("hf_clip/hub/*.py", 4),
     ("hf_clip/search/*.py", 4),
     ("hf_clip/export/*.py", 4),
+    ("hf_clip/compat/*.py", 4),
     ("hf_clip/serving/*.py", 5),
     ("hf_clip/training/*.py", 5),
 ]

@@ -4,7 +4,7 @@ Shape suffixes: B images or texts, T tokens.
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,26 @@ def known_arguments(
     return known
 
 
+# What makes each input, by the processor's argument, and the method of the model that takes it.
+_MADE_OF = {"input_ids": ("text", "encode_text"), "pixel_values": ("images", "encode_image")}
+
+
+def no_tensor(name: str, value: Any) -> TypeError:
+    """For something else in the place of `input_ids` or `pixel_values`; the right call is in it."""
+    argument, method = _MADE_OF[name]
+    kind = f"`{name}` is of type {type(value).__name__}"
+    if isinstance(value, Mapping):
+        more = ", ".join(
+            f"{key}=inputs[{key!r}]" for key in value if key in ("spatial_shapes", "pixel_attention_mask")
+        )
+        taken = f"inputs[{name!r}]{', ' if more else ''}{more}"
+        return TypeError(f"{kind}, as a processor returns it: call model.{method}({taken}).")
+    shown = f"[{value!r:.60}]" if isinstance(value, str) else argument
+    return TypeError(
+        f"{kind}, and models take tensors: call model.{method}(**processor({argument}={shown}, return_tensors='pt'))."
+    )
+
+
 def check_pixels(pixel_values: torch.Tensor, channels: int | None, dtype: torch.dtype) -> torch.Tensor:
     """The pixels in the type of the weights.
 
@@ -94,10 +114,7 @@ def check_pixels(pixel_values: torch.Tensor, channels: int | None, dtype: torch.
             take normalized pixels.
     """
     if not isinstance(pixel_values, torch.Tensor):
-        raise TypeError(
-            f"`pixel_values` is of type {type(pixel_values).__name__}: pass a tensor, which the processor makes with "
-            "return_tensors='pt'."
-        )
+        raise no_tensor("pixel_values", pixel_values)
     shape = tuple(pixel_values.shape)
     if pixel_values.ndim != 4 or 0 in shape or channels is not None and shape[1] != channels:
         raise ValueError(
@@ -145,10 +162,7 @@ def check_patches(
     """
     by_processor = "as the model's processor makes it with return_tensors='pt'"
     if not isinstance(pixel_values, torch.Tensor):
-        raise TypeError(
-            f"`pixel_values` is of type {type(pixel_values).__name__}: pass a tensor, which the processor makes with "
-            "return_tensors='pt'."
-        )
+        raise no_tensor("pixel_values", pixel_values)
     shape = tuple(pixel_values.shape)
     if pixel_values.ndim != 3 or 0 in shape or shape[2] != width:
         raise ValueError(
@@ -215,10 +229,7 @@ def check_texts(
             or (1, T).
     """
     if not isinstance(input_ids, torch.Tensor):
-        raise TypeError(
-            f"`input_ids` is of type {type(input_ids).__name__}: pass a tensor, which the processor makes with "
-            "return_tensors='pt'."
-        )
+        raise no_tensor("input_ids", input_ids)
     shape = tuple(input_ids.shape)
     if input_ids.ndim != 2 or 0 in shape:
         raise ValueError(

@@ -45,6 +45,7 @@ from hf_clip.model.tokenization_hf_clip import canonicalize_text, clean_whitespa
 from tests.helpers.checkpoints import (
     IMAGES,
     TEXTS,
+    Scripted,
     open_clip_config,
     openai_model,
     randomize,
@@ -70,25 +71,6 @@ def assert_near(ours, theirs):
 def embeddings(model, processor):
     inputs = processor(images=IMAGES[:1], text=TEXTS, return_tensors="pt")
     return unit_embeddings(model, inputs["pixel_values"], inputs["input_ids"])
-
-
-class Scripted(torch.nn.Module):
-    """A tree of modules with the tensors of a state dict, which TorchScript saves as it saved OpenAI's models."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]):
-        super().__init__()
-        children: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            first, _, rest = name.partition(".")
-            if rest:
-                children.setdefault(first, {})[rest] = tensor
-            else:
-                self.register_buffer(first, tensor)
-        for name, inside in children.items():
-            self.add_module(name, Scripted(inside))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
 
 
 def openai_numbers(size: int) -> dict[str, torch.Tensor]:

@@ -90,5 +90,30 @@ def openai_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return model.state_dict() | dict(zip(names, map(torch.tensor, numbers), strict=True))
 
 
+class Scripted(torch.nn.Module):
+    """A tree of modules with the tensors of a state dict, which TorchScript saves as it saved OpenAI's models."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        super().__init__()
+        children: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                children.setdefault(first, {})[rest] = tensor
+            else:
+                self.register_buffer(first, tensor)
+        for name, inside in children.items():
+            self.add_module(name, Scripted(inside))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def write_openai_archive(file: Path, model: torch.nn.Module) -> Path:
+    """What OpenAI published of a model: TorchScript with its tensors and three numbers."""
+    torch.jit.save(torch.jit.script(Scripted(openai_state(model))), str(file))
+    return file
+
+
 def small_clip_tokenizer() -> CLIPTokenizer:
     return plain_tokenizer(tokenizer())

@@ -1,7 +1,8 @@
 """The peers of requirements-peers.txt, imported where torchvision is missing.
 
-Parts of `openai-clip` are loaded by path. `open_clip_torch` and timm are imported over a stub of torchvision that
-holds only the names which their imports touch: their models run, their transforms do not.
+Parts of `openai-clip` are loaded by path. The whole of it, `open_clip_torch` and timm are imported over a stub of
+torchvision that holds the names which their imports touch: their models run, and of transforms those of
+`torchvision_transforms.py`.
 """
 
 import functools
@@ -14,7 +15,10 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
 
+import packaging.version
 import pytest
+
+from tests.helpers import torchvision_transforms
 
 
 def load_openai_module(name: str) -> ModuleType:
@@ -60,7 +64,14 @@ TORCHVISION_NAMES = {
         "Resize",
         "ToTensor",
     ),
-    "torchvision.transforms.functional": ("InterpolationMode",),
+    "torchvision.transforms.functional": (
+        "InterpolationMode",
+        "crop",
+        "get_dimensions",
+        "pad",
+        "resize",
+        "to_tensor",
+    ),
 }
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -78,7 +89,8 @@ def stubbed_torchvision() -> Iterator[None]:
         module = ModuleType(name)
         module.__spec__, module.__path__ = ModuleSpec(name, None, is_package=True), []
         for class_name in classes:
-            setattr(module, class_name, type(class_name, (), {name.upper(): name for name in INTERPOLATIONS}))
+            stub = type(class_name, (), {name.upper(): name for name in INTERPOLATIONS})
+            setattr(module, class_name, getattr(torchvision_transforms, class_name, stub))
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
@@ -88,6 +100,21 @@ def stubbed_torchvision() -> Iterator[None]:
     finally:
         for name in TORCHVISION_NAMES:
             del sys.modules[name]
+
+
+@functools.cache
+def load_openai_clip() -> ModuleType:
+    """The package `clip`. Skips the test where the peer is not installed."""
+    try:
+        distribution("openai-clip")
+    except PackageNotFoundError:
+        pytest.skip("openai-clip is not installed: pip install --no-deps -r requirements-peers.txt")
+    # It asks setuptools, which has it no more, for a library that is installed.
+    stub = ModuleType("pkg_resources")
+    vars(stub)["packaging"] = packaging
+    with stubbed_torchvision(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pkg_resources", stub)
+        return importlib.import_module("clip")
 
 
 @functools.cache

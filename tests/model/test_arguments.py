@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, Trainer, TrainingArguments, ViTConfig
+from PIL import Image
+from transformers import BatchFeature, BertConfig, Trainer, TrainingArguments, ViTConfig
 
 from hf_clip import (
     HFCLIPConfig,
@@ -267,6 +268,23 @@ def test_trainer_takes_the_mean_gradient_of_the_batches_that_it_accumulates(tmp_
     trainer.train()
     for name, weight in trained.items():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_what_is_no_tensor_is_told_the_right_call():
+    model, outputs = dual_encoder(vision="vit", text="clip"), BatchFeature(inputs())
+    call = r"call model\.encode_text\(\*\*processor\(text=\['a cat'\], return_tensors='pt'\)\)"
+    with pytest.raises(TypeError, match=f"`input_ids` is of type str, .*{call}"):
+        model.encode_text("a cat")
+    with pytest.raises(TypeError, match=r"call model\.encode_image\(\*\*processor\(images=images, "):
+        model.encode_image(Image.new("RGB", (SIDE, SIDE)))
+    for method, name in (("encode_text", "input_ids"), ("encode_image", "pixel_values")):
+        with pytest.raises(TypeError, match=rf"BatchFeature, .*: call model\.{method}\(inputs\['{name}'\]\)"):
+            getattr(model, method)(outputs)
+    naflex = BatchFeature({"pixel_values": 0, "pixel_attention_mask": 0, "spatial_shapes": 0})
+    with pytest.raises(
+        TypeError, match=r"\(inputs\['pixel_values'\], .*, spatial_shapes=inputs\['spatial_shapes'\]\)"
+    ):
+        model.encode_image(naflex)
 
 
 @each_image_tower

@@ -1,0 +1,37 @@
+"""`hubconf.py`: what `torch.hub.load` finds in a clone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.checkpoints import openai_model, write_openai_archive
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+import torch
+# As where the package is not installed.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+root, cache = sys.argv[1:]
+model, preprocess = torch.hub.load(root, "ViT_B_32", source="local", device="cpu", download_root=cache)
+tokenize = torch.hub.load(root, "tokenize", source="local")
+print(model.encode_text(tokenize(["a cat"])).shape, type(preprocess).__name__, sys.modules["hf_clip"].__file__)
+"""
+
+
+@pytest.mark.slow
+def test_torch_hub_takes_a_clone_that_is_not_installed(tmp_path):
+    write_openai_archive(tmp_path / "ViT-B-32.pt", openai_model())
+    command = [sys.executable, "-c", SCRIPT, str(ROOT), str(tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["torch.Size([1,", "40])", "Preprocess", str(ROOT / "hf_clip/__init__.py")]
+
+
+def test_entry_points_have_openais_names():
+    import hubconf
+
+    assert {"RN50", "RN50x64", "ViT_B_32", "ViT_L_14", "ViT_L_14_336px", "tokenize"} <= set(vars(hubconf))
+    assert hubconf.ViT_B_16.__doc__.startswith("ViT-B/16")

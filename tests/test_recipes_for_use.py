@@ -1,0 +1,98 @@
+"""What docs/recipes_for_use.md says runs: the programs of each section, with a small model."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+import hf_clip
+from tests.helpers.toys import tiny_clip
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/recipes_for_use.md").read_text(encoding="utf-8")
+NAME = "openai/clip-vit-base-patch32"
+CAPTIONS = ["a red apple", "a snowman", "a photo of a dog, a cat and a bird."] * 2
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a small model."""
+    folder = tmp_path_factory.mktemp("recipes") / "small"
+    model, processor = tiny_clip(CAPTIONS)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(title: str, small: Path, names: dict | None = None) -> dict:
+    """The names that the programs of a section leave."""
+    [section] = [part for part in PAGE.split("\n## ") if part.startswith(title)]
+    names = {"__name__": "recipe"} if names is None else names
+    for code in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
+        exec(compile(code.replace(NAME, str(small)), "recipes_for_use.md", "exec"), names)  # noqa: S102
+    return names
+
+
+def test_every_section_is_run_here():
+    tested = Path(__file__).read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", PAGE, re.M)
+    assert titles and all(f'"{title}"' in tested for title in titles)
+
+
+def test_the_service_answers(place, small):
+    from fastapi.testclient import TestClient
+
+    app = run("A web service, by FastAPI", small)["app"]
+    client = TestClient(app)
+    photo = io.BytesIO()
+    Image.new("RGB", (40, 32), "red").save(photo, "PNG")
+    answer = client.post("/classify", content=photo.getvalue())
+    assert answer.status_code == 200 and len(answer.json()) == 2 and set(answer.json()[0]) == {"label", "score"}
+    broken = client.post("/classify", content=b"no image")
+    assert broken.status_code == 400 and "no image" not in broken.json()["detail"]
+
+
+def test_the_page_answers(place, small):
+    demo = run("A page to try it, by Gradio", small)["demo"]
+    scores = demo.fn(Image.new("RGB", (40, 32), "red"), "a dog, a cat")
+    assert set(scores) == {"a dog", "a cat"} and sum(scores.values()) == pytest.approx(1)
+
+
+def test_lora_trains_and_comes_back(place, small):
+    names = run("Fine-tuning by LoRA, with peft and transformers' Trainer", small)
+    before, _ = hf_clip.load(small)
+    after = names["merged"]
+    changed = [key for key, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[key])]
+    assert len(changed) == 8 and all(key.endswith(("q_proj.weight", "v_proj.weight")) for key in changed)
+
+
+def test_label_smoothing_is_the_recipes_and_not_the_trainers(place, small):
+    model, processor = hf_clip.load(small)
+    batch = processor(text=["a dog", "a cat"], images=[torch.zeros(3, 32, 32)] * 2, return_tensors="pt")
+    inputs = {**batch, "return_loss": True}
+    arguments = TrainingArguments("out", label_smoothing_factor=0.4, use_cpu=True, report_to=[])
+    assert torch.equal(Trainer(model, arguments).compute_loss(model, dict(inputs)), model(**inputs).loss)
+    names = run("Fine-tuning by LoRA, with peft and transformers' Trainer", small)
+    outputs = names["model"](**inputs)
+    assert names["smoothed_loss"](outputs, None) != outputs.loss
+
+
+def test_onnx_and_int8(place, small):
+    names = run("ONNX", small)
+    own = hf_clip.embed_images(*hf_clip.load(small), ["examples/emoji/apple.png"])
+    assert (names["image_embeds"] - own).abs().max() < 1e-4
+    names = run("int8", small, names)
+    assert names["report"] is not None
+    assert any("quantized" in type(module).__module__ for module in names["quantized"].modules())
