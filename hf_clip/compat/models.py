@@ -232,12 +232,21 @@ def _to_originals_names(module: DropIn, state: dict[str, torch.Tensor], prefix: 
 
 
 def _from_originals_names(
-    module: DropIn, state: dict[str, torch.Tensor], prefix: str, metadata: Any, strict: bool, *reports: list[str]
+    module: DropIn,
+    state: dict[str, torch.Tensor],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
 ) -> None:
-    theirs, own = _taken(state, prefix), module.own_state()
-    if not strict:
-        present = export_tensors(own, module._rules)
-        theirs = present | {name: tensor for name, tensor in theirs.items() if name in present}
+    own = module.own_state()
+    theirs, present = _taken(state, prefix), export_tensors(own, module._rules)
+    # What is to be done about these, the caller's `strict` says.
+    missing += [prefix + name for name in present if name not in theirs]
+    unexpected += [prefix + name for name in theirs if name not in present]
+    theirs = present | {name: tensor for name, tensor in theirs.items() if name in present}
     try:
         loaded = import_tensors(theirs, module._rules, {name: tensor.shape for name, tensor in own.items()})
     except ConversionError as error:

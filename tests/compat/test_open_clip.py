@@ -201,7 +201,7 @@ def test_names_with_files_and_tags(peer, folder, small_architecture, tmp_path, m
     with running_hub({"owner/tiny": folder}) as hub:
         use_in_this_process(hub, monkeypatch, tmp_path / "hub")
         of_hub, preprocess = drop_in.create_model_from_pretrained("tiny", "BY-HUB")
-        assert preprocess.image_processor.image_mean == [0.5] * 3
+        assert list(preprocess.image_processor.image_mean) == [0.5] * 3
         with pytest.warns(UserWarning, match="QuickGELU mismatch.*Use 'tiny-quickgelu'"):
             of_url = drop_in.create_model("tiny", "by_url", cache_dir=tmp_path / "cache")
         quick = drop_in.create_model("tiny-quickgelu", "by_url", cache_dir=tmp_path / "cache")
@@ -238,7 +238,7 @@ def test_names_are_the_peers(peer):
     known = drop_in.list_models()
     assert len(known) >= 131 and known == [name for name in peer.list_models() if name in known]
     pairs = [(name, tag) for name, tag in peer.list_pretrained() if name in known]
-    assert drop_in.list_pretrained() == pairs and len(pairs) > 200
+    assert drop_in.list_pretrained() == pairs and len(pairs) > 150
     assert drop_in.list_pretrained(as_str=True)[0] == "RN50:openai"
     assert drop_in.IMAGENET_CLASSNAMES == tuple(peer.IMAGENET_CLASSNAMES)
     for name in ("OPENAI_IMAGENET_TEMPLATES", "SIMPLE_IMAGENET_TEMPLATES"):

@@ -1,13 +1,12 @@
 """What the transforms of `clip` and `open_clip` take from torchvision, as it documents them, for PIL images alone."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
-InterpolationMode = SimpleNamespace(**Image.Resampling.__members__)
+InterpolationMode = Image.Resampling
 
 
 def get_dimensions(image):
