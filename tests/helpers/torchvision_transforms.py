@@ -28,6 +28,8 @@ def pad(image, padding, fill=0):
     canvas = Image.new(
         image.mode, (left + image.width + right, top + image.height + bottom), fill if bands == 1 else (fill,) * bands
     )
+    if image.mode == "P":
+        canvas.putpalette(image.getpalette())
     canvas.paste(image, (left, top))
     return canvas
 
