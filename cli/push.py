@@ -23,9 +23,9 @@ def add(verbs) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made where there is none (default: main)")
     parser.add_argument(
         "--to",
-        choices=("hf_clip", "transformers"),
+        choices=("hf_clip", "transformers", "peft"),
         default="hf_clip",
-        help="format; transformers: its own CLIPModel or SiglipModel loads it, without other code (default: hf_clip)",
+        help="format; transformers: its own CLIPModel or SiglipModel loads it; peft: adapters (default: hf_clip)",
     )
     space = "make a Space (Gradio) of the same name, too, in which people try it"
     parser.add_argument("--space", action="store_true", help=space)

@@ -25,6 +25,9 @@ _EXTRAS = {
 VERBS = {
     "train": "train",
     "plan": "plan",
+    "teach": "teach",
+    "compare": "compare",
+    "average": "average",
     "eval": "evaluate",
     "classify": "classify",
     "locate": "locate",

@@ -2,11 +2,16 @@
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import Several, add_verb
 from .outputs import Outputs
 from .usage import UsageError, start_library
+
+if TYPE_CHECKING:
+    from hf_clip.training import TrainConfig
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -25,6 +30,12 @@ def add(verbs) -> None:
     explain = "print what a key of recipes means, or a table of keys"
     parser.add_argument("--explain", metavar="KEY", help=explain)
 
+    dry = "read the data and make a step: what is skipped, token lengths, loss, memory, time; write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    sheet = "with --dry-run, draw augmented images with their captions to this PNG"
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help=sheet)
+    parser.add_argument("--overwrite", action="store_true", help="replace a file at --sheet of any kind")
+
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`--recipe` and `--set`."""
@@ -42,9 +53,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.explain is not None:
         return _explain(options.explain)
-    if options.output_dir is None:
-        options.parser.error("the following arguments are required: --output-dir")
     recipe = options.recipe
+    if options.output_dir is None and not options.dry_run:
+        options.parser.error("the following arguments are required: --output-dir")
+    if options.dry_run and options.resume:
+        raise UsageError("--dry-run is for a run that has not begun: drop --resume.")
+    if options.sheet is not None and not options.dry_run:
+        raise UsageError("--sheet is drawn by a dry run: add --dry-run.")
     if recipe is None and not options.resume:
         raise missing_recipe()
     if recipe is None:
@@ -57,11 +72,13 @@ def run(options: argparse.Namespace) -> int:
     from hf_clip.training import train as run_training
 
     config = load_recipe(recipe, options.overrides)
-    outputs = Outputs()
+    outputs = Outputs(options.overwrite)
     outputs.reads("--recipe", [recipe] if options.recipe is not None and not options.resume else [])
     outputs.reads("data.train", config.data.train)
     for name, evaluation in config.evaluations.items():
         outputs.reads(f"evaluations.{name}.data", evaluation.data)
+    if options.dry_run:
+        return _dry_run(config, outputs, options.sheet)
     outputs.folder("--output-dir", options.output_dir)
     run_training(config, options.output_dir, resume=options.resume)
     return 0
@@ -72,6 +89,16 @@ def _explain(key: str) -> int:
     from hf_clip.training.recipe_reference import explain_key
 
     print(explain_key(key))
+    return 0
+
+
+def _dry_run(config: "TrainConfig", outputs: Outputs, sheet: Path | None) -> int:
+    from hf_clip.training.dry_run import dry_run
+
+    if sheet is not None:
+        outputs.file("--sheet", sheet, "a plot in PNG")
+    found = dry_run(config, sheet, say=lambda line: print(line, file=sys.stderr))
+    print(found.report())
     return 0
 
 

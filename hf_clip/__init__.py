@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 # For editors and type checkers; when the package runs, `__getattr__` imports a name from its home.
 if TYPE_CHECKING:
-    from .conversion import ConversionError, convert, load
+    from .conversion import ConversionError, average_models, convert, load
     from .evaluation.few_shot import evaluate_few_shot
     from .evaluation.groups import evaluate_groups
     from .evaluation.linear_probe import evaluate_linear_probe
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .sources.spec import DataSpec
     from .training.config import TrainConfig
     from .training.loop import train
+    from .training.mixing import greedy_soup, wise_ft
     from .training.recipe import list_recipes, load_recipe
     from .training.recipe_error import RecipeError
 
@@ -112,6 +113,7 @@ _HOME = {
     "open_source": "sources.opening",
     "DataSpec": "sources.spec",
     "ConversionError": "conversion",
+    "average_models": "conversion",
     "convert": "conversion",
     "load": "conversion",
     "evaluate_zero_shot": "evaluation.zero_shot",
@@ -133,8 +135,10 @@ _HOME = {
     "PushError": "hub.upload",
     "RecipeError": "training.recipe_error",
     "TrainConfig": "training.config",
+    "greedy_soup": "training.mixing",
     "list_recipes": "training.recipe",
     "load_recipe": "training.recipe",
+    "wise_ft": "training.mixing",
     "train": "training.loop",
 }
 
@@ -168,6 +172,7 @@ __all__ = [
     "SourceError",
     "TrainConfig",
     "ZeroShotClassifier",
+    "average_models",
     "contrastive_loss",
     "convert",
     "decode_image",
@@ -184,6 +189,7 @@ __all__ = [
     "evaluate_shift",
     "evaluate_zero_shot",
     "export_model",
+    "greedy_soup",
     "join_towers",
     "list_architectures",
     "list_prompts",
@@ -192,6 +198,7 @@ __all__ = [
     "load_exported",
     "load_prompts",
     "load_recipe",
+    "wise_ft",
     "open_source",
     "push",
     "push_to_card",

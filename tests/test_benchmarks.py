@@ -29,6 +29,7 @@ SMALLEST = {
     "serve": ["--quick"],
     # It measures a trained model, and says so where there is none.
     "search_quality": [],
+    "finetune": ["--quick"],
     "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],
 }
 

@@ -50,6 +50,8 @@ EXCEPT = {
     ("hf_clip/model/modeling_timm_hf_clip.py", "timm"),
     # It made the adapters that it reads.
     ("hf_clip/conversion/adapters.py", "peft"),
+    # It trains those that a recipe asks for.
+    ("hf_clip/training/lora.py", "peft"),
     # They read what cameras and phones write, where somebody installed them.
     ("hf_clip/model/image_plugins_hf_clip.py", "pi_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "pillow_heif"),

@@ -6,8 +6,10 @@ from importlib import import_module
 _HOME = {
     "RecipeError": "recipe_error",
     "TrainConfig": "config",
+    "greedy_soup": "mixing",
     "list_recipes": "recipe",
     "load_recipe": "recipe",
+    "wise_ft": "mixing",
     "recipe_reference": "recipe_reference",
     "train": "loop",
 }

@@ -14,7 +14,11 @@ from hf_clip.model.configuration_hf_clip import HFCLIPConfig, list_architectures
 from hf_clip.sources import DataSpec
 
 from .card_sources import read_card_sources
+from .data_config import AugmentationConfig, DataConfig
+from .distillation import DistillationConfig
+from .lora_config import LoraConfig
 from .recipe_error import RecipeError, require, require_finite
+from .stage_config import StageConfig
 
 # What a model with weights can still be given: nothing that a weight's shape depends on.
 _WITH_START = {
@@ -25,6 +29,16 @@ _WITH_START = {
 _READING = ("architecture", "hidden_act", "revision")
 
 WARMUP_STEPS = 100
+
+# The evaluation of what `data` keeps for validation.
+VALIDATION = "validation"
+_OF_RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_reciprocal_rank")
+# What can name the best checkpoint, by an evaluation's task; and those of them of which less is better.
+NUMBERS_OF_TASKS = {
+    "retrieval": [f"{way}.{name}" for way in ("image_to_text", "text_to_image") for name in _OF_RETRIEVAL],
+    "zero-shot": ["top_1", "top_5", "mean_per_class", "calibration_error", "mean_average_precision"],
+}
+LESS_IS_BETTER = ("median_rank", "calibration_error")
 
 
 @dataclass
@@ -139,125 +153,6 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """Where the training pairs come from, and in what order they are read."""
-
-    train: list[str] = field(default_factory=list)
-    """Files, folders or Hub ids (see `hf_clip.open_source`)."""
-    weights: list[float] | None = None
-    """One number for each entry of `train`: how often an epoch passes through it (2 is twice, 0.5 every other epoch).
-    Null reads all files of a kind as one source."""
-    split: str | None = None
-    """The split to use, if the data has several."""
-    where: dict[str, Any] = field(default_factory=dict)
-    """Keeps the rows whose columns have the given values, or one of a list of values."""
-    image_column: str | None = None
-    """The column of images. Null finds it by its name."""
-    caption_columns: list[str] | None = None
-    """The columns of captions, of which each step draws one. Null finds them by their names."""
-    concept_column: str | None = None
-    """The column whose equal values mark images of one thing: pairs that are positives of each other. Null finds it by
-    its name."""
-    keyword_columns: list[str] = field(default_factory=list)
-    """Columns of words for what an image shows, for a second contrastive loss. Needs `keyword_weight`."""
-    keyword_weight: float = 0.0
-    """The weight of the contrastive loss of images and keywords; that of captions is 1."""
-    max_keywords: int = 6
-    """A keyword text is 1 to this many of a row's keywords, in random order."""
-    lanes: int | None = None
-    """Logical shards, fixed for a run, that processes share; the order of the pairs depends on their number, which
-    divides `batch_size` and is divided by the number of processes. Null chooses one of up to 32 that most do."""
-    workers: int | None = None
-    """Threads of each process that decode. Null takes one a core, 0 decodes between the steps."""
-    shuffle_block: int = 8192
-    """Pairs, over all lanes, that wait as undecoded bytes to be shuffled together; as many are read ahead."""
-    decoded_cache_gb: float = 1.0
-    """Data whose images, at the model's size, fit into this many gigabytes of each process is decoded once."""
-    max_bad_fraction: float = 0.05
-    """The run stops where a larger fraction of the pairs cannot be read."""
-
-    def __post_init__(self):
-        require(bool(self.train), "data.train is empty: give it at least one file, folder or Hub id.")
-        require(
-            self.weights is None or len(self.weights) == len(self.train),
-            f"data.weights={self.weights} must have {len(self.train)} numbers, one for each entry of data.train.",
-        )
-        for weight in self.weights or []:
-            require(
-                0.001 <= weight <= 1000,
-                f"data.weights: {weight} must lie in 0.001 to 1000: it counts passes an epoch. Remove the entry of "
-                "data.train to give it none.",
-            )
-        for name in ("workers", "decoded_cache_gb"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < math.inf, f"data.{name}={value} must be 0 or more, and finite.")
-        require(self.keyword_weight >= 0, f"data.keyword_weight={self.keyword_weight} must be 0 or more.")
-        require(
-            bool(self.keyword_columns) == (self.keyword_weight > 0),
-            f"data.keyword_columns={self.keyword_columns} and data.keyword_weight={self.keyword_weight} go together: "
-            "set both, or neither.",
-        )
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            f"data.max_bad_fraction={self.max_bad_fraction} is not a fraction: use 0 to 1.",
-        )
-        for name in ("lanes", "max_keywords", "shuffle_block"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"data.{name}={value} must be 1 or more.")
-
-
-@dataclass
-class AugmentationConfig:
-    """Strengths of the random changes to a training image, 0 for none. See `hf_clip.training.augmentation`."""
-
-    rotation: float = 0.0
-    """The largest rotation, in degrees."""
-    scale: float = 0.0
-    """The largest logarithm of the factor on an image's size."""
-    aspect: float = 0.0
-    """The largest logarithm of the factor on an image's aspect ratio."""
-    shear: float = 0.0
-    """The largest shear."""
-    shift: float = 0.0
-    """The largest shift, as a fraction of the side."""
-    flip: float = 0.0
-    """The probability of a mirror image."""
-    brightness: float = 0.0
-    """The largest logarithm of the factor on all colors."""
-    channels: float = 0.0
-    """The largest logarithm of the factor on each single color."""
-    saturation: float = 0.0
-    """The largest logarithm of the factor on saturation."""
-    hue: float = 0.0
-    """The largest turn of the hues, as a fraction of the color wheel."""
-    gray: float = 0.0
-    """The probability of an image without colors."""
-    blur: float = 0.0
-    """The strength of blurring and sharpening, 0 to 1."""
-    cutout: float = 0.0
-    """The probability of a covered rectangle."""
-    cutout_size: float = 0.35
-    """The largest side of that rectangle, as a fraction of the image's."""
-    crop: float = 0.0
-    """For images with `crop_words`, the probability that a band of the disc for which the image is taken is stretched
-    to a lying rectangle: for flags, which are the same in any outline."""
-    mixup: float = 0.0
-    """The parameter of the Beta distribution from which the fractions of two images in one are drawn (Zhang et al.
-    2018), two by two within a batch."""
-    no_flip_words: list[str] = field(default_factory=lambda: ["left", "right", "clockwise"])
-    """Images whose caption holds one of these words are not flipped: a mirror would make the caption false."""
-    crop_words: list[str] = field(default_factory=list)
-    """Words in captions of images to which `crop` applies."""
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if name in ("flip", "gray", "crop", "cutout", "cutout_size", "blur"):
-                require(0 <= value <= 1, f"augmentation.{name}={value} must lie in 0 to 1.")
-            elif name not in ("no_flip_words", "crop_words"):
-                require(0 <= value < math.inf, f"augmentation.{name}={value} must be 0 or more, and finite.")
-
-
-@dataclass
 class TowerConfig:
     """How one tower is trained."""
 
@@ -307,11 +202,14 @@ class OptimizerConfig:
     weight_decay: float = 0.2
     """AdamW's weight decay. Gains, biases and the logit scale have none."""
     schedule: str = "cosine"
-    """How rates fall after the warmup: by half a "cosine" (the paper's), or "linear"."""
+    """How rates fall after the warmup: by half a "cosine" (the paper's), or "linear"; "constant" keeps them at their
+    peaks, so that a finished run can be extended as if it had never ended."""
     warmup_steps: int | None = None
     """Steps in which the rates rise to their peaks. Null takes 100, but at most a tenth of `steps`."""
+    warmup_fraction: float | None = None
+    """The fraction of all steps in which the rates rise to their peaks, instead of `warmup_steps`."""
     final_learning_rate_fraction: float = 0.0
-    """The fraction of their peaks that the rates have at the end."""
+    """The fraction of their peaks that the rates have at the end; "constant" has none."""
     max_gradient_norm: float = 1.0
     """Gradients are clipped to this norm."""
     max_logit_scale: float = 100.0
@@ -327,8 +225,8 @@ class OptimizerConfig:
             f"optimizer.algorithm={self.algorithm!r} is not known: use 'adamw' or 'muon'.",
         )
         require(
-            self.schedule in ("cosine", "linear"),
-            f"optimizer.schedule={self.schedule!r} is not known: use 'cosine' or 'linear'.",
+            self.schedule in ("cosine", "linear", "constant"),
+            f"optimizer.schedule={self.schedule!r} is not known: use 'cosine', 'linear' or 'constant'.",
         )
         for name in ("learning_rate", "matrix_learning_rate", "epsilon", "max_gradient_norm"):
             value = getattr(self, name)
@@ -344,6 +242,20 @@ class OptimizerConfig:
         require(
             self.warmup_steps is None or self.warmup_steps >= 0,
             f"optimizer.warmup_steps={self.warmup_steps} must be 0 or more.",
+        )
+        require(
+            self.warmup_fraction is None or 0 <= self.warmup_fraction < 1,
+            f"optimizer.warmup_fraction={self.warmup_fraction} must be 0 or more, and below 1.",
+        )
+        require(
+            self.warmup_steps is None or self.warmup_fraction is None,
+            f"optimizer.warmup_steps={self.warmup_steps} and optimizer.warmup_fraction={self.warmup_fraction} say "
+            "the same: remove one.",
+        )
+        require(
+            self.schedule != "constant" or self.final_learning_rate_fraction == 0,
+            f"optimizer.final_learning_rate_fraction={self.final_learning_rate_fraction}: rates do not fall with "
+            "optimizer.schedule=constant: remove it.",
         )
         require(
             1 <= self.max_logit_scale < math.inf,
@@ -438,16 +350,26 @@ class CheckpointConfig:
     """How many of the newest stay."""
     keep_every: int | None = None
     """Keeps those of every so many steps for good."""
+    best: str | None = None
+    """The number by which the best model is kept and exported, instead of the last: the name of an evaluation and
+    its number, such as `validation.image_to_text.recall_at_1` or `products.top_1`. It is looked at every `eval_every`
+    steps and at the end, and at the start with `eval_at_start`."""
+    patience: int | None = None
+    """With `best`: the run ends after so many evaluations in a row without a better number (early stopping)."""
     push_to: str | None = None
     """A model repository on the Hub (made private if it is new) to which each is copied, in the background."""
 
     def __post_init__(self):
-        for name in ("save_every", "keep_last", "keep_every"):
+        for name in ("save_every", "keep_last", "keep_every", "patience"):
             value = getattr(self, name)
             require(value is None or value > 0, f"checkpoints.{name}={value} must be 1 or more.")
         require(
             self.save_minutes is None or 0 < self.save_minutes < math.inf,
             f"checkpoints.save_minutes={self.save_minutes} must be above 0 and finite.",
+        )
+        require(
+            self.patience is None or self.best is not None,
+            f"checkpoints.patience={self.patience} waits for a better number: set checkpoints.best to its name.",
         )
         try:
             validate_repo_id(self.push_to or "owner/name")
@@ -463,8 +385,12 @@ class TrainConfig:
     """The model at its start."""
     data: DataConfig
     """The training pairs."""
-    steps: int
-    """Updates of the weights."""
+    steps: int | None = None
+    """Updates of the weights. Either it or `epochs` must be set."""
+    epochs: float | None = None
+    """Passes through the training data (with `data.weights`, through so many times of each), instead of `steps`."""
+    stages: list[StageConfig] = field(default_factory=list)
+    """Stages with steps of their own, instead of `steps`: small images, short texts and dropped patches first."""
     batch_size: int = 256
     """Pairs of an update, over all processes."""
     micro_batch_size: int | None = None
@@ -490,6 +416,8 @@ class TrainConfig:
     """Steps from one line of numbers to the next."""
     eval_every: int = 1000
     """Steps from one evaluation with `during_training` to the next."""
+    eval_at_start: bool = False
+    """Whether all evaluations are also made before the first step. The results and the card then show both."""
     templates: list[str] | None = None
     """Texts around class names, `{}` in their place, with which the model is evaluated. They are saved in its
     `config.json` (`zero_shot_templates`), and every later evaluation and `classify` use them by default. Null leaves
@@ -500,6 +428,10 @@ class TrainConfig:
     """Random changes to training images."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer and its schedule."""
+    lora: LoraConfig | None = None
+    """Trains low-rank adapters instead of the model's own weights. Null trains those."""
+    distillation: DistillationConfig | None = None
+    """Learning from teachers too: from `data.teachers`, or the model's own start. Null has none."""
     evaluations: dict[str, EvaluationConfig] = field(default_factory=dict)
     """Evaluations by name; the names become file names."""
     card: CardConfig = field(default_factory=CardConfig)
@@ -507,7 +439,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "log_every", "eval_every", "max_bad_steps"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be 1 or more.")
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be 1 or more.")
+        self._require_one_length()
         require(self.batch_size > 1, f"batch_size={self.batch_size}: a contrastive loss needs 2 pairs or more.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0 to 2**63 - 1.")
         require(
@@ -529,15 +463,134 @@ class TrainConfig:
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"ema_decay={self.ema_decay} must lie between 0 and 1, or be null for no average.",
         )
-        if self.optimizer.warmup_steps is None:
-            self.optimizer = replace(self.optimizer, warmup_steps=min(WARMUP_STEPS, self.steps // 10))
-        require(
-            (self.optimizer.warmup_steps or 0) < self.steps,
-            f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of steps={self.steps}: "
-            "lower it, or train longer.",
-        )
+        if self.steps is not None or self.stages:
+            self._resolve_warmup(self.total_steps)
+        self._require_what_goes_with_adapters()
+        self._require_teachers()
+        self._add_validation()
+        self._require_a_known_best()
         _require_templates(self.templates)
         _require_distinct_names(list(self.evaluations))
+
+    @property
+    def total_steps(self) -> int:
+        """Of a recipe whose `epochs` were counted (`hf_clip.training.lengths`)."""
+        if self.stages:
+            return sum(stage.steps for stage in self.stages)
+        assert self.steps is not None
+        return self.steps
+
+    def _require_one_length(self) -> None:
+        require(
+            self.epochs is None or 0 < self.epochs < math.inf, f"epochs={self.epochs} must be above 0, and finite."
+        )
+        require(
+            self.steps is not None or self.epochs is not None or bool(self.stages),
+            "steps and epochs are both missing: every recipe must set one of them.",
+        )
+        require(
+            self.steps is None or self.epochs is None,
+            f"steps={self.steps} and epochs={self.epochs} are two lengths of one run: remove one.",
+        )
+        other = "steps" if self.steps is not None else "epochs"
+        require(
+            not self.stages or (self.steps is None and self.epochs is None),
+            f"{other}={getattr(self, other)} and stages are two lengths of one run, whose steps are those of the "
+            f"stages: remove {other}.",
+        )
+
+    def _require_what_goes_with_adapters(self) -> None:
+        if self.lora is None:
+            return
+        optimizer = self.optimizer
+        require(
+            optimizer.algorithm == "adamw",
+            f"optimizer.algorithm={optimizer.algorithm} is for whole matrices, and lora trains their factors: use "
+            "adamw.",
+        )
+        for tower in ("vision_tower", "text_tower"):
+            groups = getattr(optimizer, tower).trainable_groups
+            require(
+                groups is None,
+                f"optimizer.{tower}.trainable_groups={groups} does not go with lora, which says by lora.towers and "
+                "lora.targets what is trained: remove one.",
+            )
+
+    def _require_teachers(self) -> None:
+        teachers, distillation = self.data.teachers, self.distillation
+        if distillation is None:
+            require(not teachers, f"data.teachers={teachers} are learned from with distillation: set its weight.")
+            return
+        require(
+            bool(teachers) or distillation.from_start,
+            "distillation has no teacher: set data.teachers, or distillation.from_start to true.",
+        )
+        require(
+            self.augmentation.mixup == 0,
+            f"augmentation.mixup={self.augmentation.mixup} makes images of which no teacher knows the caption: set it "
+            "to 0 with distillation.",
+        )
+
+    def _resolve_warmup(self, steps: int) -> None:
+        optimizer = self.optimizer
+        if optimizer.warmup_fraction is not None:
+            warmup = min(round(optimizer.warmup_fraction * steps), steps - 1)
+            self.optimizer = replace(optimizer, warmup_steps=warmup, warmup_fraction=None)
+        elif optimizer.warmup_steps is None:
+            self.optimizer = replace(optimizer, warmup_steps=min(WARMUP_STEPS, steps // 10))
+        require(
+            (self.optimizer.warmup_steps or 0) < steps,
+            f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of steps={steps}: lower it, or "
+            "train longer.",
+        )
+
+    def _add_validation(self) -> None:
+        """The evaluation of what `data` keeps for validation."""
+        data = self.data
+        if not data.has_validation:
+            return
+        of_labels = data.label_templates is not None
+        own = EvaluationConfig(
+            task="zero-shot" if of_labels else "retrieval",
+            label_column=data.label_column,
+            templates=data.label_templates,
+            data=data.train,
+            split=data.validation_split or data.split,
+            where=data.where,
+            image_column=data.image_column,
+            caption_columns=data.caption_columns,
+            concept_column=data.concept_column,
+            during_training=True,
+        )
+        given = self.evaluations.get(VALIDATION, own)
+        require(
+            given == own,
+            f"evaluations.{VALIDATION} is the name of the evaluation of what data keeps for validation: rename yours.",
+        )
+        self.evaluations = {VALIDATION: own, **self.evaluations}
+
+    def _require_a_known_best(self) -> None:
+        best = self.checkpoints.best
+        if best is None:
+            return
+        name, _, number = best.partition(".")
+        require(
+            name in self.evaluations,
+            f"checkpoints.best={best} begins with no evaluation's name: there are "
+            f"{', '.join(self.evaluations) or 'none'}.",
+        )
+        evaluation = self.evaluations[name]
+        known = NUMBERS_OF_TASKS[evaluation.task]
+        require(
+            number in known,
+            f"checkpoints.best={best} names no number of a {evaluation.task} evaluation: write {name}. and one of "
+            f"{', '.join(known)}.",
+        )
+        require(
+            evaluation.during_training,
+            f"checkpoints.best={best} is looked at every eval_every steps: set evaluations.{name}.during_training to "
+            "true.",
+        )
 
 
 def _require_distinct_names(names: list[str]) -> None:

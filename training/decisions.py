@@ -15,6 +15,7 @@ from .config import TrainConfig
 from .deepspeed import configure_deepspeed, runs_deepspeed
 from .device import choose_precision, fastest_device, keep_freed_memory
 from .recipe_error import RecipeError
+from .stages import stages_of
 from .stream.images import jpeg_decoder
 
 
@@ -140,7 +141,12 @@ def _require_possible(config: TrainConfig, device: torch.device) -> None:
 
 def _require_even_parts(config: TrainConfig, decisions: Decisions) -> None:
     """Raises RecipeError where images are mixed two by two, and one would have no partner."""
-    pairs, micro = decisions.pairs_per_process, decisions.micro_batch_size
+    parts = [(decisions.pairs_per_process, decisions.micro_batch_size)]
+    if config.stages:
+        sizes = [(stage.batch_size, stage.micro_batch_size) for stage in stages_of(config)]
+        of_process = [(batch // decisions.processes, micro) for batch, micro in sizes]
+        parts = [(pairs, min(micro or pairs, pairs)) for pairs, micro in of_process]
+    pairs, micro = next((part for part in parts if part[0] % 2 or part[1] % 2), parts[0])
     if config.augmentation.mixup and (pairs % 2 or micro % 2):
         raise RecipeError(
             f"augmentation.mixup mixes images two by two, and a process has {pairs} of a batch, in pieces of "

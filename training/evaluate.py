@@ -1,23 +1,37 @@
 """The evaluations of a recipe: checked before the first step, run on the way and at the end."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from hf_clip.evaluation import RetrievalResult, ZeroShotResult, evaluate_retrieval, evaluate_zero_shot
+from hf_clip.evaluation import (
+    RetrievalResult,
+    ZeroShotResult,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+    plot_retrievals,
+)
 from hf_clip.evaluation.labeled_images import names_of_labels
 from hf_clip.messages import in_callers_words
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.zero_shot_hf_clip import templates_of
-from hf_clip.sources import Source, SourceError
+from hf_clip.sources import Source, SourceError, iterate_samples
 
-from .config import EvaluationConfig, TrainConfig
+from .config import VALIDATION, EvaluationConfig, TrainConfig
 from .progress import one_line
 from .signals import StopNow
+from .stream import open_training_source
+from .stream.validation import held_out_part, held_out_parts
 from .trainer import Trainer
 
 # Labels looked at before the first step.
 LABELS_TO_CHECK = 1000
+# Of the best retrievals, and of the worst.
+IMAGES_IN_SHEET = 6
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
     opened = {}
     for name, evaluation in config.evaluations.items():
         try:
-            source = evaluation.spec().open()
+            source = _open_source(config, name)
             if evaluation.task == "retrieval":
                 source = source.require_captions()
             else:
@@ -48,6 +62,16 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
             raise SourceError(_in_recipes_words(name, error)) from error
         opened[name] = Evaluation(name, evaluation, source)
     return opened
+
+
+def _open_source(config: TrainConfig, name: str) -> Source:
+    fraction = config.data.validation_fraction
+    if name != VALIDATION or fraction is None:
+        return config.evaluations[name].spec().open()
+    if config.data.weights is not None and config.data.label_templates is None:
+        # Sources of their own, which need not have the same columns.
+        return held_out_parts(open_training_source(config.data).sources, fraction)
+    return held_out_part(config.evaluations[name].spec().open(), fraction)
 
 
 def _check_labels(source: Source) -> None:
@@ -100,8 +124,26 @@ def run_evaluations(
             if results:
                 numbers = {name: result.to_dict() for name, result in results.items()}
                 trainer.log.log_evaluations(trainer.progress.step, numbers)
+                for name, result in results.items():
+                    _show_retrievals(trainer, name, result, evaluations[name].source)
         trainer.decisions.accelerator.wait_for_everyone()
     return results
+
+
+def _show_retrievals(trainer: Trainer, name: str, result: RetrievalResult | ZeroShotResult, source: Source) -> None:
+    """The best and the worst retrievals as an image of the run's tracker, where there is one that shows images."""
+    if not trainer.log.shows_images or not isinstance(result, RetrievalResult) or len(result.rows) < 2:
+        return
+
+    def draw() -> None:
+        best, worst = result.best_and_worst(IMAGES_IN_SHEET)
+        wanted = {result.rows[index] for index in [*best, *worst]}
+        images = {sample.index: sample.image for sample in iterate_samples(source) if sample.index in wanted}
+        with TemporaryDirectory() as folder:
+            sheet = plot_retrievals(result, images, Path(folder) / "sheet.png", count=IMAGES_IN_SHEET)
+            trainer.log.log_image(trainer.progress.step, f"{name}/best and worst", sheet)
+
+    trainer.log.attempt("The tracker's images", draw)
 
 
 def _run_one(
@@ -110,7 +152,7 @@ def _run_one(
     step = f" at step {trainer.progress.step}"
     title = evaluation.name + (step if during_training else "")
     try:
-        result = _evaluate(model, trainer.train_step.processor, evaluation, title)
+        result = evaluate_one(model, trainer.train_step.processor, evaluation, title)
         trainer.log.say(result.table())
         results[evaluation.name] = result
     except Exception as error:
@@ -119,9 +161,21 @@ def _run_one(
         )
 
 
-def _evaluate(
+def number_of(results: Mapping[str, RetrievalResult | ZeroShotResult], name: str) -> float | None:
+    """A number by the name of its evaluation and its own, as `checkpoints.best` has it; None where it is not there."""
+    evaluation, *path = name.split(".")
+    if evaluation not in results:
+        return None
+    value: Any = results[evaluation].to_dict()
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def evaluate_one(
     model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str
 ) -> RetrievalResult | ZeroShotResult:
+    """The result of one evaluation of a recipe."""
     if evaluation.config.task == "retrieval":
         return evaluate_retrieval(model, processor, evaluation.source, title=title)
     templates = evaluation.config.templates or templates_of(model)

@@ -15,15 +15,15 @@ from hf_clip.hub import CardFacts, made_with, write_model_card
 from hf_clip.model.image_decoding_hf_clip import decode_image
 from hf_clip.sources import Source, iterate_samples
 
+from .best import FACTS, best_folder
 from .checkpoint import MANIFEST, write_folder
 from .config import read_card_sources
-from .evaluate import Evaluation
-from .progress import one_line
+from .evaluate import IMAGES_IN_SHEET, Evaluation
+from .progress import evaluation_at, one_line
 from .run_folder import METRICS, RESULTS
 from .trainer import Trainer
 
 IMAGES_IN_HEAT_MAP = 12
-IMAGES_IN_SHEET = 6
 EXAMPLE_SIZE = 512
 EXAMPLE_LABELS = 3
 
@@ -32,6 +32,7 @@ FACTS_OF_TRAINING = (
     "started_from",
     "ema_decay",
     "step",
+    "best",
     "train_seconds",
     "device",
     "processes",
@@ -53,13 +54,18 @@ def export_model(trainer: Trainer) -> None:
             return
 
         def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            trainer.train_step.processor.save_pretrained(folder)
+            if trainer.best_model is None:
+                trainer.write_release(model, folder)
+            else:
+                shutil.copytree(best_folder(trainer.folder), folder, dirs_exist_ok=True)
+                (folder / FACTS).unlink()
 
         unfinished = trainer.folder / ".model"
         write_folder(unfinished, write)
         (unfinished / MANIFEST).unlink()
         for item in unfinished.iterdir():
+            if item.is_dir():
+                shutil.rmtree(trainer.folder / item.name, ignore_errors=True)
             os.replace(item, trainer.folder / item.name)
         unfinished.rmdir()
     trainer.log.say(f"The model is in {trainer.folder}.")
@@ -68,14 +74,19 @@ def export_model(trainer: Trainer) -> None:
 def gather_results(trainer: Trainer, evaluated: dict[str, Any], skipped: Counter[str]) -> dict[str, Any]:
     """What `results.json` holds, as measured."""
     start = trainer.config.model
+    progress = trainer.progress
+    before = evaluation_at(trainer.folder, 0) if trainer.config.eval_at_start else None
+    best = {"step": progress.best_step, "number": trainer.config.checkpoints.best, "value": progress.best_value}
     return {
-        "step": trainer.progress.step,
+        "step": progress.step,
+        "best": best if trainer.best_model is not None else None,
         "started_from": start.start_from or " and ".join(filter(None, [start.vision_tower, start.text_tower])) or None,
         "ema_decay": trainer.config.ema_decay,
         "bad_steps": trainer.train_step.bad_steps,
-        "train_seconds": round(trainer.progress.train_seconds, 1),
+        "train_seconds": round(progress.train_seconds, 1),
         "pairs_skipped": dict(skipped),
         "evaluations": {name: result.to_dict() for name, result in evaluated.items()},
+        "evaluations_at_start": {name: {**each, "title": name} for name, each in (before or {}).items()},
         **trainer.decisions.circumstances(),
         **made_with(),
     }
@@ -201,6 +212,7 @@ def _card_facts(
         training_data=_described(config.data.train, config.card.sources),
         evaluation_data=_described(evaluation_data, config.card.sources),
         results=[result.to_dict() for result in evaluated.values()],
+        results_at_start=list(results["evaluations_at_start"].values()),
         recipe=asdict(config),
         training={key: results[key] for key in FACTS_OF_TRAINING if results[key] is not None},
         plots=plots,

@@ -29,7 +29,7 @@ def tower_groups(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
         if tower == "vision_tower"
         else (model.text_model, model.text_projection)
     )
-    layers = _layers(trunk)
+    layers = tower_layers(trunk)
     number_of = {module: number for number, layer in enumerate(layers, start=1) for module in layer.modules()}
     last = list(projection.modules())
     if isinstance(trunk, HFCLIPTimmModel) and "num_classes" in (trunk.config.backbone_kwargs or {}):
@@ -46,7 +46,8 @@ def tower_groups(model: HFCLIPModel, tower: str) -> list[list[nn.Module]]:
     return [group for group in groups if any(True for module in group for _ in module.parameters(recurse=False))]
 
 
-def _layers(trunk: nn.Module) -> list[nn.Module]:
+def tower_layers(trunk: nn.Module) -> list[nn.Module]:
+    """The outermost rows of modules of one class."""
     layers: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for module in trunk.modules():
@@ -98,10 +99,10 @@ def learning_rate_factors(model: HFCLIPModel, config: OptimizerConfig) -> dict[n
 def has_batch_statistics(model: HFCLIPModel, config: OptimizerConfig) -> bool:
     """Whether a batch norm that learns makes an image's embedding hang on the others in its (micro-)batch."""
     frozen = set(frozen_modules(model, config))
-    return any(module not in frozen for module in _batch_norms(model))
+    return any(module not in frozen for module in batch_norms(model))
 
 
-def _batch_norms(model: HFCLIPModel) -> list[nn.Module]:
+def batch_norms(model: HFCLIPModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
@@ -109,7 +110,7 @@ class BatchStatistics:
     """The running statistics of a model's batch norms, which every forward in training mode moves."""
 
     def __init__(self, model: HFCLIPModel):
-        self._buffers = [buffer for norm in _batch_norms(model) for buffer in norm.buffers(recurse=False)]
+        self._buffers = [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
 
     def take(self) -> list[torch.Tensor]:
         return [buffer.clone() for buffer in self._buffers]

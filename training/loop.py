@@ -6,28 +6,36 @@ Shape suffixes: B pairs of this rank, H and W rows and columns, C = 3 colors, T 
 import time
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from hf_clip.messages import in_callers_words
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.sources import SourceError
 
+from .best import keep_best, release_best, take_over_best
 from .build import build_again, build_start
 from .checkpoint import CheckpointError, SaveClock, newest_checkpoint
 from .config import DataConfig, TrainConfig
 from .data_fingerprint import fingerprint
 from .decisions import Decisions, decide
+from .device import arrange_for_speed
 from .ema import WeightAverage
 from .evaluate import Evaluation, open_evaluations, run_evaluations
 from .export import describe_model, export_model, gather_results, write_results
 from .hub_checkpoints import CheckpointPusher
+from .lengths import resolve_epochs
 from .prepare import note_on_batch_statistics, prepare
 from .progress import ProgressLog, one_line
 from .recipe import keys_that_stay
 from .recipe_error import RecipeError
 from .run_folder import CHECKPOINTS, RunFolder, claim_folder, require_space
 from .signals import StopNow
+from .stages import Stage, common_batch_size, stage_processor, stages_of
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
 from .texts import tokens_of
@@ -101,28 +109,18 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
 def _train(
     config: TrainConfig, decisions: Decisions, run_folder: RunFolder, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    log = ProgressLog(run_folder.path, config.steps, decisions.is_main)
+    log = ProgressLog(run_folder.path, config.steps or 0, decisions.is_main)
     try:
         for note in run_folder.notes:
             log.say(f"{note}.")
-        data = _open_training_data(config.data)
+        data = open_training_data(config.data)
+        config = resolve_epochs(config, data)
+        log.steps = config.total_steps
         evaluations = open_evaluations(config)
         trainer = _start(config, decisions, run_folder.path, data, log, resume, progress)
-        stream = PairStream(
-            data,
-            config.data,
-            trainer.train_step.processor.image_processor,
-            config.batch_size,
-            config.seed,
-            config.augmentation,
-            decisions.accelerator.process_index,
-            decisions.processes,
-            trainer.stop.is_asked,
-            partial(tokens_of, trainer.train_step.processor),
-        )
         with trainer.stop:
             try:
-                run_steps(trainer, stream, evaluations)
+                stream = run_stages(trainer, data, evaluations)
                 results = finish(trainer, stream, evaluations)
             finally:
                 if trainer.pusher is not None:
@@ -139,7 +137,8 @@ def _train(
     return results
 
 
-def _open_training_data(config: DataConfig) -> TrainingData:
+def open_training_data(config: DataConfig) -> TrainingData:
+    """The recipe's training data. Raises SourceError in the recipe's words."""
     try:
         return open_training_source(config)
     except SourceError as error:
@@ -166,14 +165,17 @@ def _start(
         model, processor = build_again(checkpoint)
     if config.templates is not None:
         model.config.zero_shot_templates = config.templates
-    require_space(folder, model, config.steps, config.checkpoints)
+    require_space(folder, model, config.total_steps, config.checkpoints)
     objective, optimizer = prepare(model, config, decisions)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-    train_step = TrainStep(config, decisions, objective, optimizer, processor, average)
+    teacher = build_teacher(config, data, decisions)
+    train_step = TrainStep(config, decisions, objective, optimizer, processor, average, teacher)
     trainer = Trainer(config, folder, train_step, progress, log, fingerprint(config.data.train, data.num_rows))
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    log.begin(progress.step)
+        take_over_best(trainer)
+    # The last evaluations come again too.
+    log.begin(progress.step, trainer.is_evaluation_due or progress.step >= config.total_steps)
     if note := note_on_batch_statistics(model, config, decisions.micro_batch_size):
         log.say(note)
     if config.checkpoints.push_to is not None and decisions.is_main:
@@ -181,15 +183,64 @@ def _start(
     return trainer
 
 
-def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluation]) -> None:
-    """Steps until the last, with what is due in between. Raises StopNow once a signal came and all is saved."""
+def build_teacher(config: TrainConfig, data: TrainingData, decisions: Decisions) -> HFCLIPModel | None:
+    """The model at the run's start, frozen on the device, where the recipe learns from it; made again on resume."""
+    if config.distillation is None or not config.distillation.from_start:
+        return None
+    teacher, _ = build_start(config.model, data.captions(), config.seed)
+    arrange_for_speed(teacher, decisions.device, decisions.precision)
+    cast(nn.Module, teacher).to(decisions.device)
+    return teacher.requires_grad_(False).eval()
+
+
+def run_stages(trainer: Trainer, data: TrainingData, evaluations: dict[str, Evaluation]) -> PairStream:
+    """The steps of all stages that are left, each with a stream of its own; the last stream. Raises as `run_steps`."""
+    config = trainer.config
+    stages = stages_of(config)
+    left = [stage for stage in stages if stage.last > trainer.progress.step] or stages[-1:]
+    lanes = config.data.lanes
+    if lanes is None and len(stages) > 1:
+        lanes = make_stream(trainer, data, replace(stages[0], batch_size=common_batch_size(config)), None).lanes
+    for stage in left:
+        if config.stages:
+            trainer.log.say(f"Stage of {stage.describe()}.")
+        stream = make_stream(trainer, data, stage, lanes)
+        trainer.train_step.begin(stage)
+        run_steps(trainer, stream, evaluations, stage)
+        if trainer.is_over:
+            return stream
+    return stream
+
+
+def make_stream(trainer: Trainer, data: TrainingData, stage: Stage, lanes: int | None) -> PairStream:
+    """The pairs of a stage, in an order of as many lanes. Collective."""
+    config, decisions, train_step = trainer.config, trainer.decisions, trainer.train_step
+    processor = stage_processor(train_step.processor, trainer.model, stage)
+    return PairStream(
+        data,
+        replace(config.data, lanes=lanes),
+        processor.image_processor,
+        stage.batch_size,
+        config.seed,
+        config.augmentation,
+        decisions.accelerator.process_index,
+        decisions.processes,
+        trainer.stop.is_asked,
+        partial(tokens_of, processor),
+    )
+
+
+def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluation], stage: Stage) -> None:
+    """The steps of a stage, with what is due in between. Raises StopNow once a signal came and all is saved."""
     config, progress, log = trainer.config, trainer.progress, trainer.log
     clock = SaveClock(config.checkpoints.save_minutes)
     logged_step, seconds = progress.step, 0.0
+    if trainer.is_evaluation_due:
+        _evaluate(trainer, stream, evaluations)
     batches = cast(Generator, stream.batches(progress.position, reads_ahead=trainer.decisions.reads_ahead))
     with closing(batches):
         try:
-            while progress.step < config.steps:
+            while not trainer.is_over and progress.step < stage.last:
                 started = time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:
@@ -201,29 +252,44 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                 progress.step, progress.position = progress.step + 1, batch.position
                 seconds += time.perf_counter() - started
                 progress.train_seconds += time.perf_counter() - started
-                is_last = progress.step == config.steps
+                is_last = progress.step == config.total_steps
                 log.step()
                 if result.is_update and (progress.step % config.log_every == 0 or is_last):
                     steps, numbers = progress.step - logged_step, trainer.read_numbers(result)
-                    numbers["pairs_per_second"] = steps * config.batch_size / seconds
+                    numbers["pairs_per_second"] = steps * stage.batch_size / seconds
                     numbers["epoch"] = stream.epoch(progress.position)
                     numbers["train_seconds"] = progress.train_seconds
-                    log.log(progress.step, numbers, seconds / steps * (config.steps - progress.step))
+                    log.log(progress.step, numbers, seconds / steps * (config.total_steps - progress.step))
                     logged_step, seconds = progress.step, 0.0
                 signal, is_late = trainer.agree(trainer.stop.signal, clock.is_due())
                 if signal or is_late or is_last or progress.step % config.checkpoints.save_every == 0:
                     _save(trainer, stream, is_last=is_last)
                     clock.restart()
-                if not signal and not is_last and progress.step % config.eval_every == 0:
-                    run_evaluations(trainer, evaluations, during_training=True)
-                    signal, _ = trainer.agree(trainer.stop.signal)
-                    if signal and progress.saved_step < progress.step:
-                        trainer.save(stream)
                 if signal and not is_last:
                     raise StopNow(signal)
+                if trainer.is_evaluation_due:
+                    _evaluate(trainer, stream, evaluations)
         except (Exception, SystemExit) as error:
             _save_before_it_ends(trainer, stream, error)
             raise
+
+
+def _evaluate(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluation]) -> None:
+    """The evaluations before the next step, and what follows of them: the best model, an early end.
+
+    Raises:
+        StopNow: a signal came, and all is saved. A resumed run evaluates again what was given up.
+    """
+    progress = trainer.progress
+    results = run_evaluations(trainer, evaluations, during_training=progress.step > 0)
+    signal, _ = trainer.agree(trainer.stop.signal)
+    if not signal:
+        keep_best(trainer, results)
+        progress.evaluated_step = progress.step
+    if progress.saved_step < progress.step and (signal or trainer.is_over):
+        trainer.save(stream)
+    if signal:
+        raise StopNow(signal)
 
 
 def _save(trainer: Trainer, stream: PairStream, *, is_last: bool) -> None:
@@ -259,7 +325,16 @@ def finish(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluati
     Raises:
         CheckpointError: the disk is full. StopNow: a signal came before the last evaluation or the card was done.
     """
-    trainer.log.say(f"Trained {trainer.config.steps} steps in {trainer.progress.train_seconds:.0f} s.")
+    progress, config = trainer.progress, trainer.config
+    trainer.log.say(f"Trained {progress.step} steps in {progress.train_seconds:.0f} s.")
+    if progress.step < config.total_steps:
+        trainer.log.say(
+            f"The run ends before its {config.total_steps} steps: {progress.evaluations_without_better} evaluations "
+            f"in a row were no better (checkpoints.patience={config.checkpoints.patience})."
+        )
+    if config.checkpoints.best is not None and progress.evaluated_step != progress.step:
+        _evaluate(trainer, stream, evaluations)
+    release_best(trainer)
     skipped = stream.skipped(stream.gather(trainer.progress.position))
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())

@@ -141,6 +141,8 @@ def learning_rate_fraction(step: int, steps: int, config: OptimizerConfig) -> fl
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
+    if config.schedule == "constant":
+        return 1.0
     left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     fraction = config.final_learning_rate_fraction
     return fraction + (1 - fraction) * left

@@ -8,7 +8,7 @@ keeps the same.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,13 @@ from .build import build_start, model_config
 from .config import TrainConfig
 from .device import choose_precision, fastest_attention
 from .layer_groups import freeze, recompute_activations
+from .lora import put_on_adapters
 from .native_aspect import in_patches
 from .objective import ContrastiveObjective
 from .optimizer import hidden_matrices
+from .prepare import make_objective
 from .recipe_error import RecipeError
+from .stages import Stage, stage_recipe, stages_of
 from .stream.order import choose_lanes
 
 # Of a device's memory, for what is not counted: its driver, buffers of communication, gaps between tensors, and what
@@ -114,15 +117,24 @@ def precision_of(config: TrainConfig, device: str) -> str:
     return choose_precision(config.mixed_precision, torch.device(device))
 
 
-def footprint(config: TrainConfig, device: str = "cuda") -> Footprint:
+def footprint(config: TrainConfig, device: str = "cuda", stage: Stage | None = None) -> Footprint:
     """Runs the recipe's model without content. Of models that start from weights, these are read for their shape.
+
+    With `stage`, it is of the images, texts and patches of that stage.
 
     Raises:
         RecipeError: a model that cannot be built. What `build_start` raises.
     """
     kind, shape = _shape(config)
+    if stage is not None:
+        shape.vision_config.image_size = stage.image_size or shape.vision_config.image_size
+        length = shape.text_config.max_position_embeddings
+        shape.text_config.max_position_embeddings = stage.text_length or length
+        if stage.patch_dropout is not None:
+            shape.vision_config.patch_dropout = stage.patch_dropout
     try:
-        with FakeTensorMode():
+        # PEFT swaps tensors, which those without memory refuse.
+        with nullcontext() if config.lora is not None else FakeTensorMode():
             return _footprint(kind, shape, config, device)
     except DataDependentOutputException:
         # Towers of others may look at what a tensor holds: those run on real ones.
@@ -152,8 +164,10 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
     precision = precision_of(config, device)
     model.set_attn_implementation(fastest_attention(device, precision))
     freeze(model, config.optimizer)
+    if config.lora is not None:
+        put_on_adapters(model, config.lora, config.seed)
     model.train()
-    objective = ContrastiveObjective(model, config.data.keyword_weight)
+    objective = make_objective(model, config)
     towers = [(model.vision_model, model.visual_projection), (model.text_model, model.text_projection)]
     image, text = ([each for part in tower for each in part.parameters()] for tower in towers)
     learned = [each for each in model.parameters() if each.requires_grad]
@@ -241,8 +255,7 @@ def _kept_bytes(
         return sum(storage.nbytes() for storage in kept.values())
 
     images, texts = _inputs(objective.model, size)
-    if objective.keyword_weight:
-        texts = {name: torch.cat([each, each]) for name, each in texts.items()}
+    texts = {name: torch.cat([each] * objective.texts_per_image) for name, each in texts.items()}
     half = _DTYPES.get(precision)
     with (
         _totals_of(units, total) as of_units,
@@ -329,7 +342,7 @@ def plan_memory(
     is_cached = micro < pairs
     parts = processes if is_sharded else 1
     compute = FLOAT if precision_of(config, device) == "no" else 2
-    texts = 2 if config.data.keyword_weight else 1
+    texts = config.data.texts_per_image
     gradients = FLOAT * model.learned // parts
     if is_sharded and is_cached:
         gradients += FLOAT * model.learned
@@ -359,7 +372,7 @@ def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
     micro = min(config.micro_batch_size or pairs, pairs)
     # The first micro-batch keeps its graph, and a batch in one piece is its first.
     forwards = 2 - micro / pairs
-    texts = 2 if config.data.keyword_weight else 1
+    texts = config.data.texts_per_image
     towers = 0
     for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
         towers += flops * (forwards + (2 + config.gradient_checkpointing) * learns)
@@ -432,7 +445,25 @@ def describe_plan(
     lanes = config.data.lanes or choose_lanes(config.batch_size, None, None)
     if lanes % processes:
         lines.append(f"data.lanes={lanes} cannot be divided among {processes} processes: set a multiple of them.")
+    if config.stages:
+        lines += ["", *_stage_lines(config, processes, device)]
     return "\n".join(lines)
+
+
+def _stage_lines(config: TrainConfig, processes: int, device: str) -> list[str]:
+    """The arithmetic of each stage, and of all beside that of as many pairs at the model's full size."""
+    lines, spent, full = [], 0.0, 0.0
+    whole = footprint(config, device)
+    for stage in stages_of(config):
+        recipe, steps = stage_recipe(config, stage), stage.last - stage.first
+        own = flops_of_step(recipe, footprint(config, device, stage), processes) * steps
+        spent, full = spent + own, full + flops_of_step(recipe, whole, processes) * steps
+        lines.append(f"{'stage':17}{stage.describe()}: {own / 1e12:,.1f} TFLOP")
+    lines.append(
+        f"{'all stages':17}{spent / 1e12:,.1f} TFLOP; {full / 1e12:,.1f} if every step were of the model's full size: "
+        f"{1 - spent / full:.0%} is saved"
+    )
+    return lines
 
 
 def _verdict(micro: int | None, pairs: int) -> str:

@@ -13,6 +13,7 @@ from .deepspeed import autocast_forward, runs_deepspeed, take_over_steps
 from .device import arrange_for_speed
 from .distributed import give_plain_parameters
 from .layer_groups import freeze, has_batch_statistics, recompute_activations
+from .lora import put_on_adapters
 from .objective import ContrastiveObjective
 from .optimizer import make_optimizer
 from .recipe_error import RecipeError
@@ -32,6 +33,12 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
     accelerator = decisions.accelerator
     arrange_for_speed(model, decisions.device, decisions.precision)
     freeze(model, config.optimizer)
+    if config.lora is not None:
+        if accelerator.is_fsdp2 or runs_deepspeed(accelerator):
+            raise RecipeError(
+                "lora goes with copies of the weights on each process alone: launch with torchrun (DDP)."
+            )
+        put_on_adapters(model, config.lora, config.seed)
     if config.gradient_checkpointing:
         recompute_activations(model)
     if config.torch_compile:
@@ -40,7 +47,7 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
             tower.compile()
     if accelerator.is_fsdp2 or runs_deepspeed(accelerator):
         give_plain_parameters(model)
-    objective = ContrastiveObjective(model, config.data.keyword_weight, config.label_smoothing, config.loss_products)
+    objective = make_objective(model, config)
     if runs_deepspeed(accelerator):
         autocast_forward(objective, decisions.device, decisions.precision)
     with warnings.catch_warnings():
@@ -50,6 +57,19 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
     if runs_deepspeed(accelerator):
         optimizer = take_over_steps(accelerator, optimizer, config.optimizer.max_gradient_norm)
     return objective, optimizer
+
+
+def make_objective(model: HFCLIPModel, config: TrainConfig) -> ContrastiveObjective:
+    """What a step of the recipe minimizes."""
+    return ContrastiveObjective(
+        model,
+        config.data.keyword_weight,
+        config.label_smoothing,
+        config.loss_products,
+        config.data.captions_per_image,
+        config.data.negative_weight,
+        0.0 if config.distillation is None else config.distillation.weight,
+    )
 
 
 def note_on_batch_statistics(model: HFCLIPModel, config: TrainConfig, micro_batch_size: int) -> str | None:

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from .run_folder import METRICS, TENSORBOARD
@@ -43,10 +45,10 @@ class ProgressLog:
             logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
 
-    def begin(self, step: int) -> None:
-        """Opens what shows numbers, before the step behind `step`."""
+    def begin(self, step: int, evaluates_again: bool = False) -> None:
+        """Opens what shows numbers, before the step behind `step`, whose evaluation may come again."""
         if self.is_main:
-            self.attempt(METRICS, lambda: _drop_lines_after(self.folder / METRICS, step))
+            self.attempt(METRICS, lambda: _drop_lines_after(self.folder / METRICS, step, evaluates_again))
             self.attempt("The progress bar", lambda: self._open_bar(step))
             self.attempt("TensorBoard", lambda: self._open_tensorboard(self.folder / TENSORBOARD, step))
 
@@ -83,6 +85,17 @@ class ProgressLog:
     def log_evaluations(self, step: int, evaluations: dict[str, dict]) -> None:
         if self.is_main:
             self._write(step, {"evaluation": evaluations})
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether something takes images, and they can be drawn."""
+        return self._tensorboard is not None and find_spec("matplotlib") is not None
+
+    def log_image(self, step: int, name: str, file: Path) -> None:
+        """A PNG to the trackers that show images."""
+        with Image.open(file) as image:
+            pixels_HWC = np.asarray(image.convert("RGB"))
+        self._tensorboard.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -161,13 +174,25 @@ def _scalars(numbers: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{name}", value
 
 
-def _drop_lines_after(file: Path, step: int) -> None:
+def evaluation_at(folder: Path, step: int) -> dict[str, Any] | None:
+    """The evaluations at a step, as `metrics.jsonl` has them; None where it has none."""
+    try:
+        lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+    found = [line["evaluation"] for line in lines if line.get("step") == step and "evaluation" in line]
+    return found[-1] if found else None
+
+
+def _drop_lines_after(file: Path, step: int, drops_evaluation: bool) -> None:
     if not file.exists():
         return
     kept = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            entry = json.loads(line)
+            is_again = drops_evaluation and entry["step"] == step and "evaluation" in entry
+            if entry["step"] <= step and not is_again:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             # A killed run leaves half a line, a machine that lost its power anything.

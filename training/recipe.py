@@ -27,6 +27,7 @@ RECIPES = files("hf_clip.training") / "recipes"
 MAY_CHANGE = (
     "log_every",
     "eval_every",
+    "eval_at_start",
     "templates",
     "checkpoints",
     "evaluations",
@@ -280,8 +281,9 @@ def _as_integer(value: Any, key: str) -> int:
 def _all_keys(kind: Any, prefix: str) -> Iterator[str]:
     for name, hint in get_type_hints(kind).items():
         yield f"{prefix}{name}"
-        if is_dataclass(hint):
-            yield from _all_keys(hint, f"{prefix}{name}.")
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        for inner in filter(is_dataclass, kinds):
+            yield from _all_keys(inner, f"{prefix}{name}.")
 
 
 _KEYS = frozenset(_all_keys(TrainConfig, ""))

@@ -15,8 +15,8 @@ SHAPES = {
     "model.config.vision_config.": HFCLIPVisionConfig,
 }
 
-_EPOCHS = "Use steps, which counts updates: epochs x pairs / batch_size."
-_WARMUP = "Use optimizer.warmup_steps, which counts updates."
+_EPOCHS = "Use epochs, or steps, which counts updates: epochs x pairs / batch_size."
+_WARMUP = "Use optimizer.warmup_steps, which counts updates, or optimizer.warmup_fraction."
 _FREEZE = "Use optimizer.vision_tower.trainable_groups and optimizer.text_tower.trainable_groups: 0 freezes a tower."
 _FREEZE_IMAGE = "Use optimizer.vision_tower.trainable_groups: 0 freezes the tower, 1 trains its projection alone."
 _FREEZE_TEXT = "Use optimizer.text_tower.trainable_groups: 0 freezes the tower, 1 trains its projection alone."
@@ -29,8 +29,8 @@ _PRECISION = "Use mixed_precision: no, bf16, fp16 or auto."
 _RESUME = "It is not here, because a run is resumed as a whole: give `resume` when training is started."
 _OUTPUT = "It is not here, because one recipe serves many runs: give `output_dir` when training is started."
 _BEST = (
-    "It is not here, because the last checkpoint is the model: rates have fallen by then (ema_decay averages the last "
-    "updates). checkpoints.keep_every keeps others."
+    "Use checkpoints.best: an evaluation's name and its number, such as validation.image_to_text.recall_at_1; "
+    "checkpoints.patience ends a run early."
 )
 _TRACKER = "It is not here: metrics.jsonl is always written, and TensorBoard's files where tensorboard is installed."
 _LAUNCHER = "It is not here, because the launcher says it: torchrun or accelerate launch."
@@ -39,12 +39,12 @@ _SIZE = "Use model.config.vision_config.image_size."
 _CONTEXT = "Use model.config.text_config.max_position_embeddings."
 _SCALE = "Use model.config.logit_scale_init_value, the logarithm of the scale at the start."
 _START = "Use model.start_from: a Hub id, a folder or a file of any format."
-_SCHEDULE = "Use optimizer.schedule: cosine or linear."
+_SCHEDULE = "Use optimizer.schedule: cosine, linear or constant."
 _CAPTIONS = "Use data.caption_columns, a list of columns."
 
 # Keys of other trainers (OpenCLIP, transformers, Lightning, timm, sentence-transformers), and earlier ones of ours.
 SYNONYMS = {
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "num_train_epochs", "max_epochs", "train_epochs"), _EPOCHS),
+    **dict.fromkeys(("num_epochs", "n_epochs", "num_train_epochs", "max_epochs", "train_epochs"), _EPOCHS),
     **dict.fromkeys(("max_steps", "num_steps", "total_steps", "iterations", "max_iters", "train_steps"), "Use steps."),
     **dict.fromkeys(("train_num_samples", "num_samples", "samples_seen"), _EPOCHS),
     **dict.fromkeys(("lr", "base_lr", "max_lr", "peak_lr"), "Use optimizer.learning_rate."),
@@ -73,7 +73,10 @@ SYNONYMS = {
         ("val", "val_data", "validation", "valid", "eval", "eval_data", "evaluation", "eval_dataset", "test_data"),
         _EVALUATION,
     ),
-    **dict.fromkeys(("imagenet_val", "imagenet_v2", "zeroshot", "zero_shot", "val_split"), _EVALUATION),
+    **dict.fromkeys(("imagenet_val", "imagenet_v2", "zeroshot", "zero_shot"), _EVALUATION),
+    **dict.fromkeys(("val_split", "eval_split", "validation_split_name"), "Use data.validation_split."),
+    **dict.fromkeys(("val_fraction", "test_size", "validation_size", "val_size"), "Use data.validation_fraction."),
+    **dict.fromkeys(("eval_on_start", "eval_on_begin", "val_at_start"), "Use eval_at_start."),
     **dict.fromkeys(("protocol", "metric", "kind"), "Use task: retrieval or zero-shot."),
     **dict.fromkeys(("prompts", "prompt", "template", "zero_shot_templates"), "Use templates, a list."),
     **dict.fromkeys(
@@ -94,7 +97,14 @@ SYNONYMS = {
     **dict.fromkeys(("output_dir", "output", "logs", "log_dir", "save_dir", "default_root_dir"), _OUTPUT),
     **dict.fromkeys(("name", "run_name", "experiment"), _OUTPUT),
     **dict.fromkeys(
-        ("keep_best", "save_best", "load_best_model_at_end", "metric_for_best_model", "early_stopping", "patience"),
+        (
+            "keep_best",
+            "save_best",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "early_stopping",
+            "early_stopping_patience",
+        ),
         _BEST,
     ),
     **dict.fromkeys(("save_most_recent", "save_total_limit", "keep_checkpoints"), "Use checkpoints.keep_last."),
@@ -112,6 +122,9 @@ SYNONYMS = {
     **dict.fromkeys(("grad_checkpointing", "activation_checkpointing"), "Use gradient_checkpointing."),
     **dict.fromkeys(("torchcompile", "compile"), "Use torch_compile."),
     **dict.fromkeys(("ema", "use_ema", "model_ema", "model_ema_decay"), "Use ema_decay, such as 0.999."),
+    **dict.fromkeys(("lora_rank", "lora_r", "peft", "peft_config", "lora_config"), "Use lora: rank, alpha, targets."),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), "Use lora.targets, a list of names."),
+    **dict.fromkeys(("lora_alpha",), "Use lora.alpha."),
     **dict.fromkeys(("pretrained", "checkpoint", "model_name_or_path", "init_from", "finetune"), _START),
     **dict.fromkeys(("pretrained_image", "vision_model_name_or_path", "image_encoder"), "Use model.vision_tower."),
     **dict.fromkeys(("text_model_name_or_path", "text_encoder", "hf_model_name"), "Use model.text_tower."),

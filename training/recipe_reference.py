@@ -6,9 +6,15 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from . import config as _config
+from . import data_config as _data_config
+from . import distillation as _distillation
+from . import lora_config as _lora_config
+from . import stage_config as _stage_config
 from .config import TrainConfig
 from .recipe_error import require
 from .recipe_keys import check_known
+
+_MODULES = (_config, _data_config, _distillation, _lora_config, _stage_config)
 
 
 def recipe_reference() -> str:
@@ -22,7 +28,7 @@ def recipe_reference() -> str:
 def _texts() -> dict[str, dict[str, str]]:
     """The text below each field, by class and field."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(_config)).body:
+    for node in (node for module in _MODULES for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             texts = found.setdefault(node.name, {})
             for entry, below in zip(node.body, node.body[1:], strict=False):
@@ -44,7 +50,7 @@ def _add_section(kind: Any, key: str, texts: dict[str, dict[str, str]], parts: l
     for entry in fields(kind):
         inner = [each for each in (hints[entry.name], *get_args(hints[entry.name])) if is_dataclass(each)]
         if inner:
-            is_named = not is_dataclass(hints[entry.name])
+            is_named = getattr(hints[entry.name], "__origin__", None) is dict
             sections.append((inner[0], ".".join(filter(None, [key, entry.name, "NAME" if is_named else ""]))))
         row = (f"`{entry.name}`", _kind(hints[entry.name]), _default(entry), texts[kind.__name__][entry.name])
         parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")

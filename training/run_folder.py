@@ -20,6 +20,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BAD_BATCHES = "bad_batches.jsonl"
 TENSORBOARD = "tensorboard"
+# Keys of a recipe of which a run that goes on may have more than it began with.
+LENGTHS = ("steps", "epochs")
 _LOCK = ".lock"
 _UNFINISHED_RECIPE = f".{RECIPE}.partial"
 
@@ -86,16 +88,25 @@ class RunFolder:
             return
         if not (self.path / RECIPE).is_file():
             raise FolderError(f"There is no run to resume in {self.path}: start it without `resume`.")
-        if (self.path / RESULTS).is_file():
-            raise FolderError(f"The run in {self.path} is finished: train another one in another `output_dir`.")
         changes = recipe_changes(load_recipe(self.path / RECIPE), config)
+        longer = [key for key, (before, now) in changes.items() if key in LENGTHS and before and now and now > before]
+        if (self.path / RESULTS).is_file() and not longer:
+            raise FolderError(
+                f"The run in {self.path} is finished: go on with more steps (steps or epochs of its recipe), or train "
+                "another one in another `output_dir`."
+            )
         shown = {key: f"{key} was {before!r} and is {now!r} now" for key, (before, now) in changes.items()}
-        if refused := [text for key, text in shown.items() if not may_change(key)]:
+        if refused := [text for key, text in shown.items() if not may_change(key) and key not in longer]:
             raise FolderError(
                 f"The run in {self.path} has another recipe: {'; '.join(refused)}. Resume it with its own "
                 "(recipe.yaml in that folder), or start the changed one in another `output_dir`."
             )
         self.notes = list(shown.values())
+        if longer and config.optimizer.schedule != "constant":
+            self.notes.append(
+                "From here on the learning rates are those of the longer run at this step, not those that they had "
+                "fallen to"
+            )
 
     def keep_recipe(self, config: TrainConfig) -> None:
         unfinished = self.path / _UNFINISHED_RECIPE
@@ -145,6 +156,8 @@ def claim_folder(path: Path, config: TrainConfig, resume: bool, accelerator: Acc
             folder.check(config, resume)
             if folder.notes or not resume:
                 folder.keep_recipe(config)
+            # A finished run that goes on is none until it ends again.
+            (path / RESULTS).unlink(missing_ok=True)
         # Whatever it is (a recipe that cannot be read as well), or the other ranks would wait for ever.
         except (OSError, ValueError) as error:
             problem = str(error)
@@ -163,7 +176,8 @@ def require_space(folder: Path, model: nn.Module, steps: int, config: Checkpoint
     # Weights and two moments a checkpoint, one checkpoint more while it is written, and the final model.
     kept_for_good = 0 if config.keep_every is None else steps // config.keep_every
     to_come = max(config.keep_last + kept_for_good - len(list_checkpoints(folder / CHECKPOINTS)), 0) + 1
-    needed = weights * (3 * to_come + 1)
+    # The best model is written again before the one before it goes.
+    needed = weights * (3 * to_come + 1 + 2 * (config.best is not None))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(

@@ -13,7 +13,8 @@ pairs' ids, dropout by a seed of each micro-batch. Batch norms' running statisti
 order of the micro-batches. Images wait as bytes.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -27,12 +28,15 @@ from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_fraction, uniforms
 from .config import AugmentationConfig, TrainConfig
 from .decisions import Decisions
+from .distillation import TeacherEmbeddings
 from .distributed import full_tensor, is_sharded
 from .ema import WeightAverage
 from .layer_groups import BatchStatistics, frozen_modules
+from .lora import adapter_tensors, frozen_by_adapters, load_adapter_tensors
 from .native_aspect import in_patches, rows_of_one_size
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
 from .recipe_error import RecipeError
+from .stages import Stage
 from .stream import Batch
 from .texts import StepTexts, texts_of_step, tokens_of
 
@@ -60,6 +64,7 @@ class TrainStep:
     Attributes:
         objective: `ContrastiveObjective` and `optimizer`, both from `prepare`.
         average: follows the weights, where there is one.
+        teacher: the model at its start, frozen, where the recipe learns from it.
         bad_steps: how many steps updated nothing, as their loss or gradient was not finite.
         bad_batches: (step, ids of this rank's samples) of those in a row until now.
         is_sound: False while an update is under way: weights and optimizer may then be of different steps.
@@ -71,6 +76,7 @@ class TrainStep:
     optimizer: torch.optim.Optimizer
     processor: HFCLIPProcessor
     average: WeightAverage | None = None
+    teacher: HFCLIPModel | None = None
     bad_steps: int = 0
     bad_batches: list[tuple[int, list[int]]] = field(default_factory=list)
     is_sound: bool = True
@@ -82,8 +88,36 @@ class TrainStep:
                 "takes each at its own: set augmentation.mixup=0."
             )
         self._frozen = frozen_modules(self.model, self.config.optimizer)
+        if self.config.lora is not None:
+            self._frozen += frozen_by_adapters(self.model, self.config.lora)
         self._statistics = BatchStatistics(self.model)
         self._is_sharded = is_sharded(self.model)
+        self._interpolates, self.stage = False, None
+        self._own_patch_dropout = self.model.config.vision_config.patch_dropout
+
+    def begin(self, stage: Stage) -> None:
+        """Has the steps that follow be those of a stage."""
+        self.stage = stage
+        own = self._own_patch_dropout
+        self._drop_patches(own if stage.patch_dropout is None else stage.patch_dropout)
+        size = self.model.config.vision_config.image_size
+        self._interpolates = stage.image_size not in (None, size)
+
+    @contextmanager
+    def own_settings(self) -> Iterator[None]:
+        """The model's config is its own within the block, whatever the stage: as it is to be saved."""
+        before = self.model.config.vision_config.patch_dropout
+        self._drop_patches(self._own_patch_dropout)
+        try:
+            yield
+        finally:
+            self._drop_patches(before)
+
+    def _drop_patches(self, fraction: float) -> None:
+        for module in self.model.vision_model.modules():
+            if hasattr(module, "config"):
+                cast(Any, module.config).patch_dropout = fraction
+        self.model.config.vision_config.patch_dropout = fraction
 
     @property
     def accelerator(self) -> Accelerator:
@@ -102,7 +136,7 @@ class TrainStep:
         for module in self._frozen:
             module.training = False
         config = self.config.optimizer
-        set_learning_rate(self.optimizer, learning_rate_fraction(step, self.config.steps, config))
+        set_learning_rate(self.optimizer, learning_rate_fraction(step, self.config.total_steps, config))
         statistics = self._statistics.take()
         try:
             loss = self.backward(batch, step)
@@ -148,14 +182,15 @@ class TrainStep:
 
     def backward(self, batch: Batch, step: int) -> torch.Tensor:
         """The global batch's loss; its gradients are in the parameters, averaged over ranks."""
-        spans = self._micro_batches(len(batch.captions))
+        spans = self._micro_batches(len(batch.sample_ids))
         texts = self._texts(batch, len(spans))
         concept_ids = batch.concept_ids.to(self.accelerator.device)
+        more = self._further_facts(batch, texts, spans)
         fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
             images = self._images(batch, spans[0], fraction)
-            loss = self.objective(images, texts.parts[0], texts.places, concept_ids, fraction)
+            loss = self.objective(images, texts.parts[0], texts.places, concept_ids, fraction, **more)
             self._pull_back(loss)
             return loss.detach()
 
@@ -177,7 +212,7 @@ class TrainStep:
         )
         cached = [each.requires_grad_() for each in (image_BD, text_ND.index_select(0, texts.places))]
         factors = [factor.detach().requires_grad_() for factor in first[1]]
-        loss = self.accelerator.unwrap_model(self.objective).loss(*cached, factors, concept_ids, fraction)
+        loss = self.accelerator.unwrap_model(self.objective).loss(*cached, factors, concept_ids, fraction, **more)
         of_image_BD, of_text_ND, *of_factors = torch.autograd.grad(loss, cached + factors)
         for index, rows in enumerate(spans):
             with syncs(index):
@@ -191,6 +226,28 @@ class TrainStep:
                 self._pull_back(cast(torch.Tensor, sum((value * part).sum() for value, part in pairs)))
         return loss.detach()
 
+    @torch.no_grad()
+    def _further_facts(self, batch: Batch, texts: StepTexts, spans: list[slice]) -> dict[str, Any]:
+        """What the loss takes besides embeddings, where the recipe asks for it: negatives, and what teachers say."""
+        device, more = self.accelerator.device, {}
+        if batch.has_negative is not None:
+            more["has_negative"] = batch.has_negative.to(device)
+        teachers = [TeacherEmbeddings(each.images.to(device), each.texts.to(device)) for each in batch.teachers]
+        if self.teacher is not None:
+            images = []
+            for rows in spans:
+                made = self._images(batch, rows, 0.0)
+                inputs: dict[str, Any] = {"pixel_values": made} if isinstance(made, torch.Tensor) else made
+                images.append(self.teacher.encode_image(**inputs))
+            parts: list[dict[str, Any]] = [{**chunk} for part in texts.parts for chunk in part]
+            chunks = [self.teacher.encode_text(**chunk) for chunk in parts]
+            text_BD = torch.cat(chunks).index_select(0, texts.places[: len(batch.sample_ids)])
+            root = self.teacher.logit_scale.exp().sqrt()
+            teachers.append(TeacherEmbeddings(torch.cat(images) * root, text_BD * root))
+        if teachers:
+            more["teachers"] = teachers
+        return more
+
     def _pull_back(self, value: torch.Tensor) -> None:
         # Gradient checkpointing makes layers again on the way, batch norms among them.
         with self._statistics.kept():
@@ -198,6 +255,9 @@ class TrainStep:
 
     def _micro_batches(self, size: int) -> list[slice]:
         micro = self.decisions.micro_batch_size
+        if self.config.stages:
+            # As it was decided for a run of one batch size.
+            micro = min((self.stage and self.stage.micro_batch_size) or size, size)
         return [slice(first, min(first + micro, size)) for first in range(0, size, micro)]
 
     def _seed(self, step: int, index: int) -> None:
@@ -209,7 +269,9 @@ class TrainStep:
         """Augmented, mixed and normalized images, (rows, C, H, W); for a NaFlex model what it takes of them."""
         if isinstance(batch.images, torch.Tensor):
             images_BCHW = mix_neighbours(self._augmented(batch, rows, self.config.augmentation), fraction)
-            return self._normalized(images_BCHW)
+            pixels_BCHW = self._normalized(images_BCHW)
+            more = {"interpolate_pos_encoding": True}
+            return {"pixel_values": pixels_BCHW, **more} if self._interpolates else pixels_BCHW
         patch_size = self.processor.image_processor.patch_size
         groups = rows_of_one_size(batch.images, rows)
         augmented = (self._augmented(batch, group, self.config.augmentation) for group in groups)
@@ -243,7 +305,7 @@ class TrainStep:
     def _fix_of_images(self, batch: Batch, step: int) -> str | None:
         """What to change where the images of a bad step are not finite, on any process. Collective."""
         processor = self.processor.image_processor
-        augmented = self._all_augmented(batch, self.config.augmentation)
+        augmented = self.augmented_images(batch)
         by_augmentation, by_normalization = self.decisions.on_any_process(
             not all(each.isfinite().all() for each in augmented),
             not all(self._normalized(each).isfinite().all() for each in augmented),
@@ -257,8 +319,9 @@ class TrainStep:
             )
         return None
 
-    def _all_augmented(self, batch: Batch, strengths: AugmentationConfig) -> list[torch.Tensor]:
-        """All images of the batch, those of one size together."""
+    def augmented_images(self, batch: Batch, strengths: AugmentationConfig | None = None) -> list[torch.Tensor]:
+        """All images as the recipe changes them, those of one size together: (some, C, H, W) in [0, 1]."""
+        strengths = strengths or self.config.augmentation
         images = batch.images
         groups = [slice(None)] if isinstance(images, torch.Tensor) else rows_of_one_size(images, slice(None))
         return [self._augmented(batch, group, strengths) for group in groups]
@@ -271,13 +334,13 @@ class TrainStep:
             value = getattr(given, name)
             if isinstance(value, float) and value != getattr(none, name):
                 alone = replace(none, **{name: value})
-                if not all(each.isfinite().all() for each in self._all_augmented(batch, alone)):
+                if not all(each.isfinite().all() for each in self.augmented_images(batch, alone)):
                     excessive.append(f"augmentation.{name} (now {value})")
         return " and ".join(excessive) or "its strengths"
 
     def _texts(self, batch: Batch, parts: int) -> StepTexts:
         """Tokens of captions and, where there are any, of keywords, for so many micro-batches."""
-        tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.keywords)
+        tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.further_texts)
         # Sharded weights are put together for each chunk, by all processes together.
         return texts_of_step(tokens, parts, self.accelerator.device, has_one_chunk=self._is_sharded)
 
@@ -289,6 +352,7 @@ class TrainStep:
             "bad_batches": self.bad_batches,
             "scaler": None if scaler is None else scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "adapters": adapter_tensors(self.model),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -297,3 +361,4 @@ class TrainStep:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        load_adapter_tensors(self.model, state["adapters"])

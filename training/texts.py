@@ -46,9 +46,9 @@ class StepTexts(NamedTuple):
     places: torch.Tensor
 
 
-def tokens_of(processor: HFCLIPProcessor, captions: Sequence[str], keywords: Sequence[str] | None) -> TextTokens:
-    """The tokens of both."""
-    encoding = processor(text=[*captions, *(keywords or [])], return_tensors="pt")
+def tokens_of(processor: HFCLIPProcessor, captions: Sequence[str], further: Sequence[str] | None) -> TextTokens:
+    """The tokens of captions and of further texts (keywords, hard negatives)."""
+    encoding = processor(text=[*captions, *(further or [])], return_tensors="pt")
     ids_NT, mask_NT = encoding["input_ids"], encoding.get("attention_mask")
     if pads_as_asked(processor):
         lengths = np.array(text_lengths(processor, ids_NT, mask_NT))

@@ -18,6 +18,7 @@ from .data_fingerprint import require_same_data
 from .decisions import Decisions
 from .distributed import full_model, full_tensor, load_optimizer_state, optimizer_state
 from .hub_checkpoints import CheckpointPusher
+from .lora import ADAPTERS, adapter_tensors, merged_adapters, save_adapters, without_adapters
 from .optimizer import learning_rate_fraction
 from .progress import ProgressLog
 from .run_folder import BAD_BATCHES, CHECKPOINTS
@@ -30,6 +31,9 @@ class TrainingDiverged(RuntimeError):
     """The loss or the weights are no longer numbers."""
 
 
+_OF_EVALUATIONS = ("evaluated_step", "best_step", "best_value", "evaluations_without_better")
+
+
 @dataclass
 class Progress:
     """Where a run stands: all that a resumed one needs besides weights and optimizer."""
@@ -38,6 +42,14 @@ class Progress:
     position: Position = field(default_factory=dict)
     train_seconds: float = 0.0
     saved_step: int = 0
+    evaluated_step: int = -1
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_better: int = 0
+
+    def of_evaluations(self) -> dict[str, float | int | None]:
+        """What a checkpoint keeps of evaluations on the way."""
+        return {name: getattr(self, name) for name in _OF_EVALUATIONS}
 
 
 @dataclass
@@ -48,6 +60,7 @@ class Trainer:
         folder: of the run.
         data_fingerprint: what the training data is recognized by when the run is resumed.
         pusher: copies checkpoints to the Hub, on the main process, where the recipe says so.
+        best_model: what is handed out in place of the last step's, once it is known.
     """
 
     config: TrainConfig
@@ -58,6 +71,8 @@ class Trainer:
     data_fingerprint: dict[str, int | str] = field(default_factory=dict)
     pusher: CheckpointPusher | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    best_model: HFCLIPModel | None = None
+    _released_adapters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def decisions(self) -> Decisions:
@@ -84,6 +99,8 @@ class Trainer:
         self.train_step.load_state_dict(state["update"])
         progress.step, progress.position = state["step"], state["position"]
         progress.train_seconds, progress.saved_step = state["train_seconds"], state["step"]
+        for name, value in state["evaluations"].items():
+            setattr(progress, name, value)
         self.log.say(f"Going on from step {progress.step}.")
         now, then = self.decisions.circumstances(), state["circumstances"]
         changed = [
@@ -109,8 +126,8 @@ class Trainer:
                 f"The loss is {result.loss.item()} and its gradient's norm {float(result.gradient_norm)} at step "
                 f"{self.progress.step + 1}"
             )
-            is_last = self.progress.step + 1 == self.config.steps
-            logged_nothing = is_last and in_a_row > self.config.steps - self.config.log_every
+            steps = self.config.total_steps
+            logged_nothing = self.progress.step + 1 == steps and in_a_row > steps - self.config.log_every
             if in_a_row >= self.config.max_bad_steps or logged_nothing:
                 self._keep_bad_batches()
                 raise TrainingDiverged(
@@ -137,11 +154,37 @@ class Trainer:
     def released_model(self) -> Iterator[HFCLIPModel]:
         """The model as it is evaluated and exported, within the block: averaged where the recipe says so, and whole.
 
-        Collective where weights are sharded.
+        Collective where weights are sharded. Once the best model is known it is that one, on the main process.
         """
+        if self.best_model is not None:
+            yield self.best_model
+            return
         average = self.train_step.average
-        with nullcontext() if average is None else average.in_place():
-            yield full_model(self.model)
+        with nullcontext() if average is None else average.in_place(), self.train_step.own_settings():
+            self._released_adapters = {name: each.clone() for name, each in adapter_tensors(self.model).items()}
+            with merged_adapters(self.model):
+                yield full_model(self.model)
+
+    def write_release(self, model: HFCLIPModel, folder: Path) -> None:
+        """Writes what `released_model` gave, its processor, and the adapters that are merged in it, to a folder."""
+        model.save_pretrained(folder)
+        self.train_step.processor.save_pretrained(folder)
+        if self._released_adapters:
+            save_adapters(self._released_adapters, type(model).__name__, self.config, folder / ADAPTERS)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left, or so many evaluations brought nothing better that the recipe has the run end."""
+        patience = self.config.checkpoints.patience
+        is_stopped = patience is not None and self.progress.evaluations_without_better >= patience
+        return is_stopped or self.progress.step >= self.config.total_steps
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether an evaluation belongs before the next step, and was not made yet."""
+        config, step = self.config, self.progress.step
+        is_due = config.eval_at_start if step == 0 else step % config.eval_every == 0 and step < config.total_steps
+        return is_due and self.progress.evaluated_step != step
 
     @property
     def fix_of_divergence(self) -> str:
@@ -159,7 +202,7 @@ class Trainer:
             "loss": result.loss.item(),
             "gradient_norm": float(result.gradient_norm),
             "learning_rate": config.learning_rate
-            * learning_rate_fraction(self.progress.step - 1, self.config.steps, config),
+            * learning_rate_fraction(self.progress.step - 1, self.config.total_steps, config),
             "logit_scale": full_tensor(self.model.logit_scale.detach()).exp().item(),
             "bad_steps": self.train_step.bad_steps,
         }
@@ -206,7 +249,8 @@ class Trainer:
         checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{progress.step}"
 
         def write(folder: Path) -> None:
-            model.save_pretrained(folder)
+            with without_adapters(model), self.train_step.own_settings():
+                model.save_pretrained(folder)
             self.train_step.processor.save_pretrained(folder)
             save_state(
                 folder,
@@ -215,6 +259,7 @@ class Trainer:
                     "step": progress.step,
                     "position": progress.position,
                     "train_seconds": progress.train_seconds,
+                    "evaluations": progress.of_evaluations(),
                     "data": self.data_fingerprint,
                     "circumstances": self.decisions.circumstances(),
                 },

@@ -18,7 +18,7 @@ from .card_text import CardError, parse_card, read_card_text
 from .data_license import LICENSES, card_license
 from .markdown import escape, one_line, slug, table
 from .package_version import made_with
-from .result_tables import MEASURED, NOT_EVALUATED, eval_results, is_measured, result_tables
+from .result_tables import MEASURED, NOT_EVALUATED, change_table, eval_results, is_measured, result_tables
 from .snippets import HEADING, Example, draw_example, usage
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
@@ -38,6 +38,7 @@ class CardFacts:
             Hub).
         evaluation_data: the same for data that the model was evaluated on.
         results: `to_dict()` of each evaluation's result; titles must differ within a task.
+        results_at_start: likewise, of the model before it was trained: the card shows how they changed.
         recipe: settings of the run; nested mappings are printed with dotted names.
         training: what the run took (steps, seconds, device, ...), as measured.
         plots: (file, what it shows) of images in the folder.
@@ -51,6 +52,7 @@ class CardFacts:
     training_data: Sequence[Mapping[str, Any]]
     evaluation_data: Sequence[Mapping[str, Any]] = ()
     results: Sequence[Mapping[str, Any]] = ()
+    results_at_start: Sequence[Mapping[str, Any]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     plots: Sequence[tuple[str, str]] = ()
@@ -252,6 +254,8 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
     """The template's variables, escaped for where they stand."""
     made = made_with()
     tables = result_tables(facts.results)
+    if changes := change_table(facts.results_at_start, facts.results):
+        tables = f"{tables}\n\n{changes}"
     return {
         "title": escape(facts.model_name),
         "projection_dim": config.projection_dim,
@@ -302,6 +306,7 @@ WRITTEN: dict[str, Callable[[CardFacts], Any]] = {
     "training_data": lambda facts: (_front_matter(facts), _data_table(facts.training_data)),
     "evaluation_data": lambda facts: _data_table(facts.evaluation_data),
     "results": lambda facts: (_front_matter(facts), result_tables(facts.results)),
+    "results_at_start": lambda facts: change_table(facts.results_at_start, facts.results_at_start),
     "recipe": lambda facts: _settings_table(facts.recipe),
     "training": lambda facts: _settings_table(facts.training),
     "languages": _front_matter,

@@ -20,7 +20,9 @@ from .package_version import made_with
 from .published_files import CARD, describe_files, files_to_publish, refuse_credentials, size_text
 from .upload import PushArgumentError, PushError, upload
 
-FORMATS = ("hf_clip", "transformers")
+FORMATS = ("hf_clip", "transformers", "peft")
+# Of an adapter of PEFT: what is pushed of its folder.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", CARD)
 # Of more files that are not sent than this, the line about them names the first ones and their number.
 NAMES_SHOWN = 8
 
@@ -51,7 +53,8 @@ def push(
         private: whether a new repository is private; one that exists must be, then.
         revision: branch, made where there is none.
         to: "hf_clip", for all that this package can express; "transformers", so that `CLIPModel` or `SiglipModel` and
-            their own processors load it, without other code.
+            their own processors load it, without other code; "peft", of a folder of adapters, those alone: in the
+            other formats they are merged into their base.
         message: of the commit.
         say: takes lines for the user: the files with their sizes, retries, parts of the card that failed.
         load_options: arguments of `load` about what the source does not say, and the dtype to send.
@@ -97,6 +100,9 @@ def prepare(
     load_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
+    if to == "peft":
+        _prepare_adapter(source, output_dir, repo_id, say)
+        return
     beside = files_to_publish(source) if source.is_dir() else {}
     convert(source, to=to, output_dir=output_dir, **(load_options or {}))
     for file in beside:
@@ -113,6 +119,17 @@ def prepare(
     _list_files(output_dir, source, {Path(CARD): "card", **kinds}, repo_id, say)
 
 
+def _prepare_adapter(source: Path, output_dir: Path, repo_id: str, say: Callable[[str], None]) -> None:
+    """The files of an adapter's folder, which are what PEFT and `load` read."""
+    output_dir.mkdir(parents=True)
+    for name in ADAPTER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output_dir / name)
+    files = sorted(output_dir.iterdir())
+    refuse_credentials(files, output_dir)
+    say(f"{repo_id}: {', '.join(f'{file.name} {size_text(file.stat().st_size)}' for file in files)}")
+
+
 def _check_arguments(source: Path, repo_id: str, to: str) -> None:
     if not source.exists():
         raise PushArgumentError(f"`source={source}` does not exist: give a model's folder, or a file of weights.")
@@ -122,6 +139,11 @@ def _check_arguments(source: Path, repo_id: str, to: str) -> None:
         raise PushArgumentError(f"`repo_id={repo_id}` is not a repository's name (owner/name): {error}") from error
     if to not in FORMATS:
         raise PushArgumentError(f"`to={to}` is not known: use {' or '.join(FORMATS)}.")
+    if to == "peft" and not all((source / name).is_file() for name in ADAPTER_FILES[:2]):
+        raise PushArgumentError(
+            f"`to=peft` is for a folder of adapters, and {source} has no {' and no '.join(ADAPTER_FILES[:2])}: a run "
+            "with `lora` leaves one in its folder `adapters`."
+        )
 
 
 def _prepare_on_disk(source: Path, prepared: Path, repo_id: str, **options: Any) -> None:

@@ -112,6 +112,26 @@ def result_tables(results: Sequence[Result]) -> str:
     return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
 
 
+def change_table(before: Sequence[Result], after: Sequence[Result]) -> str:
+    """The leading numbers of both where task and title agree, and how they changed; empty where none do."""
+    earlier = {(result["task"], result["title"]): dict(leading_numbers(result)) for result in before}
+    rows = []
+    for result in after:
+        known = earlier.get((result["task"], result["title"]), {})
+        for name, value in leading_numbers(result):
+            if name in known:
+                rows.append((result["title"], name, _shown(known[name]), _shown(value), f"{value - known[name]:+.3f}"))
+    return table(("evaluation", "", "before training", "after", "change"), rows) if rows else ""
+
+
+def leading_numbers(result: Result) -> Iterable[tuple[str, float]]:
+    """The names and values by which results of a task are mostly told apart: R@1 each way, or accuracies."""
+    for metric, name, value, _ in TASKS[result["task"]][1](result):
+        is_leading = metric.endswith("recall_at_1") or metric in ("accuracy", "accuracy_0_shot", "corrupted_accuracy")
+        if is_leading and value is not None and math.isfinite(value):
+            yield name, value
+
+
 def note_of(result: Result) -> str:
     """A line that names a precision other than float32, and counts the images that were skipped; empty without."""
     said = []

@@ -40,6 +40,7 @@ class Request:
     image_column: str | None
     caption_columns: tuple[str, ...] | None
     keyword_columns: tuple[str, ...]
+    extra_columns: tuple[str, ...]
     label_column: str | None
     concept_column: str | None
     where: dict[str, tuple[str, ...]]
@@ -48,7 +49,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read, by what they hold. `lists` are those whose fields are lists of texts."""
+    """The columns that are read, by what they hold. `lists` are those whose fields are lists of texts, `extra` those
+    that the caller wants as they are."""
 
     image: str
     captions: tuple[str, ...]
@@ -58,10 +60,12 @@ class Columns:
     where: tuple[str, ...]
     lists: tuple[str, ...] = ()
     mask: str | None = None
+    extra: tuple[str, ...] = ()
 
     @property
     def read(self) -> list[str]:
-        named = (self.image, *self.captions, *self.keywords, self.label, self.concept, self.mask, *self.where)
+        texts = (*self.captions, *self.keywords, self.label, self.concept)
+        named = (self.image, *texts, self.mask, *self.where, *self.extra)
         return list(dict.fromkeys(name for name in named if name is not None))
 
     @property
@@ -99,6 +103,7 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
     asked = {
         "caption_columns": captions,
         "keyword_columns": request.keyword_columns,
+        "extra_columns": request.extra_columns,
         "label_column": (label,),
         "concept_column": (concept,),
         "where": request.where,
@@ -114,7 +119,8 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
                 )
     if not captions and label is None and mask is None:
         raise column_error(name, "caption_columns", kinds)
-    return Columns(image, captions, request.keyword_columns, label, concept, tuple(request.where), mask=mask)
+    texts = (captions, request.keyword_columns, label, concept)
+    return Columns(image, *texts, tuple(request.where), mask=mask, extra=request.extra_columns)
 
 
 def _choose_image_column(name: str, kinds: Mapping[str, str], wanted: str | None) -> str:

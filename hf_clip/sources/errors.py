@@ -12,6 +12,10 @@ class SourceError(ValueError):
     """The data cannot be opened or read. The message says what was given, what is there, and the fix."""
 
 
+class UnlikeColumnsError(SourceError):
+    """Files that are to be read as one differ in their columns."""
+
+
 def column_error(name: str, option: str, columns: Sequence[str] | Mapping, wanted: str | None = None) -> SourceError:
     role = option.removesuffix("s").removesuffix("_column")
     if wanted is None:
@@ -24,7 +28,7 @@ def column_error(name: str, option: str, columns: Sequence[str] | Mapping, wante
 def different_columns(
     file: str, columns: Sequence[str] | Mapping, other: str, other_columns: Sequence[str]
 ) -> SourceError:
-    return SourceError(
+    return UnlikeColumnsError(
         f"the files differ in their columns: {file!r} has {', '.join(columns)}, {other!r} has "
         f"{', '.join(other_columns)}. Name the files that belong together."
     )

@@ -43,6 +43,7 @@ def open_source(
     image_column: str | None = None,
     caption_columns: str | Sequence[str] | None = None,
     keyword_columns: str | Sequence[str] = (),
+    extra_columns: str | Sequence[str] = (),
     label_column: str | None = None,
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
@@ -63,6 +64,7 @@ def open_source(
         split: which split, of data that has several. Data without splits is all "train".
         image_column, caption_columns, label_column, concept_column: by default found by their names.
         keyword_columns: words for what the image shows, where they are not captions; none by default.
+        extra_columns: further columns, whose fields samples hold as they are; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
         mask_column: images whose pixels are indices of classes; none by default.
 
@@ -77,6 +79,7 @@ def open_source(
         image_column=image_column,
         caption_columns=None if caption_columns is None else _names(caption_columns),
         keyword_columns=_names(keyword_columns),
+        extra_columns=_names(extra_columns),
         label_column=label_column,
         concept_column=concept_column,
         where={column: _accepted_values(column, value) for column, value in (where or {}).items()},
@@ -302,8 +305,8 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
 
 def _search_columns(files: Sequence[Path], head: dict[str, list[Any]], request: Request) -> None:
     """Add to `head` the columns that the caller names and that only later rows have."""
-    named = (request.image_column, *(request.caption_columns or ()), *request.keyword_columns, *request.where)
-    named = (*named, request.label_column, request.concept_column, request.mask_column)
+    named = (request.image_column, *(request.caption_columns or ()), *request.keyword_columns, *request.extra_columns)
+    named = (*named, *request.where, request.label_column, request.concept_column, request.mask_column)
     missing = {column for column in named if column} - set(head)
     later = (row for file in files for _, row in read_rows(str(file)))
     for row in islice(later if missing else (), ROWS_TO_SEARCH):
@@ -391,6 +394,7 @@ def _finish(
         image_column=columns.image,
         caption_columns=columns.captions,
         keyword_columns=columns.keywords,
+        extra_columns=columns.extra,
         label_column=columns.label,
         label_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
         concept_column=columns.concept,

@@ -6,7 +6,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -31,6 +31,7 @@ class Source:
         caption_columns: each holds a string, a list of strings or such a list as JSON. May be empty if there
             are labels.
         keyword_columns: likewise, of single words for what an image shows.
+        extra_columns: further columns whose fields samples hold as they are.
         label_column: the column of class labels, if any: one, a list, or a list as JSON.
         label_names: the names of the classes where the data knows them (`ClassLabel`, class folders).
         concept_column: rows with equal values show one concept: they are positives of each other.
@@ -47,6 +48,7 @@ class Source:
     image_column: str
     caption_columns: tuple[str, ...] = ()
     keyword_columns: tuple[str, ...] = ()
+    extra_columns: tuple[str, ...] = ()
     label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     concept_column: str | None = None
@@ -83,6 +85,7 @@ class Sample:
             or one, unless the label column holds lists.
         concept: the value of the concept column as text.
         mask: {"bytes", "path"} of the mask column's image; None where there is none.
+        extra: the fields of the extra columns, by their names.
     """
 
     index: int
@@ -93,6 +96,7 @@ class Sample:
     labels: tuple[str, ...]
     concept: str | None
     mask: dict[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str | None:
@@ -158,6 +162,7 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | Non
         labels=_labels_of(source, row, at),
         concept=concept if concept and concept.strip() else None,
         mask=None if mask is None else {"bytes": _fetch(mask), "path": mask["path"]},
+        extra={column: row[column] for column in source.extra_columns},
     )
 
 

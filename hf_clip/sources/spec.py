@@ -20,6 +20,7 @@ class DataSpec:
         image_column: the column of images; None finds it by its name.
         caption_columns: the columns of captions, likewise.
         keyword_columns: columns of words for what an image shows.
+        extra_columns: further columns, as they are.
         label_column: the column of class labels, likewise.
         concept_column: the column whose equal values mark images of one thing, likewise.
         mask_column: the column of images whose pixels are indices of classes; none by default.
@@ -31,6 +32,7 @@ class DataSpec:
     image_column: str | None = None
     caption_columns: Sequence[str] | None = None
     keyword_columns: Sequence[str] = ()
+    extra_columns: Sequence[str] = ()
     label_column: str | None = None
     concept_column: str | None = None
     mask_column: str | None = None
@@ -43,6 +45,7 @@ class DataSpec:
             image_column=self.image_column,
             caption_columns=self.caption_columns,
             keyword_columns=self.keyword_columns,
+            extra_columns=self.extra_columns,
             label_column=self.label_column,
             concept_column=self.concept_column,
             where=self.where,

@@ -18,7 +18,20 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "plan", "eval", "classify", "locate", "prompts", "convert", "push", "doctor")
+VERBS = (
+    "train",
+    "plan",
+    "teach",
+    "compare",
+    "average",
+    "eval",
+    "classify",
+    "locate",
+    "prompts",
+    "convert",
+    "push",
+    "doctor",
+)
 TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "segmentation", "groups")
 LABELS = ",".join(NAMES[:4])
 

@@ -152,7 +152,7 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("optimizer.max_logit_scale=0.5", "optimizer.max_logit_scale=0.5 must be 1 or more"),
         ("optimizer.max_logit_scale=.inf", "optimizer.max_logit_scale=inf must be 1 or more, and finite"),
         ("optimizer.weight_decay=.inf", "optimizer.weight_decay=inf must be 0 or more, and finite"),
-        ("optimizer.schedule=step", "optimizer.schedule='step' is not known: use 'cosine' or 'linear'"),
+        ("optimizer.schedule=step", "optimizer.schedule='step' is not known: use 'cosine', 'linear' or 'constant'"),
         ("optimizer.final_learning_rate_fraction=-5", "fraction=-5.0 is not a fraction: use 0 to 1"),
         ("optimizer.final_learning_rate_fraction=1e6", "fraction=1000000.0 is not a fraction: use 0 to 1"),
         ("optimizer.final_learning_rate_fraction=.nan", "fraction=nan is not a fraction: use 0 to 1"),
@@ -162,6 +162,11 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("model.image_std=[0.5, .inf, 0.5]", "model.image_std=inf is no finite number"),
         ("model.image_mean=[0.5, .nan, 0.5]", "model.image_mean=nan is no finite number"),
         ("model.config.logit_scale_init_value=.nan", "model.config.logit_scale_init_value=nan is no finite number"),
+        ("epochs=2", "steps=6 and epochs=2.0 are two lengths of one run: remove one"),
+        ("epochs=0", "epochs=0.0 must be above 0"),
+        ("optimizer.warmup_fraction=1", "optimizer.warmup_fraction=1.0 must be 0 or more, and below 1"),
+        ("optimizer.warmup_fraction=0.1", "warmup_steps=2 and optimizer.warmup_fraction=0.1 say the same: remove one"),
+        ("data.validation_fraction=1", "data.validation_fraction=1.0 must lie between 0 and 1"),
         ("optimizer.warmup_steps=6", "optimizer.warmup_steps=6 leaves nothing of steps=6"),
         ("label_smoothing=1", "label_smoothing=1.0 must be 0 or more, and below 1"),
         ("augmentation.flip=1.5", "augmentation.flip=1.5 must lie in 0 to 1"),
@@ -189,7 +194,7 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("model.vocabulary_size=100", "model.vocabulary_size=100 is below 514"),
         ("model.architecture=ViT-B/33", "'ViT-B/33' is not a known architecture. Nearest: ViT-B/32"),
         # Missing.
-        ("steps=null", "steps is missing: every recipe must set it"),
+        ("steps=null", "steps and epochs are both missing: every recipe must set one of them"),
         ("data=null", "data is missing: every recipe must set it"),
     ],
 )
@@ -249,7 +254,7 @@ def test_nothing_of_the_environment_is_put_in(file, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "advice"),
     [
-        ("epochs", "Use steps, which counts updates"),
+        ("num_epochs", "Use epochs, or steps, which counts updates"),
         ("lr", r"Use optimizer\.learning_rate"),
         ("optimizer.lr", r"Use optimizer\.learning_rate"),
         ("freeze", "Use optimizer.vision_tower.trainable_groups and"),
@@ -261,7 +266,7 @@ def test_nothing_of_the_environment_is_put_in(file, monkeypatch):
         ("bf16", "Use mixed_precision"),
         ("resume", "It is not here, because a run is resumed as a whole"),
         ("output_dir", "It is not here, because one recipe serves many runs"),
-        ("keep_best", "It is not here, because the last checkpoint is the model"),
+        ("keep_best", "Use checkpoints.best: an evaluation's name and its number"),
         ("learning_rate", r"Did you mean optimizer\.learning_rate\?"),
         ("evaluations.seen.protocol", "Use task: retrieval or zero-shot"),
         ("warmup_ratio", r"Use optimizer\.warmup_steps"),

@@ -48,6 +48,8 @@ def test_the_schedule_rises_evenly_and_falls_by_half_a_cosine():
 
 
 def test_the_linear_schedule_falls_by_equal_steps():
+    constant = OptimizerConfig(schedule="constant", warmup_steps=4)
+    assert [learning_rate_fraction(step, 20, constant) for step in (0, 3, 4, 19)] == [0.25, 1, 1, 1]
     config = OptimizerConfig(schedule="linear", warmup_steps=4, final_learning_rate_fraction=0.1)
     rates = [learning_rate_fraction(step, 24, config) for step in range(25)]
     assert rates[3:5] == pytest.approx([1.0, 1.0]) and rates[24] == pytest.approx(0.1)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.sources import list_shards
 from hf_clip.training.augmentation import DRAWS_PER_IMAGE, uniforms
 from hf_clip.training.config import AugmentationConfig, DataConfig
+from hf_clip.training.distillation import TeacherEmbeddings
 from hf_clip.training.texts import TextTokens
 
 from .coordination import Coordinator, LaneState, Position, merge_positions
@@ -24,6 +24,10 @@ from .errors import DataError, LaneStopped
 from .order import choose_lanes, deal, require_lanes
 from .prefetch import choose_workers, prefetch, prefetch_one
 from .reading import LaneReader
+from .validation import is_held_out
+
+# Draws of a pair that few recipes have a use for.
+_CHOICES = ("synthetic", "negative")
 
 # So many unreadable pairs in a row, and a block of them, end the search for a readable one.
 MIN_BAD_IN_A_ROW = 100
@@ -36,14 +40,18 @@ class Batch:
     Attributes:
         images: (B, H, W, 3) uint8 at the model's size; for a NaFlex model, which sees each image
             in a shape of its own, a list of B tensors (H, W, 3).
-        captions: one of each pair, drawn for this pass.
+        captions: of each pair as many as the recipe draws for a pass: the first of all pairs, then the second.
         keywords: some of each pair, with commas between; None where the recipe gives them no weight.
         concept_ids: (B,) int64. Pairs with one id are positives of each other.
+        negatives: a hard negative of each pair, its own caption where it has none; None where the recipe gives them no
+            weight.
+        has_negative: (B,) bool, where there are negatives.
+        teachers: what stored teachers make of the images and their first captions.
         may_flip, may_crop: (B,) bool, by the words of the captions.
         sample_ids: (B,) int64, of the rows, over all sources.
         epochs: (B,) how often the source of each pair was passed through before.
         position: how far this rank's lanes are after it.
-        tokens: of captions and keywords, where the stream makes them.
+        tokens: of captions, keywords and negatives, where the stream makes them.
     """
 
     images: torch.Tensor | list[torch.Tensor]
@@ -56,6 +64,14 @@ class Batch:
     epochs: np.ndarray
     position: Position
     tokens: TextTokens | None = None
+    negatives: list[str] | None = None
+    has_negative: torch.Tensor | None = None
+    teachers: tuple[TeacherEmbeddings, ...] = ()
+
+    @property
+    def further_texts(self) -> list[str]:
+        """What is encoded behind the captions."""
+        return [*(self.keywords or []), *(self.negatives or [])]
 
 
 class PairStream:
@@ -93,7 +109,7 @@ class PairStream:
         self.tokens_of = tokens_of
         self.data, self.config, self.image_processor = data, config, image_processor
         self.batch_size, self.seed, self.is_stopped = batch_size, seed, is_stopped
-        self.shards = [list_shards(source) for source in data.sources]
+        self.shards = data.shards
         rows = [[shard.num_rows for shard in shards_of_source] for shards_of_source in self.shards]
         unknown_lengths = [len(shards_of_source) for shards_of_source in rows if None in shards_of_source]
         self.num_rows = None if unknown_lengths else sum(length or 0 for lengths in rows for length in lengths)
@@ -106,7 +122,7 @@ class PairStream:
         if self.num_rows is not None:
             for lane in range(self.lanes):
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
-        self.decoder = Decoder(image_processor, self._fits_in_memory(), augmentation)
+        self.decoder = Decoder(image_processor, self._fits_in_memory(), augmentation, config)
         self.coordinator = Coordinator(world_size)
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
@@ -206,7 +222,8 @@ class PairStream:
         block_rows = max(self.config.shuffle_block // self.lanes, 1)
         pieces, weights = self.pieces[lane], self.data.weights
         kept, is_stopped = self.decoder.kept, self.is_stopped
-        reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, kept, is_stopped)
+        held_out = partial(is_held_out, fraction=self.config.validation_fraction)
+        reader = LaneReader(self.shards, pieces, weights, self.seed, lane, block_rows, kept, is_stopped, held_out)
         share = self.batch_size // self.lanes
         tickets = reader.tickets(state.position, partial(prefetch_one, workers))
 
@@ -287,7 +304,8 @@ class PairStream:
         images = [torch.from_numpy(pair.image) for pair in pairs]
         sample_ids = np.array([pair.sample_id for pair in pairs])
         epochs = np.array([pass_index for _, pass_index in taken])
-        captions, keywords = self._texts(pairs, epochs, sample_ids)
+        captions, keywords, negatives = self._texts(pairs, epochs, sample_ids)
+        further = [*(keywords or []), *(negatives or [])]
         return Batch(
             images=torch.stack(images) if self.image_processor.max_num_patches is None else images,
             captions=captions,
@@ -298,25 +316,69 @@ class PairStream:
             sample_ids=sample_ids,
             epochs=epochs,
             position=position,
-            tokens=self.tokens_of(captions, keywords) if self.tokens_of else None,
+            tokens=self.tokens_of(captions, further) if self.tokens_of else None,
+            negatives=negatives,
+            has_negative=torch.tensor([bool(pair.negatives) for pair in pairs]) if negatives else None,
+            teachers=_teachers(pairs, captions),
         )
 
     def _texts(
         self, pairs: list[Pair], epochs: np.ndarray, sample_ids: np.ndarray
-    ) -> tuple[list[str], list[str] | None]:
-        """A caption of each pair, and some of its keywords in random order (a caption where it has none)."""
-        has_keywords = bool(self.config.keyword_weight)
-        count = 2 + self.config.max_keywords if has_keywords else 1
-        # Behind those of the augmentation.
+    ) -> tuple[list[str], list[str] | None, list[str] | None]:
+        """Captions of each pair, some of its keywords in random order (a caption where it has none), a negative."""
+        config = self.config
+        has_keywords, has_negatives = bool(config.keyword_weight), bool(config.negative_weight)
+        keyword_draws = 1 + config.max_keywords if has_keywords else 0
+        count = 1 + keyword_draws + (config.captions_per_image - 1) + len(_CHOICES)
+        # Behind those of the augmentation. What a recipe does not ask for comes last: it changes no other draw.
         draws = uniforms(self.seed, epochs, sample_ids, DRAWS_PER_IMAGE + count)[:, DRAWS_PER_IMAGE:].astype(float)
-        chosen = (draws[:, 0] * [len(pair.captions) for pair in pairs]).astype(int).tolist()
-        captions = [pair.captions[index] for pair, index in zip(pairs, chosen, strict=True)]
-        if not has_keywords:
-            return captions, None
-        rows = zip(pairs, captions, draws[:, 1:].tolist(), strict=True)
-        return captions, [self._keywords(pair.keywords, row) or caption for pair, caption, row in rows]
+        choices = dict(zip(_CHOICES, draws[:, -len(_CHOICES) :].T, strict=True))
+        known = self._drawn_kind(pairs, choices["synthetic"])
+        drawn = [
+            _draw(texts, [row[0], *row[1 + keyword_draws : -len(_CHOICES)]])
+            for texts, row in zip(known, draws.tolist(), strict=True)
+        ]
+        captions = [texts[index] for index in range(config.captions_per_image) for texts in drawn]
+        keywords = negatives = None
+        if has_keywords:
+            rows = zip(pairs, captions, draws[:, 1 : 1 + keyword_draws].tolist(), strict=False)
+            keywords = [self._keywords(pair.keywords, row) or caption for pair, caption, row in rows]
+        if has_negatives:
+            rows = zip(pairs, captions, choices["negative"].tolist(), strict=False)
+            negatives = [_draw(pair.negatives or [caption], [draw])[0] for pair, caption, draw in rows]
+        return captions, keywords, negatives
+
+    def _drawn_kind(self, pairs: list[Pair], draws: np.ndarray) -> list[list[str]]:
+        """The captions of each pair among which one is drawn: those of people, or a model's."""
+        is_synthetic = draws < self.config.synthetic_probability
+        return [
+            pair.synthetic if pair.synthetic and chosen else pair.captions
+            for pair, chosen in zip(pairs, is_synthetic.tolist(), strict=True)
+        ]
 
     def _keywords(self, keywords: list[str], draws: list[float]) -> str:
         left, most = list(keywords), min(self.config.max_keywords, len(keywords))
         count = 1 + int(draws[0] * most) if most else 0
         return ", ".join(left.pop(int(draw * len(left))) for draw in draws[1 : 1 + count])
+
+
+def _teachers(pairs: list[Pair], captions: list[str]) -> tuple[TeacherEmbeddings, ...]:
+    """Of each stored teacher, the embeddings of the images and of their first captions."""
+    made = []
+    for index in range(len(pairs[0].teachers)):
+        images = [pair.teachers[index][0] for pair in pairs]
+        texts = []
+        for pair, caption in zip(pairs, captions, strict=False):
+            texts.append(pair.teachers[index][1][[*pair.captions, *pair.synthetic].index(caption)])
+        made.append(TeacherEmbeddings(*(torch.from_numpy(np.stack(each)).float() for each in (images, texts))))
+    return tuple(made)
+
+
+def _draw(texts: list[str], draws: list[float]) -> list[str]:
+    """One text a draw, each once before any comes again."""
+    left: list[str] = []
+    drawn = []
+    for draw in draws:
+        left = left or list(texts)
+        drawn.append(left.pop(int(draw * len(left))))
+    return drawn

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from hf_clip.sources import DataSpec, Source, clean_captions
+from hf_clip.sources import DataSpec, Shard, Source, SourceError, clean_captions, list_shards
+from hf_clip.sources.errors import UnlikeColumnsError
 from hf_clip.training.config import DataConfig
 
 
@@ -15,6 +16,7 @@ class TrainingData:
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
+    label_templates: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -26,13 +28,35 @@ class TrainingData:
         rows = [source.num_rows for source in self.sources if source.num_rows is not None]
         return sum(rows) if len(rows) == len(self.sources) else None
 
+    @property
+    def shards(self) -> list[list[Shard]]:
+        """The parts of each source that are read on their own, found again."""
+        return [list_shards(source) for source in self.sources]
+
     def captions(self) -> Iterator[str]:
         """All captions and keywords, without reading the images."""
         for source in self.sources:
-            columns = [*source.caption_columns, *source.keyword_columns]
+            if self.label_templates:
+                yield from self._of_labels(source)
+            columns = [*source.caption_columns, *source.keyword_columns] if not self.label_templates else []
             for row in source.dataset.select_columns(columns):
                 for column in columns:
                     yield from clean_captions(row[column])
+
+    def _of_labels(self, source: Source) -> Iterator[str]:
+        """The captions that class names make."""
+        names = source.label_names
+        if names is None:
+            assert source.label_column is not None
+            rows = source.dataset.select_columns([source.label_column])
+            names = dict.fromkeys(str(row[source.label_column]) for row in rows)
+        for name in names:
+            yield from label_captions(self.label_templates, [name])
+
+
+def label_captions(templates: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The texts that templates make of class names."""
+    return [template.replace("{}", label) for label in labels for template in templates]
 
 
 def open_training_source(config: DataConfig) -> TrainingData:
@@ -47,7 +71,8 @@ def open_training_source(config: DataConfig) -> TrainingData:
     else:
         groups = [[item] for item in config.train]
     sources = tuple(_open(group, config) for group in groups)
-    return TrainingData(sources, tuple(config.weights or [1.0] * len(sources)))
+    weights = tuple(config.weights or [1.0] * len(sources))
+    return TrainingData(sources, weights, tuple(config.label_templates or ()))
 
 
 def _kind(item: str) -> str:
@@ -63,6 +88,22 @@ def _open(items: Sequence[str], config: DataConfig) -> Source:
         image_column=config.image_column,
         caption_columns=config.caption_columns,
         keyword_columns=config.keyword_columns,
+        extra_columns=config.extra_columns,
+        label_column=config.label_column,
         concept_column=config.concept_column,
     )
-    return spec.open().require_captions()
+    try:
+        source = spec.open()
+    except UnlikeColumnsError as error:
+        raise SourceError(
+            f"{str(error).removesuffix('.')}, or set `weights`, such as {[1] * len(items)}: each entry of `data` is "
+            "then a source of its own."
+        ) from error
+    if config.label_templates is not None:
+        return source.require_label()
+    if not source.caption_columns and source.label_column is not None:
+        raise SourceError(
+            f"{source.name!r} has class labels in column {source.label_column!r} and no captions: set "
+            '`label_templates`, such as ["a photo of a {}."], or `caption_columns`.'
+        )
+    return source.require_captions()

@@ -1,8 +1,9 @@
 """What a lane reads: blocks of undecoded samples, in order, from any position on."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from hf_clip.sources import Sample, Shard
 
@@ -50,6 +51,7 @@ class LaneReader:
         block_rows: rows that wait, undecoded, to be shuffled.
         decoded: ids whose decoded pair is kept: their rows are not read.
         is_stopped: asked at each row, as the next may be long in coming. True raises LaneStopped.
+        is_held_out: whether an image is not trained on. Its rows are passed over, and count for the position alone.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class LaneReader:
         block_rows: int,
         decoded: Container[int] = (),
         is_stopped: Callable[[], bool] = lambda: False,
+        is_held_out: Callable[[Mapping[str, Any]], bool] = lambda image: False,
     ):
         self.shards, self.pieces, self.weights = shards, pieces, weights
         self.seed, self.lane, self.block_rows, self.decoded = seed, lane, block_rows, decoded
-        self.is_stopped = is_stopped
+        self.is_stopped, self.is_held_out = is_stopped, is_held_out
+        self._held_out: set[int] = set()
         self._opened: tuple[Pass, int, Iterator[Sample]] | None = None
 
     def tickets(self, start: LanePosition, prefetch: Callable[[Iterator], Iterator] = iter) -> Iterator[Ticket]:
@@ -91,11 +95,12 @@ class LaneReader:
             order = order_of_epoch(self.pieces, self.weights, (self.seed, epoch, self.lane))
             is_empty = (block, piece, row) == (0, 0, 0)
             while piece < len(order):
-                start, rows = LanePosition(epoch, block, piece, row), []
-                while piece < len(order) and len(rows) < self.block_rows:
-                    taken, is_over = self._take(order[piece], row, self.block_rows - len(rows))
+                start, rows, passed = LanePosition(epoch, block, piece, row), [], 0
+                while piece < len(order) and passed < self.block_rows:
+                    taken, count, is_over = self._take(order[piece], row, self.block_rows - passed)
                     rows += taken
-                    piece, row = (piece + 1, 0) if is_over else (piece, row + len(taken))
+                    passed += count
+                    piece, row = (piece + 1, 0) if is_over else (piece, row + count)
                 if rows:
                     block, is_empty = block + 1, False
                     end = LanePosition(epoch, block, piece, row) if piece < len(order) else LanePosition(epoch + 1)
@@ -105,26 +110,37 @@ class LaneReader:
                 raise DataError(f"Lane {self.lane} has no rows. Lower data.lanes, or add data.")
             epoch, block, piece, row = epoch + 1, 0, 0, 0
 
-    def _take(self, of: Pass, row: int, count: int) -> tuple[list[tuple[int, Sample | None, int]], bool]:
-        """Up to `count` rows of a piece from its row `row` on, and whether it is over with them."""
+    def _take(self, of: Pass, row: int, count: int) -> tuple[list[tuple[int, Sample | None, int]], int, bool]:
+        """Those to train on of up to `count` rows of a piece from its row `row` on, how many rows that were, and
+        whether the piece is over with them."""
         piece = of.piece
         shard, base = self.shards[piece.source][piece.shard], piece.source * IDS_PER_SOURCE
         if piece.last is not None:
             count = min(count, piece.last - piece.first - row)
             first = base + shard.first_index + piece.first + row
-            if all(sample_id in self.decoded for sample_id in range(first, first + count)):
+            known = range(first, first + count)
+            if all(sample_id in self.decoded or sample_id in self._held_out for sample_id in known):
                 kept: list[tuple[int, Sample | None, int]]
-                kept = [(sample_id, None, of.index) for sample_id in range(first, first + count)]
-                return kept, piece.first + row + count >= piece.last
+                kept = [(sample_id, None, of.index) for sample_id in known if sample_id not in self._held_out]
+                return kept, count, piece.first + row + count >= piece.last
         samples = self._samples(of, row)
-        taken: list[tuple[int, Sample | None, int]]
-        taken = [(base + sample.index, sample, of.index) for sample in islice(samples, count)]
+        taken = list(islice(samples, count))
         if piece.last is not None and len(taken) < count:
             raise DataError(
                 f"{shard.name} has fewer rows than when it was opened. Restore the file, or start the run again."
             )
         self._opened = (of, row + len(taken), samples)
-        return taken, len(taken) < count if piece.last is None else piece.first + row + count >= piece.last
+        is_over = len(taken) < count if piece.last is None else piece.first + row + count >= piece.last
+        return self._to_train_on(taken, base, of), len(taken), is_over
+
+    def _to_train_on(self, samples: list[Sample], base: int, of: Pass) -> list[tuple[int, Sample | None, int]]:
+        rows: list[tuple[int, Sample | None, int]] = []
+        for sample in samples:
+            if self.is_held_out(sample.image):
+                self._held_out.add(base + sample.index)
+            else:
+                rows.append((base + sample.index, sample, of.index))
+        return rows
 
     def _samples(self, of: Pass, row: int) -> Iterator[Sample]:
         """The samples of a piece from its row `row` on: those that follow the last ones read, or are read again."""

@@ -81,6 +81,37 @@ def plot_similarity(images: Sequence, captions: Sequence[str], cosines, output: 
         return save(figure, output)
 
 
+def plot_captioned(images: Sequence, captions: Sequence[str], output: str | Path, *, columns: int = 6) -> Path:
+    """Contact sheet of images with a caption below each, as PNG.
+
+    Args:
+        images: of any kind that `decode_image` reads.
+        captions: one an image; those that are long are cut.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: there is no image, or another number of captions.
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f"{len(images)} images and {len(captions)} captions: give as many of both, at least one.")
+    rows = -(-len(images) // columns)
+    cell, text, margin = (WIDTH_INCHES - 0.1) / columns, 0.24, 0.05
+    height = rows * (cell + text) + 2 * margin
+    with style():
+        figure = new_figure(WIDTH_INCHES, height)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            row, column = divmod(index, columns)
+            left, top = margin + column * cell, margin + row * (cell + text)
+            _show_image(axes, image, (left + 0.04, left + cell - 0.04, top + cell - 0.04, top + 0.04))
+            middle = left + cell / 2
+            shorten(axes.text(middle, top + cell + text / 2, drawable(caption), ha="center", va="center"), cell - 0.1)
+        axes.set_xlim(0, WIDTH_INCHES)
+        axes.set_ylim(height, 0)
+        return save(figure, output)
+
+
 def _frame(index: int):
     from matplotlib.patches import Rectangle
 
