@@ -43,6 +43,12 @@ def is_plot(file: Path) -> bool:
     return head.startswith(b"\x89PNG") and PLOT_MARK in head
 
 
+def is_duplicate_plan(file: Path) -> bool:
+    """Whether a file is JSON that `dedup --plan` wrote."""
+    content = _json(file)
+    return isinstance(content, dict) and "hf_clip_duplicates" in content
+
+
 def is_prompts(file: Path) -> bool:
     """Whether a file reads as templates in YAML."""
     import yaml
@@ -73,6 +79,7 @@ def _json(file: Path) -> Any:
 # Kind of output: an example of a name, and whether an existing file is one.
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "a result in JSON": ("result.json", is_result),
+    "a plan in JSON": ("plan.json", is_duplicate_plan),
     "a sheet in PNG": ("sheet.png", is_sheet),
     "a plot in PNG": ("plot.png", is_plot),
     "templates in YAML": ("templates.yaml", is_prompts),

@@ -34,6 +34,7 @@ VERBS = {
     "index": "index",
     "search": "search",
     "serve": "serve",
+    "dedup": "dedup",
     "embed": "embed",
     "prompts": "prompts",
     "convert": "convert",

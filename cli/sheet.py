@@ -1,7 +1,7 @@
-"""A contact sheet: images in rows, with their best labels below each."""
+"""Contact sheets: images in rows, with their best labels below each; and groups, each with its best image first."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,10 +15,41 @@ THUMBNAIL, MARGIN, LINE, LINES = 160, 8, 14, 2
 
 def write_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]], file: Path) -> None:
     """Writes the sheet of (image, labels with their scores) as a PNG that says who drew it."""
+    _save(draw_sheet(shown), file)
+
+
+def _save(sheet: Image.Image, file: Path) -> None:
     mark = PngInfo()
     # As `outputs.PNG_MARK` has it, by which a sheet is known from an image of somebody's.
     mark.add_text("Software", "hf-clip")
-    draw_sheet(shown).save(file, "PNG", pnginfo=mark)
+    sheet.save(file, "PNG", pnginfo=mark)
+
+
+def write_groups(rows: Sequence[Sequence[tuple[Image.Image, str, str]]], file: Path) -> None:
+    """Writes groups of (image, first line, second line), a row each; the first image of a row has a frame."""
+    width, height = THUMBNAIL + MARGIN, THUMBNAIL + MARGIN + LINE * LINES
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * width + MARGIN, len(rows) * height + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, row in enumerate(rows):
+        for place, (image, first, second) in enumerate(row):
+            left, top = MARGIN + place * width, MARGIN + index * height
+            at = _paste(sheet, image, left, top)
+            if not place:
+                draw.rectangle((at[0] - 3, at[1] - 3, at[2] + 2, at[3] + 2), outline="green", width=2)
+            for line, text in enumerate((first, second)):
+                color = "black" if line == 0 else "gray"
+                draw.text((left, top + THUMBNAIL + line * LINE), _shortened(text, font), color, font)
+    _save(sheet, file)
+
+
+def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> tuple[int, int, int, int]:
+    """Draws an image in the middle of its place, and says where it is."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    at = left + (THUMBNAIL - small.width) // 2, top + (THUMBNAIL - small.height) // 2
+    sheet.paste(small, at)
+    return (*at, at[0] + small.width, at[1] + small.height)
 
 
 def draw_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]]) -> Image.Image:
@@ -30,9 +61,7 @@ def draw_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]]) -> Image.I
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for index, (image, guess) in enumerate(shown):
         left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
-        small = decode_image(image).copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        sheet.paste(small, (left + (THUMBNAIL - small.width) // 2, top + (THUMBNAIL - small.height) // 2))
+        _paste(sheet, decode_image(image), left, top)
         texts = [f"{one['score']:.2f} {one['label']}" for one in guess[:LINES]] or ["-"]
         for line, text in enumerate(texts):
             at = (left, top + THUMBNAIL + line * LINE)

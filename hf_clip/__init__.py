@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from .model.tokenization_hf_clip import HFCLIPTokenizer
     from .model.zero_shot_hf_clip import ZeroShotClassifier
     from .prompts import list_prompts, load_prompts
+    from .search.duplicates.finding import find_duplicates
+    from .search.duplicates.moving import apply_plan, undo_plan
+    from .search.duplicates.plan import DuplicatePlan
     from .search.embedding_files import embed_to_file
     from .search.errors import SearchError
     from .search.index import Index
@@ -107,6 +110,10 @@ _HOME = {
     "list_prompts": "prompts",
     "load_prompts": "prompts",
     "join_towers": "joining_towers",
+    "DuplicatePlan": "search.duplicates.plan",
+    "apply_plan": "search.duplicates.moving",
+    "find_duplicates": "search.duplicates.finding",
+    "undo_plan": "search.duplicates.moving",
     "Index": "search.index",
     "SearchError": "search.errors",
     "SourceError": "sources.errors",
@@ -146,6 +153,7 @@ __all__ = [
     "ConversionError",
     "DataSpec",
     "Decisions",
+    "DuplicatePlan",
     "ExportError",
     "ExportedCLIP",
     "HFCLIPConfig",
@@ -172,6 +180,7 @@ __all__ = [
     "SourceError",
     "TrainConfig",
     "ZeroShotClassifier",
+    "apply_plan",
     "average_models",
     "contrastive_loss",
     "convert",
@@ -189,6 +198,7 @@ __all__ = [
     "evaluate_shift",
     "evaluate_zero_shot",
     "export_model",
+    "find_duplicates",
     "greedy_soup",
     "join_towers",
     "list_architectures",
@@ -198,12 +208,13 @@ __all__ = [
     "load_exported",
     "load_prompts",
     "load_recipe",
-    "wise_ft",
     "open_source",
     "push",
     "push_to_card",
     "sigmoid_loss",
     "train",
+    "undo_plan",
+    "wise_ft",
 ]
 
 

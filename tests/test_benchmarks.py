@@ -15,6 +15,7 @@ SMALLEST = {
     "step": ["--quick"],
     "loss": ["--quick"],
     "batch": ["--batches", "16", "--micro", "8"],
+    "dedup": ["--quick"],
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "encode": ["--quick"],
     "export": ["--quick"],

@@ -291,8 +291,13 @@ def to_rows(content: Sequence[Mapping[str, Any]], embeddings: Sequence[np.ndarra
 
 def as_matrix(column: pa.ChunkedArray) -> np.ndarray:
     """A column of embeddings without nulls as (N, D) float32."""
+    return as_halves(column).astype(np.float32)
+
+
+def as_halves(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of embeddings without nulls as (N, D) float16, as it is kept."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     width = column.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float32)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

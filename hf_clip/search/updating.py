@@ -141,7 +141,7 @@ class Updater:
     # What is new or changed.
 
     def _write_changed(self, changed: Iterator[Item], items: Items) -> None:
-        bar = _bar(items.total, self.show_progress)
+        bar = progress_bar(items.total, self.show_progress)
         try:
             for item, photo in self._read(changed):
                 self._take(item, photo)
@@ -294,8 +294,8 @@ class Updater:
             self._since_compaction = 0
 
 
-def _bar(total: int | None, show_progress: bool | None) -> tqdm:
+def progress_bar(total: int | None, show_progress: bool | None, unit: str = " images") -> tqdm:
     """Images a second and time left: a bar in a terminal, else a line each half minute."""
     is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     shown = is_terminal if show_progress is None else show_progress
-    return tqdm(total=total, unit=" images", disable=not shown or total == 0, mininterval=0.1 if is_terminal else 30.0)
+    return tqdm(total=total, unit=unit, disable=not shown or total == 0, mininterval=0.1 if is_terminal else 30.0)

@@ -27,6 +27,7 @@ VERBS = (
     "eval",
     "classify",
     "locate",
+    "dedup",
     "prompts",
     "convert",
     "push",

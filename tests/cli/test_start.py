@@ -30,6 +30,8 @@ LIGHT = [
     "embed gone.csv --model m/n --output out.parquet", "convert . --to openai --output-dir .", "push gone owner/name",
     "prompts gone.yaml", "export --help", "export gone --to onnx --output-dir out",
     "export . --to onnx --output-dir .", "serve --help", "serve .", "serve gone.pt", "serve m/n --port 70000",
+    "dedup --help", "dedup", "dedup gone/", "dedup . --apply plan.json",
+    "dedup --undo gone.json", "dedup . --only-new --against .",
 ]  # fmt: skip
 SCRIPT = """
 import sys

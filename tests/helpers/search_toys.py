@@ -1,4 +1,4 @@
-"""A model for tests of search: it gives every gray value its own embedding, and takes any text."""
+"""Models for tests of search: one gives every gray value its own embedding, one sees eight by eight pixels."""
 
 import hashlib
 import threading
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hf_clip.model.image_decoding_hf_clip import decode_image
 from tests.helpers.toys import LookupEncoder
@@ -55,6 +55,31 @@ class GrayEncoder(LookupEncoder):
             first = len(self.wordings) - len(text)
         ids = torch.arange(first, first + len(text))[:, None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class ThumbnailEncoder(GrayEncoder):
+    """An encoder whose embedding of an image is the image, at 8 x 8 gray pixels."""
+
+    def encode_image(self, pixel_values, normalize=True):
+        values = pixel_values.mean(1).flatten(1) / 255 - 0.45
+        return self._encode("image", values, torch.arange(len(values)), normalize)
+
+    def processor(self, images=None, text=None, **kwargs):
+        if text is not None:
+            return super().processor(text=text)
+        return LookupEncoder.processor(self, [decode_image(image).resize((8, 8)) for image in images])
+
+
+def scene(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A drawing of fourteen shapes in colors, by chance."""
+    draw = np.random.default_rng(seed)
+    image = Image.new("RGB", size, tuple(draw.integers(120, 256, 3).tolist()))
+    pen = ImageDraw.Draw(image)
+    for number in range(14):
+        center, reach = draw.uniform(0, 1, 2) * size, draw.uniform(0.05, 0.25, 2) * size
+        box = [*(center - reach), *(center + reach)]
+        (pen.ellipse if number % 2 else pen.rectangle)(box, tuple(draw.integers(0, 256, 3).tolist()))
+    return image
 
 
 def write_gray(file: Path, value: int, size: int = 8, **options) -> Path:
