@@ -71,7 +71,8 @@ def with_text(image: Image.Image, draw: np.random.Generator) -> bytes:
     marked = image.copy()
     size = max(7, round(0.08 * image.height))
     left, top = draw.uniform(0.02, 0.4) * image.width, (0.03, 0.88)[draw.integers(2)] * image.height
-    color = ("black", "white")[draw.integers(2)]
+    ground = image.crop((round(left), round(top), image.width, round(top) + size)).convert("L")
+    color = "black" if np.asarray(ground).mean() > 127 else "white"
     ImageDraw.Draw(marked).text((left, top), "(c) 2026 me", color, ImageFont.load_default(size))
     return encoded(marked)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +171,9 @@ def album(tmp_path_factory):
     Image.fromarray(np.asarray(photo)[..., ::-1]).save(folder / "recolored.png")
     (folder / "broken.jpg").write_bytes((folder / "small.jpg").read_bytes()[:400])
     (folder / "empty.png").write_bytes(b"")
-    size = (40_000).to_bytes(4, "big")
     bomb = bytearray((folder / "photo.png").read_bytes())
-    bomb[16:24] = size + size
+    bomb[16:24] = 2 * (40_000).to_bytes(4, "big")
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bomb)
     return folder
 
@@ -212,7 +213,7 @@ def test_reasons_are_given(plan_of_album):
 
 def test_what_cannot_be_read_is_listed_and_moved_nowhere(plan_of_album):
     assert set(plan_of_album.unreadable) == {"broken.jpg", "empty.png", "bomb.png"}
-    assert "40000" in plan_of_album.unreadable["bomb.png"]
+    assert "1600000000 pixels" in plan_of_album.unreadable["bomb.png"]
     assert not set(plan_of_album.unreadable) & {one.path for _, one in plan_of_album.members()}
 
 

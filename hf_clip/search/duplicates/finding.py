@@ -108,14 +108,21 @@ class _Comparison:
 
     def _hash_of(self, number: int) -> str:
         images, content = self.owners[number]
+        look = images.look(content)
+        if look.digest is not None:
+            return look.digest
         try:
-            return pixel_hash(images.source(content))
+            return pixel_hash(images.file(content))
         except (OSError, ImageDecodeError, MemoryError):
             return ""
 
     def _quality(self, number: int) -> Quality:
         images, content = self.owners[number]
-        return measure_quality(images.source(content), images.look(content), content.first.size)
+        look, size = images.look(content), content.first.size
+        if images.is_table:
+            has_more = look.on_black is not None or look.is_deep
+            return Quality(look.width * look.height, 1.0, has_more, size, look.tags, look.width, look.height)
+        return measure_quality(images.file(content), look, size)
 
     def choose(self, numbers: Sequence[int]) -> int:
         """The best of several that are one image; where one of them was known before, the best of those."""
@@ -290,6 +297,9 @@ def _against(comparison: _Comparison, images: Images, others: Images, least: flo
 
 def _reading(comparison: _Comparison, order: Sequence[int], neighbors, show) -> Iterable[int]:
     """The images in their order, those ahead read in threads, with a bar."""
+    # A table is read once, from its beginning.
+    all_of_them = dict.fromkeys(one for number in order for one in (number, *neighbors[number]))
+    comparison.read_ahead(number for number in all_of_them if comparison.owners[number][0].is_table)
     with progress_bar(len(order), show, " images compared") as bar:
         for begin in range(0, len(order), AHEAD):
             part = order[begin : begin + AHEAD]

@@ -15,7 +15,7 @@ from ..errors import SearchError
 from ..items import TableItems
 from ..store import EMBEDDING, IS_FOUND, as_halves
 from ..walking import find_files
-from .looks import Look, read_look
+from .looks import Look, pixel_hash, read_look
 from .plan import PlannedImage
 
 if TYPE_CHECKING:
@@ -65,10 +65,14 @@ class Images:
     files: dict[str, str] | None
     _looks: OrderedDict[str, Look] = field(default_factory=OrderedDict)
 
-    def source(self, content: Content) -> str | bytes:
-        """What `decode_image` takes."""
-        if self.files is None:
-            return TableItems(str(self.index.root)).content(content.first.path)
+    @property
+    def is_table(self) -> bool:
+        """Whether an image is found again only by reading all before it."""
+        return self.files is None
+
+    def file(self, content: Content) -> str:
+        """What to open, in a folder."""
+        assert self.files is not None
         return self.files[content.first.path]
 
     def look(self, content: Content) -> Look:
@@ -80,12 +84,12 @@ class Images:
     def read_ahead(self, contents: Iterable[Content]) -> None:
         """Reads the looks of several that were not read, in threads; the oldest are forgotten."""
         wanted = {content.hash: content for content in contents if content.hash not in self._looks}
-        if self.files is None:
+        if self.is_table:
             self._looks.update(self._looks_of_rows(wanted))
         else:
             with ThreadPoolExecutor(READERS) as pool:
-                self._looks.update(zip(wanted, pool.map(read_look, map(self.source, wanted.values())), strict=True))
-        while self.files is not None and len(self._looks) > max(LOOKS_AT_MOST, len(wanted)):
+                self._looks.update(zip(wanted, pool.map(read_look, map(self.file, wanted.values())), strict=True))
+        while not self.is_table and len(self._looks) > max(LOOKS_AT_MOST, len(wanted)):
             self._looks.popitem(last=False)
 
     def _looks_of_rows(self, wanted: dict[str, Content]) -> dict[str, Look]:
@@ -95,12 +99,13 @@ class Images:
         if by_path:
             for item in TableItems(str(self.index.root)).changed({}):
                 if item.path in by_path:
-                    found[by_path[item.path]] = read_look(item.source)
+                    found[by_path[item.path]] = look = read_look(item.source)
+                    look.digest = "" if look.error else pixel_hash(item.source)
         return found | {digest: Look(error="no such row") for digest in wanted if digest not in found}
 
     def stays(self, path: str) -> str:
         """Why a file is not moved; empty for one that can be."""
-        if self.files is None:
+        if self.is_table:
             return "a row of a table"
         if path in self.names:
             return "other names or links lead to this file"

@@ -41,6 +41,7 @@ class Look:
         is_animated: it has several frames or pages.
         is_deep: its values have more than 8 bits.
         tags: how many entries of EXIF, XMP, IPTC and color profile the file has.
+        digest: `pixel_hash`, where it was asked for as the image was read.
         error: why the file gives no image; the rest is empty then.
     """
 
@@ -51,6 +52,7 @@ class Look:
     is_animated: bool = False
     is_deep: bool = False
     tags: int = 0
+    digest: str | None = None
     error: str | None = None
     _squares: dict[bool, Square] = field(default_factory=dict, repr=False, compare=False)
 
