@@ -24,7 +24,7 @@ from .grouping import make_groups
 from .images import Content, Images, check_apart, read_images
 from .looks import pixel_hash
 from .plan import KEEP, MOVE, Duplicate, DuplicatePlan, Group, PlannedImage
-from .quality import Quality, measure_quality, why_better
+from .quality import Quality, measure_quality, quality_of_look, why_better
 
 if TYPE_CHECKING:
     from ..index import Index
@@ -120,8 +120,7 @@ class _Comparison:
         images, content = self.owners[number]
         look, size = images.look(content), content.first.size
         if images.is_table:
-            has_more = look.on_black is not None or look.is_deep
-            return Quality(look.width * look.height, 1.0, has_more, size, look.tags, look.width, look.height)
+            return quality_of_look(look, size)
         return measure_quality(images.file(content), look, size)
 
     def choose(self, numbers: Sequence[int]) -> int:
@@ -342,7 +341,7 @@ def _group(comparison: _Comparison, best: int, members: dict[int, _Match], is_of
     elif not kinds:
         group.why = "of equal bytes, the oldest file with the shortest name"
     elif comparison.owners[best][1].is_new or not any(comparison.owners[one][1].is_new for one in members):
-        group.why = f"the most detail, then bytes and metadata ({comparison.quality(best)} pixels)"
+        group.why = f"the most detail, then losses, bytes and metadata ({comparison.quality(best)} pixels)"
     else:
         group.why = "it was there before the others"
     return group

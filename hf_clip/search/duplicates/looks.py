@@ -27,6 +27,7 @@ SIDE = 64
 LEAST_EDGE = 4 * SIDE
 # Photographs whose files hold more than one image: previews, depth, an exposure each.
 _OF_ONE_MOMENT = ("MPO", "HEIF")
+_LOSSLESS, _LOSSLESS_WEBP = ("PNG", "BMP", "TIFF", "PPM"), b"VP8L"
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -40,6 +41,7 @@ class Look:
         width, height: in pixels, upright.
         is_animated: it has several frames or pages.
         is_deep: its values have more than 8 bits.
+        is_lossless: its format keeps pixels as they are.
         tags: how many entries of EXIF, XMP, IPTC and color profile the file has.
         digest: `pixel_hash`, where it was asked for as the image was read.
         error: why the file gives no image; the rest is empty then.
@@ -51,6 +53,7 @@ class Look:
     height: int = 0
     is_animated: bool = False
     is_deep: bool = False
+    is_lossless: bool = False
     tags: int = 0
     digest: str | None = None
     error: str | None = None
@@ -119,6 +122,7 @@ def _facts(content: bytes) -> Look:
             frames = getattr(image, "n_frames", 1)
             look.is_animated = frames > 1 and image.format not in _OF_ONE_MOMENT
             look.is_deep = image.mode.startswith(("I", "F"))
+            look.is_lossless = image.format in _LOSSLESS or content[12:16] == _LOSSLESS_WEBP
             look.tags = _tags(image)
     except Exception:
         return look

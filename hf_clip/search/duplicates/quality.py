@@ -28,6 +28,7 @@ class Quality:
         detail: pixels that the image would need, less its margin of one color.
         factor: the fraction of the side that it would need: an image that was blown up has a small one.
         has_more: it has transparent pixels or more than 8 bits, which copies lose.
+        is_lossless: it is in a format that keeps pixels as they are.
         size: bytes of the file.
         tags: entries of metadata.
         width, height: in pixels.
@@ -36,6 +37,7 @@ class Quality:
     detail: float
     factor: float
     has_more: bool
+    is_lossless: bool
     size: int
     tags: int
     width: int
@@ -43,7 +45,13 @@ class Quality:
 
     @property
     def rank(self) -> tuple:
-        return round(float(np.log(max(self.detail, 1)) / np.log(AS_MUCH))), self.factor, self.has_more, self.size
+        return (
+            round(float(np.log(max(self.detail, 1)) / np.log(AS_MUCH))),
+            self.factor,
+            self.has_more,
+            self.is_lossless,
+            self.size,
+        )
 
     def __str__(self) -> str:
         return f"{self.width} x {self.height}"
@@ -55,12 +63,21 @@ def measure_quality(source: str | bytes, look: Look, size: int) -> Quality:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         image = decode_image({"bytes": content, "path": source if isinstance(source, str) else None})
     except (OSError, ImageDecodeError, MemoryError):
-        return Quality(0, 0, False, size, 0, look.width, look.height)
+        return Quality(0, 0, False, False, size, 0, look.width, look.height)
     box = _without_margin(image)
     factor = needed_factor(image)
     area = (box[2] - box[0]) * (box[3] - box[1])
+    return _quality(look, area * factor**2, factor, size)
+
+
+def quality_of_look(look: Look, size: int) -> Quality:
+    """What is known of an image without decoding it once more."""
+    return _quality(look, look.width * look.height, 1.0, size)
+
+
+def _quality(look: Look, detail: float, factor: float, size: int) -> Quality:
     has_more = look.on_black is not None or look.is_deep
-    return Quality(area * factor**2, factor, has_more, size, look.tags, *image.size)
+    return Quality(detail, factor, has_more, look.is_lossless, size, look.tags, look.width, look.height)
 
 
 def needed_factor(image: Image.Image) -> float:
@@ -95,6 +112,8 @@ def why_better(best: Quality, other: Quality, has_equal_pixels: bool) -> str:
         return f"no more detail in {other} than in {best} pixels"
     if best.has_more and not other.has_more:
         return "without the transparent pixels or the depth of the other"
+    if best.is_lossless and not other.is_lossless:
+        return "encoded with loss, and the other is not"
     if best.size > other.size:
         return f"fewer bytes ({other.size}, not {best.size})"
     return "as good, and listed after it"
