@@ -65,7 +65,7 @@ types:
 	@$(PY) tools/check_types.py
 
 every-test:
-	@$(PY) -m pytest -n 2 --durations=10
+	@$(PY) -m pytest -n 3 --durations=10
 
 demo: setup ## train on the bundled images (five to thirty minutes), show the model, and search with it; a finished RUN is shown again
 	@if [ -f $(RUN)/results.json ]; then \
