@@ -112,7 +112,7 @@ def _add_embeddings(app: FastAPI, service: Service, in_thread: Callable[..., Any
 
     def answer(request: EmbeddingsRequest) -> dict[str, Any]:
         given = inputs_of(request, service.limits)
-        inputs = [one if isinstance(one, str) else service.decode(one, "input") for one in given]
+        inputs = [one if isinstance(one, str) else service.read_image(one, "input") for one in given]
         embeddings_ND, tokens = service.embed(inputs)
         is_packed = request.encoding_format == "base64"
         rows = [
@@ -144,7 +144,7 @@ def _add_classification(app: FastAPI, service: Service, in_thread: Callable[...,
             raise RequestError(400, "`images` is empty: send data URLs.", "images")
         check_images(len(urls), "images", service.limits)
         _check_words(request, service)
-        images = [service.decode(image_bytes(url, "images"), "images") for url in urls]
+        images = [service.read_image(image_bytes(url, "images"), "images") for url in urls]
         found, templates = service.classify(
             images,
             request.labels,
@@ -194,7 +194,7 @@ def _add_search(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -
         urls = listed(request.images)
         check_images(len(urls), "images", limits)
         if urls:
-            question["images"] = [service.decode(image_bytes(url, "images"), "images") for url in urls]
+            question["images"] = [service.read_image(image_bytes(url, "images"), "images") for url in urls]
         hits, has_more = service.search(
             order=request.order,
             offset=request.offset,

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 CLASSIFIERS = 16
 # By date are ordered so many of the best.
 DATED = 600
-ORDERS = ("best", "newest", "oldest")
+# What a processor makes of one image.
+ImageInputs = dict[str, torch.Tensor]
 
 
 def open_index(root: str | Path, limits: Limits | None = None, **options: Any) -> "Service":
@@ -79,11 +80,14 @@ class Service:
 
     # What is sent.
 
-    def decode(self, content: bytes, param: str) -> Image.Image:
-        """The image of a file's bytes. Raises RequestError."""
+    def read_image(self, content: bytes, param: str) -> ImageInputs:
+        """What the model takes of the image of a file's bytes. Raises RequestError.
+
+        A few are decoded at once, and no decoded image is kept: however many are sent, memory is bounded.
+        """
         with self._decoders:
             try:
-                return decode_image(content, max_pixels=self.limits.pixels)
+                return self.model.prepare(decode_image(content, max_pixels=self.limits.pixels))
             except ImageDecodeError as error:
                 # The limit is the server's, not an argument of the caller's.
                 limit = f"Scale it down: {self.limits.pixels // 10**6} million pixels are the most."
@@ -92,7 +96,7 @@ class Service:
 
     # Embeddings.
 
-    def embed(self, inputs: Sequence[str | Image.Image]) -> tuple[np.ndarray, int]:
+    def embed(self, inputs: Sequence[str | ImageInputs]) -> tuple[np.ndarray, int]:
         """(N, D) float32 unit embeddings of texts and images, in their order, and how many tokens the texts had."""
         embeddings_ND = np.empty((len(inputs), self.width), np.float32)
         tokens = 0
@@ -116,7 +120,7 @@ class Service:
 
     def classify(
         self,
-        images: list[Image.Image],
+        images: list[ImageInputs],
         labels: str | Sequence[str | Sequence[str]],
         templates: str | Sequence[str] | None = None,
         *,
@@ -147,7 +151,9 @@ class Service:
             self._check_words(labels, templates, reject)
             model, processor = self.model.load()
             try:
-                made = ZeroShotClassifier(model, processor, labels, templates, rejection=reject, cache=False)
+                made = ZeroShotClassifier(
+                    model, processor, labels, templates, rejection=reject, dtype=None, cache=False
+                )
             except (TypeError, ValueError) as error:
                 raise RequestError(400, str(error), "labels") from error
             self._classifiers[key] = made

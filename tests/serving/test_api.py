@@ -78,7 +78,9 @@ def test_classification_is_the_classifiers(client, encoder):
     labels, templates = ["gray 8", ["gray 12", "gray 13"], "gray 100"], ["{}", "a {}"]
     answer = post(client, "/v1/classify", images=[data_url(square(8)), data_url(square(12))], labels=labels,
                   templates=templates, reject="nothing", top_k=2)  # fmt: skip
-    classifier = ZeroShotClassifier(encoder, encoder.processor, labels, templates, rejection="nothing", cache=False)
+    classifier = ZeroShotClassifier(
+        encoder, encoder.processor, labels, templates, rejection="nothing", dtype=None, cache=False
+    )
     wanted = classifier.predict([square(8), square(12)], top_k=2)
     assert answer["templates"] == templates
     for found, row in zip(answer["data"], wanted, strict=True):
