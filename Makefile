@@ -14,10 +14,10 @@ CHECK_FORM := $(PY) -m ruff format --check --output-format concise . && \
 	$(PY) -m ruff check --output-format concise . && $(PY) tools/check_sizes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools format check types every-test quick test test-oldest test-newest soak docs demo bench gpu gpu-wheels clean
+.PHONY: help setup tools format check types every-test quick test test-oldest test-newest soak peer-suite docs demo bench gpu gpu-wheels clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install the package with the versions of constraints.txt
 	@:
@@ -61,6 +61,9 @@ docs: tools ## build the documentation site into build/site, strictly
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "build/site/index.html; with its search: $(PY) -m http.server --directory build/site"
 
+peer-suite: tools ## transformers' own common model tests, on our classes and on its CLIP, within a few minutes
+	@$(PY) tools/peer_suite.py
+
 types:
 	@$(PY) tools/check_types.py
 
@@ -90,5 +93,5 @@ gpu: ## on a machine with an NVIDIA GPU: correctness, then speed beside the peer
 	@$(GPU_PYTHON) benchmarks/gpu.py
 
 clean: ## remove .venv, caches and build outputs (runs/ stays)
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .peer-suite build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ def add(verbs) -> None:
         "hf-clip convert ViT-B-32.pt --to transformers --output-dir clip-vit-b-32 --verify",
     )
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file of weights or a Hub id, of any format")
-    formats = ("hf_clip", "transformers", "open_clip", "openai")
+    formats = ("hf_clip", "transformers", "open_clip", "openai", "diffusers")
     parser.add_argument("--to", required=True, choices=formats, help="format to write")
     parser.add_argument("--output-dir", required=True, type=Path, help="folder that is empty or not there yet")
     parser.add_argument("--verify", action="store_true", help="run both on the same inputs; 1e-4 apart is an error")

@@ -35,8 +35,9 @@ PLOTS = {
     "few-shot": ("few_shot.png",),
     "robustness": ("robustness.png",),
 }
-# Tasks that draw none, and whose classes no data names.
-WITHOUT_PLOTS = NEED_LABELS = ("segmentation", "groups")
+# Tasks whose classes no data names, and those that draw nothing.
+NEED_LABELS = ("segmentation", "groups")
+WITHOUT_PLOTS = (*NEED_LABELS, "clip-score")
 # What `robustness` does to images.
 CORRUPTIONS = (
     "gaussian_noise",
@@ -119,6 +120,13 @@ def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
             "how often each group's images are given each label",
             f"--data examples/{twemoji} --labels animal person --by group",
         ),
+        (
+            "clip-score",
+            lambda parser: None,
+            ["caption"],
+            "how well images fit their texts, such as those of a generator",
+            f"--data examples/{twemoji} --where split=test",
+        ),
     ]
 
 
@@ -136,6 +144,10 @@ def _add_outcome(parser: argparse.ArgumentParser, task: str) -> None:
     else:
         parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file of another kind")
+    if task == "clip-score":
+        # A score of images says nothing of the model.
+        parser.set_defaults(push_to_card=False)
+        return
     parser.add_argument("--push-to-card", action="store_true", help="write the numbers into the model's card")
 
 

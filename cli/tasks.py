@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
+from hf_clip.evaluation.clip_score import evaluate_clip_score
 from hf_clip.evaluation.comparison import comparison_table
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
@@ -133,6 +134,10 @@ def _groups(options: Namespace, model, processor, sources: dict[str, Source], mo
     return evaluate_groups(model, processor, sources["data"], by=options.by, **more)
 
 
+def _clip_score(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    return evaluate_clip_score(model, processor, sources["data"], **more)
+
+
 TASKS = {
     "zero-shot": _zero_shot,
     "retrieval": _retrieval,
@@ -141,10 +146,12 @@ TASKS = {
     "robustness": _robustness,
     "segmentation": _segmentation,
     "groups": _groups,
+    "clip-score": _clip_score,
 }
 # What a source must have beside images.
 NEEDS = {
     "retrieval": Source.require_captions,
+    "clip-score": Source.require_captions,
     "segmentation": lambda source: source,
     "groups": lambda source: source,
 }

@@ -51,7 +51,7 @@ def config_from_chinese_clip(settings: Mapping[str, Any]) -> HFCLIPConfig:
     fields: dict[str, Any] = {
         "text_config": {
             "tower": "transformers",
-            "backbone_config": backbone.to_dict(),
+            "tower_config": backbone.to_dict(),
             "pooling": "first",
             "hidden_act": "gelu",
             **{name: getattr(backbone, name) for name in ("vocab_size", "hidden_size", "max_position_embeddings")},
@@ -75,12 +75,12 @@ def vit_fields(vision: PreTrainedConfig) -> dict[str, Any]:
 def is_chinese_clip(config: HFCLIPConfig) -> bool:
     """Whether the text tower is of Chinese-CLIP's kind; of the image tower that says nothing."""
     text = config.text_config
-    return text.backbone_config is not None and text.backbone_config.model_type == "bert" and text.pooling == "first"
+    return text.tower_config is not None and text.tower_config.model_type == "bert" and text.pooling == "first"
 
 
 def chinese_clip_config(config: HFCLIPConfig) -> ChineseCLIPConfig:
     """The config of transformers' own model for the same weights, of a config that `is_chinese_clip`."""
-    backbone, vision = config.text_config.backbone_config, config.vision_config
+    backbone, vision = config.text_config.tower_config, config.vision_config
     assert backbone is not None
     return ChineseCLIPConfig(
         text_config={name: getattr(backbone, name) for name in _TEXT_FIELDS},

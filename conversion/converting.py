@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from transformers import (
     ChineseCLIPProcessor,
     CLIPModel,
     CLIPProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionModelWithProjection,
     MetaClip2Model,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,6 +47,7 @@ from .locating import plain_name
 from .open_clip import open_clip_rules
 from .openai import openai_rules
 from .rules import export_tensors
+from .sentence_files import write_sentence_files
 from .verify import TEXTS, Verification, verify_conversion
 
 # Tensors that OpenAI's `convert_weights` makes float16: of convolutions, of linear layers and attention, and the two
@@ -62,7 +67,8 @@ def convert(source, *, to: str, output_dir: str | Path, verify: bool = False, **
         source: whatever `load` takes.
         to: "hf_clip", a folder of this package's; "transformers", one of `CLIPModel`, `SiglipModel`, `Siglip2Model`,
             `MetaClip2Model` or `ChineseCLIPModel` with its processor; "open_clip", one for OpenCLIP's `local-dir:`;
-            "openai", `model.pt` with a plain state dict in OpenAI's names, float16 where theirs is.
+            "openai", `model.pt` with a plain state dict in OpenAI's names, float16 where theirs is; "diffusers", the
+            parts of a pipeline that are a CLIP, each in transformers' own class.
         output_dir: a folder that is empty or does not exist yet, outside of the source.
         verify: run source and result on the same images and texts before the result takes its place.
         options: arguments of `load` about what the source does not say.
@@ -122,9 +128,10 @@ def _refuse(target: str, missing: list[str]) -> None:
 
 
 def write_hf_clip(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
-    """This package's own folder: nothing is lost."""
+    """This package's own folder: nothing is lost. sentence-transformers reads it too."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_sentence_files(folder)
     return False
 
 
@@ -221,6 +228,27 @@ def write_openai(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -
     return is_rounded
 
 
+def write_diffusers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path) -> bool:
+    """The folders of a diffusion pipeline that hold a CLIP, as diffusers saves them: transformers' own classes.
+
+    `text_encoder` is Stable Diffusion's, `text_encoder_2` with its projection is SDXL's second, `image_encoder` and
+    `feature_extractor` are IP-Adapter's. `tokenizer` pads with what the text tower was trained with.
+    """
+    kind = export_configs.transformers_type(model.config)
+    if kind != "clip":
+        _refuse("A pipeline of diffusers", [f"a model of transformers' {TRANSFORMERS_CLASSES[kind][0].__name__}"])
+    whole = folder / "whole"
+    write_transformers(model, processor, whole)
+    for name, part in DIFFUSERS_PARTS.items():
+        tower, info = part.from_pretrained(whole, output_loading_info=True)
+        assert not info["missing_keys"], f"{name}: {info['missing_keys']}"
+        tower.save_pretrained(folder / name)
+    CLIPImageProcessorPil.from_pretrained(whole).save_pretrained(folder / "feature_extractor")
+    shutil.rmtree(whole)
+    plain_tokenizer(processor.tokenizer).save_pretrained(folder / "tokenizer")
+    return False
+
+
 def plain_tokenizer(tokenizer, model_input_names: Sequence[str] = ("input_ids", "attention_mask")):
     """transformers' own `CLIPTokenizer` of the same vocabulary; a copy of a tokenizer that is not ours."""
     if not isinstance(tokenizer, HFCLIPTokenizer):
@@ -253,10 +281,17 @@ TRANSFORMERS_CLASSES: dict[str, tuple[type[PreTrainedModel], Callable[..., Any]]
     "metaclip_2": (MetaClip2Model, CLIPProcessor),
     "chinese_clip": (ChineseCLIPModel, ChineseCLIPProcessor),
 }
+# What a pipeline of diffusers calls its parts.
+DIFFUSERS_PARTS: dict[str, type[PreTrainedModel]] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "image_encoder": CLIPVisionModelWithProjection,
+}
 # Each writes a model to an empty folder, and says whether weights were rounded.
 WRITERS: dict[str, Callable[[HFCLIPModel, HFCLIPProcessor, Path], bool]] = {
     "hf_clip": write_hf_clip,
     "transformers": write_transformers,
     "open_clip": write_open_clip,
     "openai": write_openai,
+    "diffusers": write_diffusers,
 }

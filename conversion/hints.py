@@ -91,6 +91,6 @@ def _fields(tower: Any) -> set[str]:
     if tower.base_config_key == "vision_config" and tower.tower != "vit":
         return _OF_OTHER_TOWERS
     inherited = set(PreTrainedConfig.__dataclass_fields__)
-    own = {name for name in type(tower).__dataclass_fields__ if name not in inherited}
+    own = {name for name in type(tower).__dataclass_fields__ if name not in inherited and name[0] != "_"}
     # Where a text is pooled goes by its ids, which tokenizers have a say in; models of transformers have their own.
-    return {n for n in own - _OF_TRAINING if not n.endswith("_token_id")} - {"pooling", "backbone_config"}
+    return {n for n in own - _OF_TRAINING if not n.endswith("_token_id")} - {"pooling", "tower_config"}

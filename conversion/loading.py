@@ -421,7 +421,7 @@ def _refuse_classifier(settings: Mapping[str, Any], outline: WeightsFile, folder
 
 def _identify_open_clip_folder(located: Located, hub: HubOptions) -> _Checkpoint:
     model_cfg = located.config.get("model_cfg", located.config)
-    config = config_from_model_cfg(model_cfg, lambda name: _backbone_config(name, hub))
+    config = config_from_model_cfg(model_cfg, lambda name: _tower_config(name, hub))
     text_cfg = model_cfg["text_cfg"]
     name = text_cfg.get("hf_tokenizer_name") or "clip"
     if mode := text_cfg.get("tokenizer_mode"):
@@ -489,7 +489,7 @@ def _shapes(outline: WeightsFile, rules: list[Rule]) -> dict[str, tuple[int, ...
     return renamed_shapes(shapes, rules) if rules else shapes
 
 
-def _backbone_config(name: str, hub: HubOptions) -> PreTrainedConfig:
+def _tower_config(name: str, hub: HubOptions) -> PreTrainedConfig:
     try:
         folder = Path(name) if Path(name).is_dir() else fetch_settings(name, hub.without_revision())
         check_settings_files(folder)

@@ -194,12 +194,12 @@ _OLDER_TEXT_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 
 
 def config_from_model_cfg(
-    model_cfg: dict[str, Any], find_backbone_config: Callable[[str], PreTrainedConfig] | None = None
+    model_cfg: dict[str, Any], find_tower_config: Callable[[str], PreTrainedConfig] | None = None
 ) -> HFCLIPConfig:
     """The config of the model that OpenCLIP builds from this `model_cfg`.
 
     Args:
-        find_backbone_config: gives the config of the transformers model of a name (`hf_model_name`).
+        find_tower_config: gives the config of the transformers model of a name (`hf_model_name`).
 
     Raises:
         ConversionError: for a key, or a value of one, that asks for what this package's models lack.
@@ -209,7 +209,7 @@ def config_from_model_cfg(
     try:
         fields = {
             "projection_dim": model_cfg["embed_dim"],
-            "text_config": _text_config(model_cfg, find_backbone_config),
+            "text_config": _text_config(model_cfg, find_tower_config),
             "vision_config": _vision_config(model_cfg),
         }
         return (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig)(**fields)
@@ -341,11 +341,11 @@ SIGLIP_IMAGE_TOWER = {
 }
 
 
-def _text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | None) -> HFCLIPTextConfig:
+def _text_config(model_cfg: dict[str, Any], find_tower_config: Callable | None) -> HFCLIPTextConfig:
     cfg = model_cfg["text_cfg"]
     _refuse_unknown("text_cfg", cfg, _TEXT_KEYS if cfg.get("hf_model_name") else _TEXT_KEYS - set(_OLDER_TEXT_KEYS))
     if cfg.get("hf_model_name"):
-        return _foreign_text_config(model_cfg, find_backbone_config)
+        return _foreign_text_config(model_cfg, find_tower_config)
     width, vocabulary = cfg.get("width", 512), cfg.get("vocab_size", OPENAI_VOCABULARY_SIZE)
     pooling = _choice(
         "text_cfg.pool_type",
@@ -390,10 +390,10 @@ def _with_keys_of_today(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def _foreign_text_config(model_cfg: dict[str, Any], find_backbone_config: Callable | None) -> HFCLIPTextConfig:
+def _foreign_text_config(model_cfg: dict[str, Any], find_tower_config: Callable | None) -> HFCLIPTextConfig:
     cfg = _with_keys_of_today(model_cfg["text_cfg"])
-    assert find_backbone_config is not None, "a text tower of transformers has a config of its own"
-    backbone = find_backbone_config(cfg["hf_model_name"])
+    assert find_tower_config is not None, "a text tower of transformers has a config of its own"
+    backbone = find_tower_config(cfg["hf_model_name"])
     # Encoders of translation models pool nothing themselves: there OpenCLIP takes the first token.
     own_pooling = "first" if backbone.is_encoder_decoder else "pooler"
     pooling = _choice(
@@ -403,7 +403,7 @@ def _foreign_text_config(model_cfg: dict[str, Any], find_backbone_config: Callab
     )
     return HFCLIPTextConfig(
         tower="transformers",
-        backbone_config=backbone.to_dict(),
+        tower_config=backbone.to_dict(),
         hidden_size=backbone.hidden_size,
         vocab_size=backbone.vocab_size,
         max_position_embeddings=cfg.get("context_length", 77),

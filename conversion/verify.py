@@ -14,7 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
 from hf_clip.model.embedding_hf_clip import IMAGE_INPUTS
@@ -133,6 +140,21 @@ def embed_with_transformers(folder: Path) -> Embeddings:
     return Embeddings("transformers", *embeddings, output.logits_per_image, model.logit_scale.exp().item())
 
 
+def embed_with_diffusers(folder: Path, scale: float) -> Embeddings:
+    """The parts of a pipeline of diffusers, by transformers' own classes. They have no logit scale."""
+    text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval()
+    image = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pixels = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")(sample_images(), return_tensors="pt")
+    ids = tokenizer(
+        TEXTS, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )["input_ids"]
+    with torch.no_grad():
+        image_BD = F.normalize(image(pixels["pixel_values"]).image_embeds, dim=-1)
+        text_BD = F.normalize(text(ids).text_embeds, dim=-1)
+    return Embeddings("transformers", image_BD, text_BD, scale * image_BD @ text_BD.T, scale)
+
+
 def embed_with_open_clip(folder: Path) -> Embeddings:
     """A folder for OpenCLIP's `local-dir:`."""
     # By name: neither peer is a dependency.
@@ -205,8 +227,11 @@ def verify_conversion(
         if not located.may_be_wrapped or source_format == "openai":
             theirs = embed_with_original_code(source_format, located.path)
     one = theirs or embed_with_hf_clip(*loaded)
-    other = embed_with_original_code(result_format, result / "model.pt" if result_format == "openai" else result)
-    other = other or embed_with_hf_clip(*load(result / "model.pt" if result_format == "openai" else result))
+    if result_format == "diffusers":
+        other = embed_with_diffusers(result, one.scale)
+    else:
+        written = result / "model.pt" if result_format == "openai" else result
+        other = embed_with_original_code(result_format, written) or embed_with_hf_clip(*load(written))
     verification = compare(one, other, MAX_DIFFERENCE_ROUNDED if is_rounded else MAX_DIFFERENCE)
     if not verification.is_passed:
         raise ConversionError(f"the result's embeddings or logits are not the source's: {verification}.")

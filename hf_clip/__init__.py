@@ -9,14 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForTextEncoding,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_TEXT_ENCODING_MAPPING
 
 # Not from transformers itself, which has a stand-in for it where torchvision is not installed.
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 # For editors and type checkers; when the package runs, `__getattr__` imports a name from its home.
 if TYPE_CHECKING:
     from .conversion import ConversionError, average_models, convert, load
+    from .evaluation.clip_score import clip_score, evaluate_clip_score
     from .evaluation.few_shot import evaluate_few_shot
     from .evaluation.groups import evaluate_groups
     from .evaluation.linear_probe import evaluate_linear_probe
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
         HFCLIPVisionModelWithProjection,
     )
     from .model.modeling_text_hf_clip import HFCLIPTextModel
+    from .model.modeling_vision_hf_clip import HFCLIPBackbone
     from .model.modeling_vit_hf_clip import HFCLIPVisionModel
     from .model.pipeline_hf_clip import HFCLIPZeroShotPipeline
     from .model.processing_hf_clip import HFCLIPProcessor
@@ -75,6 +80,8 @@ if TYPE_CHECKING:
     from .sources.errors import SourceError
     from .sources.opening import open_source
     from .sources.spec import DataSpec
+    from .tools.langchain import langchain_embeddings
+    from .tools.llama_index import llama_index_embedding
     from .training.config import TrainConfig
     from .training.loop import train
     from .training.mixing import greedy_soup, wise_ft
@@ -87,6 +94,7 @@ _HOME = {
     "HFCLIPTextConfig": "model.configuration_hf_clip",
     "HFCLIPVisionConfig": "model.configuration_hf_clip",
     "list_architectures": "model.configuration_hf_clip",
+    "HFCLIPBackbone": "model.modeling_vision_hf_clip",
     "HFCLIPForImageClassification": "model.modeling_hf_clip",
     "HFCLIPModel": "model.modeling_hf_clip",
     "HFCLIPSiglipModel": "model.modeling_hf_clip",
@@ -123,6 +131,8 @@ _HOME = {
     "average_models": "conversion",
     "convert": "conversion",
     "load": "conversion",
+    "clip_score": "evaluation.clip_score",
+    "evaluate_clip_score": "evaluation.clip_score",
     "evaluate_zero_shot": "evaluation.zero_shot",
     "evaluate_pairs": "evaluation.retrieval",
     "evaluate_retrieval": "evaluation.retrieval",
@@ -147,6 +157,8 @@ _HOME = {
     "load_recipe": "training.recipe",
     "wise_ft": "training.mixing",
     "train": "training.loop",
+    "langchain_embeddings": "tools.langchain",
+    "llama_index_embedding": "tools.llama_index",
 }
 
 __all__ = [
@@ -156,6 +168,7 @@ __all__ = [
     "DuplicatePlan",
     "ExportError",
     "ExportedCLIP",
+    "HFCLIPBackbone",
     "HFCLIPConfig",
     "HFCLIPForImageClassification",
     "HFCLIPImageProcessor",
@@ -182,12 +195,14 @@ __all__ = [
     "ZeroShotClassifier",
     "apply_plan",
     "average_models",
+    "clip_score",
     "contrastive_loss",
     "convert",
     "decode_image",
     "embed_images",
     "embed_texts",
     "embed_to_file",
+    "evaluate_clip_score",
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_groups",
@@ -201,9 +216,11 @@ __all__ = [
     "find_duplicates",
     "greedy_soup",
     "join_towers",
+    "langchain_embeddings",
     "list_architectures",
     "list_prompts",
     "list_recipes",
+    "llama_index_embedding",
     "load",
     "load_exported",
     "load_prompts",
@@ -233,6 +250,7 @@ def __dir__():
 def _register() -> None:
     from .model import configuration_hf_clip as configuration
     from .model import modeling_hf_clip as modeling
+    from .model import modeling_vision_hf_clip as vision
     from .model.image_processing_hf_clip import HFCLIPImageProcessor
     from .model.processing_hf_clip import HFCLIPProcessor
     from .model.tokenization_hf_clip import HFCLIPTokenizer
@@ -245,7 +263,11 @@ def _register() -> None:
     ):
         AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(configuration.HFCLIPTextConfig, modeling.HFCLIPTextModel)
-    AutoModelForImageClassification.register(configuration.HFCLIPConfig, modeling.HFCLIPForImageClassification)
+    AutoModel.register(configuration.HFCLIPVisionConfig, vision.HFCLIPImageTower)
+    AutoModelForTextEncoding.register(configuration.HFCLIPTextConfig, modeling.HFCLIPTextModel)
+    AutoBackbone.register(configuration.HFCLIPVisionConfig, vision.HFCLIPBackbone)
+    for classifier in (modeling.HFCLIPForImageClassification, modeling.HFCLIPSiglipForImageClassification):
+        AutoModelForImageClassification.register(classifier.config_class, classifier)
     # transformers keeps a missing backend as None, and declares classes alone.
     no_video_processors = cast("dict[str, type]", {"pil": None, "torchvision": None})
     for model in (modeling.HFCLIPModel, modeling.HFCLIPSiglipModel):
@@ -255,6 +277,9 @@ def _register() -> None:
         AutoImageProcessor.register(config_class, HFCLIPImageProcessor)
         AutoTokenizer.register(config_class, HFCLIPTokenizer)
         AutoProcessor.register(config_class, HFCLIPProcessor)
+        # A part of the model, found in the folder of the whole: `register` asks for the model's own config.
+        MODEL_FOR_TEXT_ENCODING_MAPPING.register(config_class, modeling.HFCLIPTextModel)
+        MODEL_FOR_BACKBONE_MAPPING.register(config_class, vision.HFCLIPBackbone)
         # There is none. Unregistered, `pipeline` would look for its code in the folder, and ask to run what is there.
         AutoVideoProcessor.register(config_class, video_processor_classes=no_video_processors)
     # By its dotted name, which transformers imports when the task is asked for.

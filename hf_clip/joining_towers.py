@@ -159,12 +159,12 @@ def _fields_of(shape: PreTrainedConfig) -> dict[str, Any]:
         backbone["use_mask_token"] = False
     sizes = {key: value for key in SHOWN_SIZES if isinstance(value := getattr(shape, key, None), int)}
     width = getattr(shape, "hidden_size", None) or shape.hidden_sizes[-1]
-    return {"tower": "transformers", "backbone_config": backbone, "hidden_size": width, **sizes}
+    return {"tower": "transformers", "tower_config": backbone, "hidden_size": width, **sizes}
 
 
 def _backbone_of(source: str) -> Callable[[Any], object]:
     def fill(tower: Any) -> None:
-        options = {"config": copy.deepcopy(tower.config.backbone_config), **backbone_options(tower.config)}
+        options = {"config": copy.deepcopy(tower.config.tower_config), **backbone_options(tower.config)}
         pretrained, info = AutoModel.from_pretrained(
             source, output_loading_info=True, trust_remote_code=False, **options
         )

@@ -37,6 +37,7 @@ LAYERS = [
     ("hf_clip/search/*.py", 4),
     ("hf_clip/export/*.py", 4),
     ("hf_clip/compat/*.py", 4),
+    ("hf_clip/tools/*.py", 4),
     ("hf_clip/serving/*.py", 5),
     ("hf_clip/training/*.py", 5),
 ]
@@ -52,6 +53,9 @@ EXCEPT = {
     ("hf_clip/conversion/adapters.py", "peft"),
     # It trains those that a recipe asks for.
     ("hf_clip/training/lora.py", "peft"),
+    # They are those libraries' interfaces.
+    ("hf_clip/tools/langchain.py", "langchain_core"),
+    ("hf_clip/tools/llama_index.py", "llama_index"),
     # They read what cameras and phones write, where somebody installed them.
     ("hf_clip/model/image_plugins_hf_clip.py", "pi_heif"),
     ("hf_clip/model/image_plugins_hf_clip.py", "pillow_heif"),

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hf_clip.conversion.sentence_files import write_sentence_files
 from hf_clip.evaluation import RetrievalResult, plot_retrievals, plot_similarity, plot_training
 from hf_clip.hub import CardFacts, made_with, write_model_card
 from hf_clip.model.image_decoding_hf_clip import decode_image
@@ -59,6 +60,7 @@ def export_model(trainer: Trainer) -> None:
             else:
                 shutil.copytree(best_folder(trainer.folder), folder, dirs_exist_ok=True)
                 (folder / FACTS).unlink()
+            write_sentence_files(folder)
 
         unfinished = trainer.folder / ".model"
         write_folder(unfinished, write)

@@ -2,6 +2,7 @@
 
 from hf_clip.evaluation.cache import FeatureCache
 from hf_clip.evaluation.calibration import Calibration, calibrate, fit_temperature
+from hf_clip.evaluation.clip_score import ClipScoreResult, clip_score, evaluate_clip_score
 from hf_clip.evaluation.features import Encoding, ImageFeatures, encode_images, encode_texts
 from hf_clip.evaluation.few_shot import FewShotResult, evaluate_few_shot
 from hf_clip.evaluation.groups import GroupsResult, evaluate_groups
@@ -18,6 +19,7 @@ from hf_clip.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 
 __all__ = [
     "Calibration",
+    "ClipScoreResult",
     "Encoding",
     "FeatureCache",
     "FewShotResult",
@@ -32,9 +34,11 @@ __all__ = [
     "SegmentationResult",
     "ZeroShotResult",
     "calibrate",
+    "clip_score",
     "effective_robustness",
     "encode_images",
     "encode_texts",
+    "evaluate_clip_score",
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_groups",

@@ -19,6 +19,7 @@ COLUMNS = {
         for k in (1, 5)
     },
     "linear-probe": {"top-1": "top_1", "top-5": "top_5", "mean per class": "mean_per_class"},
+    "clip-score": {"CLIP score": "score"},
     "segmentation": {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"},
     "robustness": {"top-1": "top_1", "corrupted": "corrupted_top_1", "shifted": "shifted_top_1"},
 }

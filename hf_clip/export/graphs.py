@@ -116,7 +116,7 @@ def write_graph(model: HFCLIPModel, processor: HFCLIPProcessor, tower: str, file
 
 
 def _kind(config: Any) -> str:
-    backbone = getattr(config, "backbone", None) or getattr(config.backbone_config, "model_type", None)
+    backbone = getattr(config, "backbone", None) or getattr(config.tower_config, "model_type", None)
     return config.tower if backbone is None else f"{config.tower}: {backbone}"
 
 

@@ -78,7 +78,7 @@ def _heads(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
 
 
 def _of_transformers(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> str:
-    backbone = config.backbone_config
+    backbone = config.tower_config
     assert isinstance(backbone, PreTrainedConfig)
     width = getattr(backbone, "hidden_size", None)
     layers = getattr(backbone, "num_hidden_layers", None)

@@ -32,6 +32,7 @@ WRITTEN_KINDS = (
     (re.compile(r"(?:config|generation_config)\.json"), "config"),
     (re.compile(r"(?:pre)?processor_config\.json|chat_template\.\w+"), "processor"),
     (re.compile(r"(?:tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece).*"), "tokenizer"),
+    (re.compile(r"modules\.json|sentence_bert_config\.json"), "sentence-transformers"),
     (re.compile(r"\w+_hf_clip\.py|__init__\.py"), "code"),
 )
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_limits_hf_clip import require_plausible
+from .configuration_limits_hf_clip import require_plausible, require_sizes, require_whole_heads
 from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
 
 # OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
@@ -167,34 +168,12 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
         require_plausible({**vars(self), **kwargs})
         if not IS_REMOTE:
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
-        if isinstance(backbone := getattr(self, "backbone_config", None), dict):
-            self.backbone_config = _backbone_config(backbone)
+        if isinstance(backbone := getattr(self, "tower_config", None), dict):
+            self.tower_config = _tower_config(backbone)
         super().__post_init__(**kwargs)
-        _require_sizes(self)
+        require_sizes(self)
         # `strict` validates too, but wraps what is raised in an error of its own, which is not a ValueError.
         self.validate_architecture()
-
-
-_SIZES = ("projection_dim", "hidden_size", "num_attention_heads", "image_size", "patch_size", "vocab_size")
-
-
-def _require_sizes(config: PreTrainedConfig) -> None:
-    for field in _SIZES:
-        if (value := getattr(config, field, 1)) < 1:
-            raise ValueError(f"`{field}={value}` must be 1 or more.")
-    if not 0 <= (epsilon := getattr(config, "layer_norm_eps", 1e-5)) < 1:
-        raise ValueError(f"`layer_norm_eps={epsilon}` must be a small number, such as 1e-5.")
-    for field in ("attention_dropout", "projection_dropout"):
-        if not 0 <= (dropout := getattr(config, field, 0.0)) < 1:
-            raise ValueError(f"`{field}={dropout}` must be 0 or more, and below 1.")
-
-
-def _require_whole_heads(config: PreTrainedConfig) -> None:
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"`hidden_size={config.hidden_size}` cannot be divided into "
-            f"`num_attention_heads={config.num_attention_heads}`: make it a multiple of the number of heads."
-        )
 
 
 def _require_choice(config: PreTrainedConfig, field: str, choices: tuple[str, ...]) -> None:
@@ -211,22 +190,22 @@ def _require_choices_of_both_towers(config: PreTrainedConfig) -> None:
         )
 
 
-def _backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
+def _tower_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """The config of a model of transformers from its fields, `model_type` among them."""
     kind: Any = fields.get("model_type")
     if kind not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), CONFIG_MAPPING, n=3, cutoff=0.3)
         raise ValueError(
-            f"`backbone_config` has `model_type={kind!r}`, which transformers does not know: set it to that of the "
+            f"`tower_config` has `model_type={kind!r}`, which transformers does not know: set it to that of the "
             f"model in the tower. Nearest: {', '.join(near) or 'none'}."
         )
     return CONFIG_MAPPING[kind].from_dict(fields)
 
 
-def _require_backbone_config(config: PreTrainedConfig) -> None:
-    if config.backbone_config is None:
+def _require_tower_config(config: PreTrainedConfig) -> None:
+    if config.tower_config is None:
         raise ValueError(
-            "`tower='transformers'` needs the config of the model that it holds, and `backbone_config=None`: set it "
+            "`tower='transformers'` needs the config of the model that it holds, and `tower_config=None`: set it "
             "to that model's config, or to a dictionary of its fields with its `model_type`."
         )
 
@@ -235,7 +214,7 @@ def _require_backbone_config(config: PreTrainedConfig) -> None:
 class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the text tower, a transformer. The defaults are those of ViT-B/32, with a causal mask.
 
-    `tower` is "clip", or "transformers" for a model of that library, whose own config is `backbone_config`.
+    `tower` is "clip", or "transformers" for a model of that library, whose own config is `tower_config`.
     `pooling` is where a text's embedding is taken: "eos" at the first `eos_token_id` (2 has the meaning that
     transformers gives it: at the highest id), "first_eos" at the first `eos_token_id` even where it is 2, "first" and
     "last" at the first and last position, "mean" over all tokens up to the first end token. With `is_causal=False`
@@ -250,8 +229,11 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     model_type = "hf_clip_text_model"
     base_config_key = "text_config"
-    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
-    auto_models = {"AutoModel": "modeling_text_hf_clip.HFCLIPTextModel"}
+    sub_configs: ClassVar[dict[str, Any]] = {"tower_config": AutoConfig}
+    auto_models = {
+        "AutoModel": "modeling_text_hf_clip.HFCLIPTextModel",
+        "AutoModelForTextEncoding": "modeling_text_hf_clip.HFCLIPTextModel",
+    }
 
     tower: str = "clip"
     vocab_size: int = 49408
@@ -270,9 +252,9 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     projection_type: str = "linear"
     projection_bias: bool = False
     if TYPE_CHECKING:
-        backbone_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+        tower_config: _Resolved[PreTrainedConfig | None] = _Resolved()
     else:
-        backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+        tower_config: dict[str, Any] | PreTrainedConfig | None = None
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
@@ -293,13 +275,13 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         if self.eos_token_id is None and self.pooling in ("eos", "first_eos"):
             raise ValueError(f"`pooling={self.pooling!r}` is at the end token, and `eos_token_id=None`: set its id.")
         if self.tower == "transformers":
-            _require_backbone_config(self)
+            _require_tower_config(self)
         else:
-            _require_whole_heads(self)
+            require_whole_heads(self)
 
 
 @strict
-class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
+class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     """Shape of the image tower. The defaults are ViT-B/32 at 224 pixels.
 
     `tower` names the kind, and fields of other kinds mean nothing to it:
@@ -321,7 +303,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
       `stem_width` channels and halves the sides, and so does each stage; `stage_widths` are the stages' channels and
       `stage_depths` their convolutions. Norms take `norm_group_size` channels together. The last map is averaged to
       `pool_grid` x `pool_grid` cells, which keeps roughly where things are. `hidden_size` is the last stage's width.
-    - "transformers", a vision model of that library, whose own config is `backbone_config`; "timm", the trunk that
+    - "transformers", a vision model of that library, whose own config is `tower_config`; "timm", the trunk that
       timm calls `backbone`, made with `backbone_kwargs`. `hidden_size` is the width of the embedding that they give,
       `pooling` one of the above or "pooler", what the model itself pools. Where `backbone_kwargs` have `num_classes`,
       timm's classifier is the projection (OpenCLIP's `timm_proj=""`), with `projection_type="none"`. A trunk of timm
@@ -330,12 +312,17 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     `projection_type` is what leads to the shared space: "linear", "mlp" (as for texts, `projection_bias` its last) or
     "none". `projection_dropout` is the fraction that training drops before a linear one, and within an MLP.
+    `out_features` (or `out_indices`) are those of `stage_names` that AutoBackbone gives; by default the last.
     Raises ValueError for unknown choices and for numbers that do not fit together.
     """
 
     model_type = "hf_clip_vision_model"
     base_config_key = "vision_config"
-    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"tower_config": AutoConfig}
+    auto_models = {
+        "AutoModel": "modeling_vision_hf_clip.HFCLIPImageTower",
+        "AutoBackbone": "modeling_vision_hf_clip.HFCLIPBackbone",
+    }
 
     tower: str = "vit"
     hidden_size: int = 768
@@ -361,9 +348,9 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     norm_group_size: int = 16
     pool_grid: int = 1
     if TYPE_CHECKING:
-        backbone_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+        tower_config: _Resolved[PreTrainedConfig | None] = _Resolved()
     else:
-        backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+        tower_config: dict[str, Any] | PreTrainedConfig | None = None
     backbone: str | None = None
     backbone_kwargs: dict[str, Any] | None = None
     projection_type: str = "linear"
@@ -374,6 +361,25 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        super().__post_init__(**kwargs)
+        self.set_output_features_output_indices(features, indices)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What AutoBackbone may be asked for, of a ViT: what goes into its first layer, and what each layer gives."""
+        return ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        if fields["out_features"] == self.stage_names[-1:]:
+            # As it is for a tower that nobody took for a backbone.
+            del fields["out_features"], fields["out_indices"]
+        return fields
 
     @property
     def pooled_size(self) -> int:
@@ -403,7 +409,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         kinds[self.tower]()
 
     def _validate_vit(self):
-        _require_whole_heads(self)
+        require_whole_heads(self)
         _require_choice(self, "pooling", ("class", "average", "attention"))
         if self.pooling == "class" and not self.has_class_token:
             raise ValueError(
@@ -422,7 +428,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
             )
 
     def _validate_naflex(self):
-        _require_whole_heads(self)
+        require_whole_heads(self)
         if (positions := self.num_patches or 0) < 1 or math.isqrt(positions) ** 2 != positions:
             raise ValueError(
                 f"`num_patches={self.num_patches}` are the positions of a NaFlex tower, a square of them: set a "
@@ -451,7 +457,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
                 f"`hidden_size={self.hidden_size}` is not what four stages make of `stem_width={self.stem_width}`: "
                 f"set `hidden_size={32 * self.stem_width}`."
             )
-        _require_whole_heads(self)
+        require_whole_heads(self)
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(
                 f"`image_size={self.image_size}` is not a multiple of 32, the ResNet's stride: "
@@ -460,7 +466,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     def _validate_transformers(self):
         _require_choice(self, "pooling", ("class", "average", "pooler"))
-        _require_backbone_config(self)
+        _require_tower_config(self)
 
     def _validate_timm(self):
         _require_choice(self, "pooling", ("class", "average", "attention", "pooler", *MAP_POOLINGS))
@@ -621,6 +627,7 @@ class HFCLIPSiglipConfig(HFCLIPConfig):
     auto_models = {
         "AutoModel": "modeling_hf_clip.HFCLIPSiglipModel",
         "AutoModelForZeroShotImageClassification": "modeling_hf_clip.HFCLIPSiglipModel",
+        "AutoModelForImageClassification": "modeling_hf_clip.HFCLIPSiglipForImageClassification",
     }
 
     logit_scale_init_value: int | float = math.log(10)

@@ -61,6 +61,37 @@ class HFCLIPOutput(ModelOutput):
 
 
 @dataclass
+class HFCLIPFeatures(BaseModelOutputWithPooling):
+    """What `get_image_features` and `get_text_features` return: in transformers 5 an output, before that a tensor.
+
+    `pooler_output` (B, D) is the tensor. Where a program of that time calls a tensor's method or computes with it
+    (`features / features.norm(dim=-1, keepdim=True)`, `features @ others.T`), it is taken.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        # Only names that an output does not have come here. Pickling and copying ask for names with underscores.
+        if name.startswith("_") or (pooled := self.pooler_output) is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+        return getattr(pooled, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args = [arg.pooler_output if isinstance(arg, cls) else arg for arg in args]
+        return function(*args, **(kwargs or {}))
+
+    def __truediv__(self, other: Any) -> torch.Tensor:
+        return self.pooler_output / other
+
+    def __mul__(self, other: Any) -> torch.Tensor:
+        return self.pooler_output * other
+
+    __rmul__ = __mul__
+
+    def __matmul__(self, other: Any) -> torch.Tensor:
+        return self.pooler_output @ other
+
+
+@dataclass
 class HFCLIPVisionModelOutput(ModelOutput):
     """`image_embeds` (B, D) are projected but not normalized, as in transformers' `CLIPVisionModelOutput`."""
 
@@ -78,6 +109,16 @@ class HFCLIPTextModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def _features(output: BaseModelOutputWithPooling, projection: nn.Module) -> HFCLIPFeatures:
+    """A tower's output with its embeddings projected."""
+    return HFCLIPFeatures(
+        last_hidden_state=output.last_hidden_state,
+        pooler_output=projection(output.pooler_output),
+        hidden_states=output.hidden_states,
+        attentions=output.attentions,
+    )
 
 
 def _pooled(output: BaseModelOutputWithPooling) -> torch.Tensor:
@@ -114,6 +155,18 @@ def _loss(
     if bias is None:
         return contrastive_loss(image_BD, text_BD, scale, concept_ids)
     return sigmoid_loss(image_BD, text_BD, scale, bias, concept_ids)
+
+
+def _check_sides(input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None, return_loss: bool) -> None:
+    """Raises ValueError where there is nothing to encode, and where a loss has no pairs."""
+    if input_ids is None and pixel_values is None:
+        raise ValueError("`input_ids` and `pixel_values` are both missing: pass texts, images or both.")
+    counts = [0 if side is None else len(side) for side in (input_ids, pixel_values)]
+    if return_loss and counts[0] != counts[1]:
+        raise ValueError(
+            f"`return_loss=True` takes pairs, and there are {counts[0]} texts in `input_ids` and {counts[1]} images "
+            "in `pixel_values`: pass as many of both."
+        )
 
 
 def _refuse(model: PreTrainedModel, method: str, unknown: dict) -> None:
@@ -242,7 +295,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         pooled_only: bool = False,
         shared_prefix: int = 0,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HFCLIPFeatures:
         """The text tower's output, its `pooler_output` projected to (B, D) and not normalized.
 
         With `pooled_only=True` the last layer computes what is pooled and no more, where that is one token and nobody
@@ -254,8 +307,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         if shared_prefix and pooled_only and self.has_shared_prefix:
             kwargs["shared_prefix"] = shared_prefix
         output = self.text_model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
-        output.pooler_output = self.text_projection(output.pooler_output)
-        return output
+        return _features(output, self.text_projection)
 
     @can_return_tuple
     def get_image_features(
@@ -266,7 +318,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HFCLIPFeatures:
         """The image tower's output, its `pooler_output` projected to (B, D) and not normalized.
 
         `pooled_only` is that of `get_text_features`.
@@ -277,8 +329,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
-        output.pooler_output = self.visual_projection(output.pooler_output)
-        return output
+        return _features(output, self.visual_projection)
 
     @property
     def has_shared_prefix(self) -> bool:
@@ -377,8 +428,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
@@ -390,6 +441,9 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     ) -> HFCLIPOutput:
         """Scaled cosines of all images with all texts, plus the bias of a sigmoid model.
 
+        With texts or images alone, their embeddings alone: transformers' pipelines "feature-extraction" and
+        "image-feature-extraction" call it so.
+
         With `return_loss=True`, images and texts are pairs and `loss` is the batch's `contrastive_loss`, or
         `sigmoid_loss` (over all ranks); `concept_ids` (B,) then names the pairs that are positives of each other.
         A loss asks for what is pooled alone: the towers' outputs then have a `last_hidden_state` only together with
@@ -397,38 +451,53 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
 
         Raises:
             TypeError: for arguments that it does not have, apart from those that transformers passes to any model.
-            ValueError: with `return_loss=True`, unless there are as many images as texts; what the towers raise.
+            ValueError: without texts and images; with `return_loss=True`, unless there are as many images as texts;
+                what the towers raise.
         """
         vision_model, text_model = self.vision_model, self.text_model
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(vision_model) | backbone_arguments(text_model))
+        _check_sides(input_ids, pixel_values, bool(return_loss))
         asked: dict[str, Any] = {"return_dict": True, "pooled_only": bool(return_loss)}
-        of_images = taken_by(vision_model, kwargs) | _of_patches(pixel_attention_mask, spatial_shapes)
-        vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **asked, **of_images)
-        text_output = self.get_text_features(
-            input_ids, attention_mask, position_ids, **asked, **taken_by(text_model, kwargs)
-        )
-        if return_loss and len(input_ids) != len(pixel_values):
-            raise ValueError(
-                f"`return_loss=True` takes pairs, and there are {len(input_ids)} texts in `input_ids` and "
-                f"{len(pixel_values)} images in `pixel_values`: pass as many of both."
-            )
+        vision_output = text_output = None
+        if pixel_values is not None:
+            of_images = taken_by(vision_model, kwargs) | _of_patches(pixel_attention_mask, spatial_shapes)
+            vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **asked, **of_images)
+        if input_ids is not None:
+            of_texts = taken_by(text_model, kwargs)
+            text_output = self.get_text_features(input_ids, attention_mask, position_ids, **asked, **of_texts)
+        return self._compared(vision_output, text_output, bool(return_loss), concept_ids)
+
+    def _compared(
+        self,
+        vision_output: HFCLIPFeatures | None,
+        text_output: HFCLIPFeatures | None,
+        return_loss: bool,
+        concept_ids: torch.Tensor | None,
+    ) -> HFCLIPOutput:
+        """The output for both towers' outputs, or for one alone."""
         # In half precision a cosine is off by 1e-2 and its logit, at scale 100, by 1: cosines are float32's.
-        image_BD, text_BD = unit_embeddings(_pooled(vision_output)), unit_embeddings(_pooled(text_output))
-        # The towers may lie on different devices (device_map).
-        image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
-        with _full_precision(text_BD.device):
-            logits_per_text = scale * text_BD @ image_BD.T
-        bias = None if self.logit_bias is None else self.logit_bias.to(text_BD)
-        if bias is not None:
-            logits_per_text = logits_per_text + bias
-        loss = _loss(image_BD, text_BD, scale, bias, concept_ids) if return_loss else None
-        dtype = _pooled(text_output).dtype
+        image_BD, text_BD = (
+            None if output is None else unit_embeddings(_pooled(output)) for output in (vision_output, text_output)
+        )
+        logits_per_text = loss = None
+        if image_BD is not None and text_BD is not None:
+            # The towers may lie on different devices (device_map).
+            image_BD, scale = image_BD.to(text_BD.device), self.logit_scale.exp().to(text_BD)
+            with _full_precision(text_BD.device):
+                logits_per_text = scale * text_BD @ image_BD.T
+            bias = None if self.logit_bias is None else self.logit_bias.to(text_BD)
+            if bias is not None:
+                logits_per_text = logits_per_text + bias
+            loss = _loss(image_BD, text_BD, scale, bias, concept_ids) if return_loss else None
+        of_any = vision_output if text_output is None else text_output
+        assert of_any is not None
+        dtype = _pooled(of_any).dtype
         return HFCLIPOutput(
             loss=loss,
-            logits_per_image=logits_per_text.T.to(dtype),
-            logits_per_text=logits_per_text.to(dtype),
-            text_embeds=text_BD.to(dtype),
-            image_embeds=image_BD.to(dtype),
+            logits_per_image=None if logits_per_text is None else logits_per_text.T.to(dtype),
+            logits_per_text=None if logits_per_text is None else logits_per_text.to(dtype),
+            text_embeds=None if text_BD is None else text_BD.to(dtype),
+            image_embeds=None if image_BD is None else image_BD.to(dtype),
             text_model_output=text_output,
             vision_model_output=vision_output,
         )
@@ -622,3 +691,9 @@ class HFCLIPForImageClassification(HFCLIPPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+
+class HFCLIPSiglipForImageClassification(HFCLIPForImageClassification):
+    """A classifier on the image tower of a model trained with a sigmoid, known to the Auto classes by its type."""
+
+    config: HFCLIPSiglipConfig

@@ -364,9 +364,9 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
             # So far the end token had the highest id; an added token would take its place.
             text.eos_token_id = text.vocab_size - 1
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        if getattr(text, "backbone_config", None) is not None:
+        if getattr(text, "tower_config", None) is not None:
             # By which a tower of transformers is made again.
-            text.backbone_config.vocab_size = text.vocab_size
+            text.tower_config.vocab_size = text.vocab_size
         return embeddings
 
     @torch.no_grad()

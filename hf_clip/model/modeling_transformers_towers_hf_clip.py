@@ -18,8 +18,8 @@ from .modeling_inputs_hf_clip import check_pixels, check_texts, known_arguments,
 
 def shape_of(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> PreTrainedConfig:
     """The config of the model in a tower of transformers, which the tower's config was validated to have."""
-    assert isinstance(config.backbone_config, PreTrainedConfig)
-    return config.backbone_config
+    assert isinstance(config.tower_config, PreTrainedConfig)
+    return config.tower_config
 
 
 def backbone_options(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict[str, bool]:
@@ -29,7 +29,7 @@ def backbone_options(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> dict[str,
     """
     shape = shape_of(config)
     if type(shape) not in MODEL_MAPPING:
-        raise ValueError(f"`backbone_config` of type {shape.model_type!r} is of no model that AutoModel makes.")
+        raise ValueError(f"`tower_config` of type {shape.model_type!r} is of no model that AutoModel makes.")
     arguments = inspect.signature(MODEL_MAPPING[type(shape)].__init__).parameters
     return {"add_pooling_layer": config.pooling == "pooler"} if "add_pooling_layer" in arguments else {}
 
@@ -61,7 +61,7 @@ class _TransformersTower(PreTrainedModel):
         if width != config.hidden_size:
             raise ValueError(
                 f"`hidden_size={config.hidden_size}` is not the width of the {shape.model_type} in "
-                f"`backbone_config`: set `hidden_size={width}`."
+                f"`tower_config`: set `hidden_size={width}`."
             )
         self.backbone = encoder_of(AutoModel.from_config(shape, **backbone_options(config)))
         parameters = inspect.signature(self.backbone.forward).parameters

@@ -1,7 +1,11 @@
 """Texts and images to the model's inputs, together."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+from transformers import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
 
 from .arguments_hf_clip import refuse_unknown_arguments
@@ -17,6 +21,47 @@ from .tokenization_hf_clip import (
 )
 
 
+class HFCLIPInputs(BatchFeature):
+    """A model's inputs. Programs that read `attention_mask` find one, which the model is not passed: it needs none."""
+
+    def __init__(self, data: Mapping[str, Any], end_token_id: int | None, sees_padding: bool):
+        super().__init__(dict(data))
+        self.end_token_id, self.sees_padding = end_token_id, sees_padding
+
+    def __getitem__(self, item):
+        return self._mask() if self._is_missing_mask(item) else super().__getitem__(item)
+
+    def __getattr__(self, item: str):
+        return self._mask() if self._is_missing_mask(item) else super().__getattr__(item)
+
+    def __getstate__(self):
+        return dict(self.__dict__)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    def _is_missing_mask(self, item: Any) -> bool:
+        data = self.__dict__.get("data", {})
+        return isinstance(item, str) and item == "attention_mask" and item not in data and "input_ids" in data
+
+    def _mask(self) -> Any:
+        """1 for each token up to the first end token; for all where the text tower was trained to see padding."""
+        ids = self.data["input_ids"]
+        if isinstance(ids, torch.Tensor):
+            return torch.from_numpy(self._mask_of(ids.cpu().numpy())).to(ids.device)
+        if isinstance(ids, np.ndarray):
+            return self._mask_of(ids)
+        rows = [self._mask_of(np.asarray(row)).tolist() for row in (ids if isinstance(ids[0], list) else [ids])]
+        return rows if isinstance(ids[0], list) else rows[0]
+
+    def _mask_of(self, ids: np.ndarray) -> np.ndarray:
+        if self.sees_padding or self.end_token_id is None:
+            return np.ones_like(ids)
+        is_end = ids == self.end_token_id
+        # Tokens with no end token before them.
+        return (is_end.cumsum(-1) - is_end == 0).astype(ids.dtype)
+
+
 class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     """An image processor and a tokenizer, called and saved as one.
 
@@ -25,7 +70,8 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     gives `input_ids` (B, T) and `pixel_values` (N, 3, H, W); see `HFCLIPImageProcessor` for NaFlex models. Texts are
     padded to the longest of the batch, not to the context length, and no attention mask is returned: the text tower is
     causal and pools at the first end token, which cannot see the padding behind it. The embeddings are the same at a
-    fraction of the work, and the fastest attention kernels take no mask. `return_attention_mask=True` brings it back.
+    fraction of the work, and the fastest attention kernels take no mask. `return_attention_mask=True` brings it back;
+    a program that reads `inputs.attention_mask` finds it without.
 
     A call takes the arguments of the tokenizer and of the image processor. Their defaults are those of the two,
     and are saved with them. So are the three arguments on texts: in the tokenizer's own file, so that a tokenizer
@@ -122,7 +168,7 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
             self._check_end_tokens(outputs["input_ids"])
         if images is not None:
             outputs.update(super().__call__(images=images, **kwargs))
-        return outputs
+        return HFCLIPInputs(outputs, self.tokenizer.eos_token_id, self.text_padding == "max_length")
 
     def _refuse_unknown_arguments(self, kwargs: dict[str, Any]) -> None:
         of_images = set(getattr(self.image_processor, "valid_kwargs", ImagesKwargs).__annotations__)

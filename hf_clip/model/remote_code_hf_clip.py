@@ -30,6 +30,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .modeling_text_hf_clip import HFCLIPTextModel
     from .modeling_timm_hf_clip import HFCLIPTimmModel
     from .modeling_transformers_towers_hf_clip import HFCLIPTransformersVisionModel
+    from .modeling_vision_hf_clip import HFCLIPImageTower
     from .modeling_vit_hf_clip import HFCLIPVisionModel
     from .pipeline_hf_clip import HFCLIPZeroShotPipeline
     from .processing_hf_clip import HFCLIPProcessor

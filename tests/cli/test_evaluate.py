@@ -31,7 +31,7 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
-PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness")
+PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "clip-score")
 DATA = "--model model --data squares.parquet --batch-size 16"
 SEVERAL = "--templates 'a {} square' 'a {} thing' '{}'"
 TRAINED = f"{DATA} --where part=test --train-where part=train"

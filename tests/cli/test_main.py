@@ -33,7 +33,7 @@ VERBS = (
     "push",
     "doctor",
 )
-TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "segmentation", "groups")
+TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "segmentation", "groups", "clip-score")
 LABELS = ",".join(NAMES[:4])
 
 

@@ -109,7 +109,7 @@ def test_a_familys_folder_loads(family, tmp_path):
     model, processor = load(folder, tokenizer=tokenizer, **options)
     dimensions, text_layers, vision_layers, activation, length, pooling, size, resample, norm = FAMILIES[family]
     text, vision, images = model.config.text_config, model.config.vision_config, processor.image_processor
-    counts = text.backbone_config.num_hidden_layers if text.backbone_config else text.num_hidden_layers
+    counts = text.tower_config.num_hidden_layers if text.tower_config else text.num_hidden_layers
     assert (model.config.projection_dim, counts, vision.num_hidden_layers) == (dimensions, text_layers, vision_layers)
     assert (vision.hidden_act, text.max_position_embeddings, text.pooling) == (activation, length, pooling)
     edge = vision.image_size

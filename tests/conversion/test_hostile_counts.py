@@ -183,8 +183,8 @@ def test_the_names_and_shapes_of_weights_bound_what_a_config_may_ask(suffix, tmp
     for settings in ({"num_hidden_layers": 3}, {"towers": [{"depths": [2, 1]}]}, {"text": {"vocab_size": 2**20 + 1}}):
         with pytest.raises(ConversionError, match="is more than the weights hold, which are 2 tensors of 11 numbers"):
             refuse_unconfirmed_counts(settings, outline, file)
-    with pytest.raises(ConversionError, match="backbone_config.num_labels=60000"):
-        refuse_absurd_counts({"backbone_config": {"id2label": dict.fromkeys(map(str, range(60_000)))}}, file)
+    with pytest.raises(ConversionError, match="tower_config.num_labels=60000"):
+        refuse_absurd_counts({"tower_config": {"id2label": dict.fromkeys(map(str, range(60_000)))}}, file)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "nu
 
 def bert(length: int, vocab_size: int) -> dict:
     backbone = BertConfig(vocab_size=vocab_size, max_position_embeddings=length, **SMALL)
-    return {"tower": "transformers", "pooling": "mean", "hidden_size": 32, "backbone_config": backbone}
+    return {"tower": "transformers", "pooling": "mean", "hidden_size": 32, "tower_config": backbone}
 
 
 def siglip() -> dict:
@@ -38,7 +38,7 @@ def resnet() -> dict:
 def transformers_towers() -> dict:
     """Maps of any size, and a text tower with an attention mask."""
     backbone = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
-    vision = {"tower": "transformers", "pooling": "average", "hidden_size": 16, "backbone_config": backbone}
+    vision = {"tower": "transformers", "pooling": "average", "hidden_size": 16, "tower_config": backbone}
     return {"vision": vision, "text": bert}
 
 

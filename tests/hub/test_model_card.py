@@ -113,7 +113,7 @@ def test_architecture_is_read_from_the_folder(saved):
           "hidden_size": 256}, "ResNet, stages of 3, 4, 6, 3 blocks, width 8, pooled by 4 heads of attention"),
         ({"tower": "timm", "backbone": "resnet18", "projection_type": "mlp"}, "timm's resnet18"),
         ({"tower": "transformers", "pooling": "average",
-          "backbone_config": {"model_type": "vit", "hidden_size": 48, "num_hidden_layers": 2}},
+          "tower_config": {"model_type": "vit", "hidden_size": 48, "num_hidden_layers": 2}},
          "transformers' vit, 2 layers, width 48"),
     ],
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_one_layer_is_one_layer():
 
 def test_a_text_tower_of_transformers_is_described():
     backbone = {"model_type": "xlm-roberta", "hidden_size": 24, "num_hidden_layers": 3}
-    config = HFCLIPTextConfig(tower="transformers", pooling="mean", backbone_config=backbone)
+    config = HFCLIPTextConfig(tower="transformers", pooling="mean", tower_config=backbone)
     assert text_tower(config) == "transformers' xlm-roberta, 3 layers, width 24"
 
 

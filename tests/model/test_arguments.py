@@ -28,7 +28,7 @@ TEXTS = {
         **TEXT,
         "tower": "transformers",
         "pooling": "mean",
-        "backbone_config": BertConfig(**SMALL, **BACKBONE).to_dict(),
+        "tower_config": BertConfig(**SMALL, **BACKBONE).to_dict(),
     },
 }
 IMAGES = {
@@ -54,7 +54,7 @@ IMAGES = {
         "tower": "transformers",
         "hidden_size": 16,
         "image_size": SIDE,
-        "backbone_config": ViTConfig(**SMALL, image_size=SIDE, patch_size=8).to_dict(),
+        "tower_config": ViTConfig(**SMALL, image_size=SIDE, patch_size=8).to_dict(),
     },
 }
 each_image_tower = pytest.mark.parametrize("tower", IMAGES)

@@ -342,7 +342,7 @@ def test_types_are_strict():
         ({"vision_config": {"hidden_size": 10**9}}, "hidden_size=1000000000"),
         ({"vision_config": {"tower": "resnet", "stage_depths": [3, 10**6, 3, 3]}}, "stage_depths="),
         (
-            {"text_config": {"tower": "transformers", "backbone_config": {"model_type": "bert", "num_labels": 10**9}}},
+            {"text_config": {"tower": "transformers", "tower_config": {"model_type": "bert", "num_labels": 10**9}}},
             "num_labels=1000000000",
         ),
         ({"vision_config": {"tower": "timm", "backbone": "x", "backbone_kwargs": {"depth": 10**6}}}, "depth=1000000"),

@@ -118,13 +118,13 @@ def scattered(model: torch.nn.Module) -> torch.nn.Module:
 def text_config(kind: str, **fields) -> HFCLIPTextConfig:
     ids = {"pad_token_id": PAD, "eos_token_id": END, "max_position_embeddings": LONGEST}
     return HFCLIPTextConfig(
-        **{"tower": "transformers", "backbone_config": TEXT[kind].to_dict(), "hidden_size": 32, **ids, **fields}
+        **{"tower": "transformers", "tower_config": TEXT[kind].to_dict(), "hidden_size": 32, **ids, **fields}
     )
 
 
 def vision_config(kind: str, **fields) -> HFCLIPVisionConfig:
     return HFCLIPVisionConfig(
-        **{"tower": "transformers", "backbone_config": VISION[kind].to_dict(), "hidden_size": 32, **fields}
+        **{"tower": "transformers", "tower_config": VISION[kind].to_dict(), "hidden_size": 32, **fields}
     )
 
 
@@ -254,8 +254,8 @@ def test_texts_that_cannot_be_pooled_raise():
 
 def test_towers_that_do_not_fit_raise():
     with pytest.raises(ValueError, match="`model_type='bret'`.*Nearest: .*bert"):
-        HFCLIPTextConfig(tower="transformers", backbone_config={"model_type": "bret"})
-    with pytest.raises(ValueError, match="`backbone_config=None`"):
+        HFCLIPTextConfig(tower="transformers", tower_config={"model_type": "bret"})
+    with pytest.raises(ValueError, match="`tower_config=None`"):
         HFCLIPVisionConfig(tower="transformers")
     with pytest.raises(ValueError, match="`pooling='attention'` is not known: use one of .*'pooler'"):
         vision_config("vit", pooling="attention")

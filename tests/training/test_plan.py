@@ -195,7 +195,7 @@ def test_towers_that_look_into_tensors_are_planned_too(tmp_path):
     backbone |= {"intermediate_size": 64, "vocab_size": 540, "max_position_embeddings": 16}
     content = recipe("gone.parquet")
     text = {"tower": "transformers", "hidden_size": 32, "max_position_embeddings": 16, "pooling": "mean"}
-    content["model"]["config"]["text_config"] = {**text, "backbone_config": backbone}
+    content["model"]["config"]["text_config"] = {**text, "tower_config": backbone}
     model = footprint(load_recipe(write_recipe(tmp_path / "bert.yaml", content)))
     assert model.text_flops > 16 * 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64) and model.pair_bytes > 0
 
