@@ -240,7 +240,8 @@ def write_diffusers(model: HFCLIPModel, processor: HFCLIPProcessor, folder: Path
     whole = folder / "whole"
     write_transformers(model, processor, whole)
     for name, part in DIFFUSERS_PARTS.items():
-        tower, info = part.from_pretrained(whole, output_loading_info=True)
+        loaded: Any = part.from_pretrained(whole, output_loading_info=True)
+        tower, info = loaded
         assert not info["missing_keys"], f"{name}: {info['missing_keys']}"
         tower.save_pretrained(folder / name)
     CLIPImageProcessorPil.from_pretrained(whole).save_pretrained(folder / "feature_extractor")

@@ -277,9 +277,12 @@ def _register() -> None:
         AutoImageProcessor.register(config_class, HFCLIPImageProcessor)
         AutoTokenizer.register(config_class, HFCLIPTokenizer)
         AutoProcessor.register(config_class, HFCLIPProcessor)
-        # A part of the model, found in the folder of the whole: `register` asks for the model's own config.
-        MODEL_FOR_TEXT_ENCODING_MAPPING.register(config_class, modeling.HFCLIPTextModel)
-        MODEL_FOR_BACKBONE_MAPPING.register(config_class, vision.HFCLIPBackbone)
+        # A part of the model, found in the folder of the whole: the Auto classes' `register` wants its own config.
+        for mapping, part in (
+            (MODEL_FOR_TEXT_ENCODING_MAPPING, modeling.HFCLIPTextModel),
+            (MODEL_FOR_BACKBONE_MAPPING, vision.HFCLIPBackbone),
+        ):
+            cast(Any, mapping).register(config_class, part)
         # There is none. Unregistered, `pipeline` would look for its code in the folder, and ask to run what is there.
         AutoVideoProcessor.register(config_class, video_processor_classes=no_video_processors)
     # By its dotted name, which transformers imports when the task is asked for.

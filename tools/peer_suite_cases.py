@@ -20,7 +20,7 @@ BATCH, TOKENS, SIDE, PATCH, VOCABULARY = 3, 7, 16, 4, 99
 class Tester:
     """What the common tests ask of a model's tester."""
 
-    is_training = True
+    is_training = False
     batch_size = BATCH
     hidden_size = projection_dim = 32
     num_hidden_layers, num_attention_heads = TOWER["num_hidden_layers"], TOWER["num_attention_heads"]
@@ -58,6 +58,7 @@ class TextTester(Tester):
 
 
 class DualTester(Tester):
+    is_training = True
     fields = {"text_config": TextTester.fields, "vision_config": VisionTester.fields, "projection_dim": 32}
     seq_length, image_size, patch_size = TOKENS, SIDE, PATCH
 
@@ -77,28 +78,28 @@ class ClassifierTester(DualTester):
 
 
 class _Common(ModelTesterMixin):
-    tester: type
+    maker: type
     config_class: type
 
     def setUp(self):
-        self.model_tester = self.tester(self, self.config_class)
+        self.model_tester = self.maker(self, self.config_class)
 
 
 class _Vision(_Common):
-    tester, test_resize_embeddings = VisionTester, False
+    maker, test_resize_embeddings = VisionTester, False
 
 
 class _Text(_Common):
-    tester = TextTester
+    maker = TextTester
 
 
 class _Dual(_Common):
     # As transformers has it for its own: the towers' tests look at attentions.
-    tester, has_attentions, _is_composite = DualTester, False, True
+    maker, has_attentions, _is_composite = DualTester, False, True
 
 
 class _Classifier(_Common):
-    tester, has_attentions, _is_composite, test_resize_embeddings = ClassifierTester, False, True, False
+    maker, has_attentions, _is_composite, test_resize_embeddings = ClassifierTester, False, True, False
 
 
 class OursVision(_Vision, unittest.TestCase):

@@ -76,8 +76,7 @@ class HFCLIPFeatures(BaseModelOutputWithPooling):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        args = [arg.pooler_output if isinstance(arg, cls) else arg for arg in args]
-        return function(*args, **(kwargs or {}))
+        return function(*_tensors_of(args), **_tensors_of(kwargs or {}))
 
     def __truediv__(self, other: Any) -> torch.Tensor:
         return self.pooler_output / other
@@ -89,6 +88,15 @@ class HFCLIPFeatures(BaseModelOutputWithPooling):
 
     def __matmul__(self, other: Any) -> torch.Tensor:
         return self.pooler_output @ other
+
+
+def _tensors_of(given: Any) -> Any:
+    """Arguments of a function of torch, with the tensors in the place of features."""
+    if isinstance(given, HFCLIPFeatures):
+        return given.pooler_output
+    if isinstance(given, list | tuple):
+        return type(given)(map(_tensors_of, given))
+    return {name: _tensors_of(value) for name, value in given.items()} if isinstance(given, dict) else given
 
 
 @dataclass
@@ -161,8 +169,11 @@ def _check_sides(input_ids: torch.Tensor | None, pixel_values: torch.Tensor | No
     """Raises ValueError where there is nothing to encode, and where a loss has no pairs."""
     if input_ids is None and pixel_values is None:
         raise ValueError("`input_ids` and `pixel_values` are both missing: pass texts, images or both.")
+    if not return_loss:
+        # Counted here, numbers of texts and images would be constants of an exported program.
+        return
     counts = [0 if side is None else len(side) for side in (input_ids, pixel_values)]
-    if return_loss and counts[0] != counts[1]:
+    if counts[0] != counts[1]:
         raise ValueError(
             f"`return_loss=True` takes pairs, and there are {counts[0]} texts in `input_ids` and {counts[1]} images "
             "in `pixel_values`: pass as many of both."
@@ -492,6 +503,9 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         of_any = vision_output if text_output is None else text_output
         assert of_any is not None
         dtype = _pooled(of_any).dtype
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            # A traced program's dictionary holds tensors alone.
+            vision_output = text_output = None
         return HFCLIPOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.T.to(dtype),

@@ -24,7 +24,8 @@ def _vision_config(source: Any, config: Any, arguments: dict[str, Any]) -> HFCLI
     """The image tower's config, of the tower's own folder or a dual encoder's."""
     if not isinstance(config, PreTrainedConfig):
         config = HFCLIPVisionConfig.from_pretrained(source if config is None else config, **where(arguments))
-    return getattr(config, "vision_config", config)
+    vision: Any = getattr(config, "vision_config", config)
+    return vision
 
 
 class HFCLIPImageTower(HFCLIPPreTrainedModel):

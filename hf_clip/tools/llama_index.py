@@ -43,7 +43,8 @@ def _embedding_class() -> type:
             return "HFCLIPEmbedding"
 
         def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-            return embed_texts(*self._encoder, texts, batch_size=self.embed_batch_size).tolist()
+            model, processor = self._encoder
+            return embed_texts(model, processor, texts, batch_size=self.embed_batch_size).tolist()
 
         def _get_text_embedding(self, text: str) -> list[float]:
             return self._get_text_embeddings([text])[0]
@@ -55,7 +56,8 @@ def _embedding_class() -> type:
             return await asyncio.to_thread(self._get_query_embedding, query)
 
         def _get_image_embeddings(self, img_file_paths: list[Any]) -> list[list[float]]:
-            return embed_images(*self._encoder, img_file_paths, batch_size=self.embed_batch_size).tolist()
+            model, processor = self._encoder
+            return embed_images(model, processor, img_file_paths, batch_size=self.embed_batch_size).tolist()
 
         def _get_image_embedding(self, img_file_path: Any) -> list[float]:
             return self._get_image_embeddings([img_file_path])[0]

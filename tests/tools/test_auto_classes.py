@@ -1,5 +1,7 @@
 """transformers' Auto classes and pipelines on parts of a model: towers, classifiers, maps, one side alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from transformers import (
     AutoModelForTextEncoding,
     pipeline,
 )
+from transformers.models.auto import auto_factory
 
 from hf_clip import (
     HFCLIPBackbone,
@@ -63,13 +66,15 @@ def test_a_classifier_of_a_sigmoid_model(clip, tmp_path):
     )
 
 
-def test_a_backbone_gives_maps_of_layers(clip, folder, tmp_path):
+def test_a_backbone_gives_maps_of_layers(clip, folder, tmp_path, monkeypatch):
+    # It asks the Hub whether there is such a repository, and takes folders for names of timm's.
+    monkeypatch.setattr(auto_factory, "hf_api", lambda: SimpleNamespace(repo_exists=lambda name: True))
     HFCLIPVisionModel.from_pretrained(folder).save_pretrained(tmp_path)
     pixels = torch.rand(2, 3, 48, 32)
     with torch.no_grad():
         states = clip[0].vision_model(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
         for source in (folder, tmp_path):
-            backbone = AutoBackbone.from_pretrained(source, out_features=["stem", "stage2"])
+            backbone = AutoBackbone.from_pretrained(str(source), out_features=["stem", "stage2"])
             assert type(backbone) is HFCLIPBackbone and backbone.channels == [32, 32]
             maps = backbone(pixels).feature_maps
             assert [tuple(one.shape) for one in maps] == [(2, 32, 6, 4)] * 2
@@ -78,7 +83,7 @@ def test_a_backbone_gives_maps_of_layers(clip, folder, tmp_path):
             torch.testing.assert_close(maps[0][:, :, 0, 0], states[0][:, 1])
     assert AutoBackbone.from_config(HFCLIPVisionConfig(num_hidden_layers=2)).out_features == ["stage2"]
     backbone.save_pretrained(tmp_path / "own")
-    assert AutoBackbone.from_pretrained(tmp_path / "own").out_features == ["stem", "stage2"]
+    assert HFCLIPBackbone.from_pretrained(tmp_path / "own").out_features == ["stem", "stage2"]
     with pytest.raises(ValueError, match="tower='resnet'"):
         resnet = {"stem_width": 8, "stage_depths": [1, 1, 1, 1], "hidden_size": 256, "num_attention_heads": 4}
         AutoBackbone.from_config(HFCLIPVisionConfig(tower="resnet", image_size=32, **resnet))

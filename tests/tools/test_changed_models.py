@@ -118,7 +118,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["tuple", "dict", "wrapper"])
 def test_a_traced_model_takes_other_batches_and_lengths(kind, clip, folder, tmp_path):
     model = HFCLIPModel.from_pretrained(folder, return_dict=kind != "tuple").eval()

@@ -59,6 +59,7 @@ def test_langchain_stores_texts_and_images(clip, expected):
     assert store.similarity_search(TEXTS[1], k=1)[0].page_content == TEXTS[1]
 
 
+@pytest.mark.slow
 def test_llama_index_takes_texts_and_images(clip, expected, tmp_path):
     embedding = llama_index_embedding(*clip, model_name="tiny", batch_size=2)
     IMAGES[0].save(tmp_path / "red.png")

@@ -77,7 +77,9 @@ def llava_folder(tmp_path_factory):
     text = LlamaConfig(
         **TOWER, vocab_size=len(WORDS), max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
-    config = LlavaConfig(HFCLIPVisionConfig(**VISION), text, image_token_index=3, vision_feature_layer=-2)
+    config = LlavaConfig(
+        vision_config=HFCLIPVisionConfig(**VISION), text_config=text, image_token_index=3, vision_feature_layer=-2
+    )
     model = LlavaForConditionalGeneration(config)
     processor = LlavaProcessor(
         image_processor(), word_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
