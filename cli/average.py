@@ -17,7 +17,7 @@ def add(verbs) -> None:
         verbs,
         "average",
         run,
-        "average the weights of models: a fine-tuned one's with its start's (WiSE-FT), or several (soups)",
+        "average models' weights: with their start's (WiSE-FT), or several (soups)",
         "hf-clip average openai/clip-vit-base-patch32 runs/mine --wise-ft --output-dir runs/mixed",
     )
     parser.add_argument(

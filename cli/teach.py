@@ -12,7 +12,7 @@ def add(verbs) -> None:
         verbs,
         "teach",
         run,
-        "write training data with the embeddings that teachers make of it, for distillation",
+        "write training data with teachers' embeddings of it, for distillation",
         "hf-clip teach --data pairs.parquet --teacher openai/clip-vit-base-patch32 --output taught.parquet",
     )
     parser.add_argument("--teacher", required=True, action=Several, metavar="MODEL", help="checkpoints or Hub ids")
