@@ -411,7 +411,7 @@ def test_a_recipe_that_is_not_there_or_none(tmp_path):
 def test_every_key_is_explained():
     """By its kind, default and meaning; tables with their keys; an unknown key with the nearest."""
     assert explain_key("optimizer.learning_rate").startswith("optimizer.learning_rate: number (default 0.0005)\n")
-    assert "steps: integer (must be set)" in explain_key("")
+    assert "steps: integer or null (default null)" in explain_key("")
     assert "optimizer.text_tower.layer_decay: number" in explain_key("optimizer.text_tower")
     assert "evaluations.NAME.task: text" in explain_key("evaluations")
     assert explain_key("evaluations.mine.task").startswith("evaluations.mine.task: text (default retrieval)")
