@@ -74,7 +74,8 @@ class RandomCrop:
     def __init__(self, image_processor: HFCLIPImageProcessor, scale: tuple[float, float] = (0.9, 1.0)):
         if not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
             raise ValueError(f"`scale={scale}`: pass the least and the largest fraction of the area, as (0.9, 1.0).")
-        self.image_processor, self.scale = Preprocess(image_processor).image_processor, tuple(scale)
+        self.image_processor = Preprocess(image_processor).image_processor
+        self.scale = (float(scale[0]), float(scale[1]))
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         top, left, height, width = random_box(*_checked(image).size, self.scale)
