@@ -109,12 +109,13 @@ def test_what_is_white_on_transparent_is_compared_too(tmp_path):
 # Pairs and groups.
 
 
-@pytest.mark.parametrize("rows_at_once", [7, 64])
-def test_near_pairs_are_those_of_a_product_of_all(monkeypatch, rows_at_once):
+@pytest.mark.parametrize(("rows_at_once", "crowded"), [(7, 8), (64, 8), (20, 0)])
+def test_near_pairs_are_those_of_a_product_of_all(monkeypatch, rows_at_once, crowded):
     from hf_clip.search.duplicates import candidates
 
     monkeypatch.setattr(candidates, "ROWS_AT_ONCE", rows_at_once)
     monkeypatch.setattr(candidates, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(candidates, "CROWDED", crowded)
     draw = np.random.default_rng(0)
     embeds = draw.standard_normal((60, 4)).astype(np.float32)
     embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)

@@ -9,6 +9,8 @@ import numpy as np
 ROWS_AT_ONCE = 2048
 # Pairs are thinned to the nearest of each image whenever there are more than this; a pair takes 12 bytes.
 PAIRS_AT_ONCE = 4_000_000
+# Where a block has this many times more pairs than are kept, they are thinned before they are listed.
+CROWDED = 8
 
 
 class _Pairs:
@@ -102,6 +104,15 @@ def _take(pairs: _Pairs, products: np.ndarray, first: int, second: int) -> None:
     found = np.flatnonzero(products.ravel() >= min(of_rows.min(), of_columns.min()))
     if not len(found):
         return
+    if len(found) > CROWDED * pairs.top_k * height:
+        # One more than are kept: an image is its own nearest.
+        place = -min(pairs.top_k + 1, width), -min(pairs.top_k + 1, height)
+        of_rows = np.maximum(of_rows, np.partition(products, place[0], axis=1)[:, place[0]])
+        of_columns = (
+            np.maximum(of_columns, np.partition(products, place[1], axis=0)[place[1]]) if pairs.is_one_set else of_rows
+        )
+        is_near = products >= of_rows[:, None]
+        found = np.flatnonzero(is_near | (products >= of_columns) if pairs.is_one_set else is_near)
     rows, columns = np.divmod(found, width)
     similarity = products.ravel()[found]
     is_kept = similarity >= of_rows[rows]
