@@ -69,9 +69,8 @@ def quantized(name: str, folder) -> torch.nn.Module:
     model = HFCLIPModel.from_pretrained(folder).eval()
     if name == "dynamic":
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(model, Int8WeightOnlyConfig())
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao of requirements-peers.txt")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     return model
 
 
