@@ -14,7 +14,8 @@ from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tens
 TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 # The end token has a low id, which stays in a vocabulary that a test makes smaller.
 IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 5}
-BATCH, TOKENS, SIDE, PATCH, VOCABULARY = 3, 7, 16, 4, 99
+# A test that wants seven texts would else add some of random ids, without an end token.
+BATCH, TOKENS, SIDE, PATCH, VOCABULARY = 7, 7, 16, 4, 99
 
 
 class Tester:
@@ -51,7 +52,7 @@ class TextTester(Tester):
     def inputs(self):
         input_ids = ids_tensor([BATCH, TOKENS], VOCABULARY).clamp(min=6)
         mask = torch.ones_like(input_ids)
-        for row, length in enumerate((7, 4, 5)):
+        for row, length in enumerate((7, 4, 5, 7, 6, 7, 7)):
             input_ids[row, length - 1] = IDS["eos_token_id"]
             mask[row, length:] = 0
         return {"input_ids": input_ids, "attention_mask": mask}
