@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+TORCH := $(shell grep "^torch==" constraints.txt)
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
 # It takes seconds, and comes first. Types take most of a minute of one core, and are checked beside the tests.
@@ -66,6 +67,24 @@ peer-suite: tools ## transformers' own common model tests, on our classes and on
 
 types:
 	@$(PY) tools/check_types.py
+
+# The ends of the ranges in setup.py, each in a venv of its own. uv finds the oldest versions, which pip does not; it
+# takes pip's folder of wheels. What only the tests need is as it comes.
+UV = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(1)/bin/python -m uv pip install --quiet --python $(1)/bin/python
+
+test-oldest: ## every test with the oldest version of each dependency, beside the pinned torch (.venv-oldest)
+	@test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/pip install --quiet uv
+	@$(call UV,.venv-oldest) --resolution lowest-direct -e '.[train,demo]' $(TORCH)
+	@$(call UV,.venv-oldest) -e '.[train,demo,test,docs]' $(TORCH)
+	@.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation -r requirements-peers.txt
+	@.venv-oldest/bin/python -m pytest -n 2
+
+test-newest: ## every test with the versions that pip takes today (.venv-newest)
+	@test -x .venv-newest/bin/pip || $(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[train,demo,test,docs]'
+	@.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation -r requirements-peers.txt
+	@.venv-newest/bin/python -m pytest -n 2
 
 every-test:
 	@$(PY) -m pytest -n 3 --durations=10

@@ -9,11 +9,19 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_clip/__init__.py").read_text("utf-8"), re.M)[1]
 
 # filelock keeps a second writer out of an index.
-SEARCH = ["lancedb>=0.40", "filelock", "pyarrow", "tqdm"]
+SEARCH = ["lancedb>=0.40", "filelock>=3.20", "pyarrow>=24", "tqdm>=4.67"]
 RAY = [*SEARCH, "ray>=2.50"]
 # The last two are what FastAPI is built on.
 APP = [*SEARCH, "fastapi", "uvicorn", "pydantic>=2", "starlette"]
-EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "scipy", "tqdm"]
+EVAL = [
+    "datasets>=5",
+    "accelerate>=1.15",
+    "fsspec>=2024.6",
+    "pyarrow>=24",
+    "scikit-learn>=1.6",
+    "scipy>=1.14",
+    "tqdm>=4.67",
+]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
@@ -89,22 +97,23 @@ setup(
         "torch>=2.8",
         # 5.20 fails on the first config. 5.40 removes what 5.24 announces as deprecated, and is not tried yet.
         "transformers>=5.21,<5.40",
-        "tokenizers",
-        "safetensors",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
         "huggingface_hub>=2",
-        "pillow",
-        "numpy",
-        "ftfy",
-        "pyyaml",
+        "pillow>=11.3",
+        "numpy>=2.0",
+        "ftfy>=6.2",
+        "pyyaml>=6.0.2",
     ],
     extras_require={
         "eval": EVAL,
-        "train": EVAL,
+        # filelock keeps a second process out of a run's folder.
+        "train": [*EVAL, "filelock>=3.20"],
         "search": SEARCH,
         "ray": RAY,
         "export": EXPORT,
         "app": APP,
-        "demo": [*SEARCH, "matplotlib", "tensorboard"],
+        "demo": [*SEARCH, "matplotlib>=3.9", "tensorboard>=2.18"],
         "test": [
             *RAY,
             *EXPORT,

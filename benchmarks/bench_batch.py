@@ -32,6 +32,7 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hf_clip.training.decisions import decide
+from hf_clip.training.device import keep_freed_memory
 from hf_clip.training.prepare import prepare
 from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import Batch
@@ -157,6 +158,7 @@ def measure(method: str, size: int, micro: int) -> None:
         micro_batch_size=micro,
     )
     decisions = decide(config)
+    keep_freed_memory()
     model, processor = build_start(config.model, [], config.seed)
     train_step = TrainStep(config, decisions, *prepare(model, config, decisions), processor)
     # What a first step alone does (moments, kernels) is not to be counted.

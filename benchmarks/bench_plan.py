@@ -20,6 +20,7 @@ from bench_batch import SIZE, distinct_caption
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hf_clip.training.decisions import decide
+from hf_clip.training.device import keep_freed_memory
 from hf_clip.training.plan import footprint, plan_memory
 from hf_clip.training.prepare import prepare
 from hf_clip.training.step import TrainStep
@@ -72,6 +73,7 @@ def main():
     size = options.micro_batch_size
     planned = plan_memory(config, footprint(config, "cpu"), 1, is_sharded=False, micro_batch_size=size, device="cpu")
     decisions = decide(config)
+    keep_freed_memory()
     batch = partial(make_batch, pixels=SIZE, caption=distinct_caption)
     model, processor = build_start(config.model, (), config.seed)
     objective, optimizer = prepare(model, config, decisions)

@@ -28,6 +28,7 @@ from sides import alternated, print_table, serve
 from hf_clip.training.build import build_start
 from hf_clip.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hf_clip.training.decisions import decide
+from hf_clip.training.device import keep_freed_memory
 from hf_clip.training.prepare import prepare
 from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import Batch
@@ -79,6 +80,7 @@ def batch_of(options: argparse.Namespace, image_size: int) -> Batch:
 def our_step(options: argparse.Namespace) -> Callable[[], float]:
     config = recipe(options)
     decisions = decide(config)
+    keep_freed_memory()
     model, processor = build_start(config.model, [], config.seed)
     train_step = TrainStep(config, decisions, *prepare(model, config, decisions), processor)
     batch = batch_of(options, model.config.vision_config.image_size)

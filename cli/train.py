@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     start_library()
     from hf_clip.training import load_recipe
     from hf_clip.training import train as run_training
+    from hf_clip.training.device import fastest_device, keep_freed_memory
 
     config = load_recipe(recipe, options.overrides)
     outputs = Outputs(options.overwrite)
@@ -80,6 +81,9 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(config, outputs, options.sheet)
     outputs.folder("--output-dir", options.output_dir)
+    if fastest_device().type == "cpu":
+        # A setting of the whole process, which is the command's own; `train` in a notebook leaves it as it is.
+        keep_freed_memory()
     run_training(config, options.output_dir, resume=options.resume)
     return 0
 

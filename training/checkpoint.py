@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from .config import CheckpointConfig
 
 MANIFEST = "manifest.json"
+# Keys of settings files that name the code of a model.
+_NAMES_OF_CODE = {"auto_map", "custom_pipelines"}
 STATE = "training_state.pt"
 # A checkpoint while another of its step takes its place.
 REPLACED = "replaced"
@@ -143,6 +145,17 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     if paths:
         raise CheckpointError(f"All checkpoints in {folder} are damaged: start again in another `output_dir`.")
     return None
+
+
+def drop_code(folder: Path) -> None:
+    """Removes the code that a saved model brings, and what names it: checkpoints are read where the package is."""
+    for file in folder.glob("*_hf_clip.py"):
+        file.unlink()
+    for file in folder.glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.keys() & _NAMES_OF_CODE:
+            kept = {key: value for key, value in content.items() if key not in _NAMES_OF_CODE}
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

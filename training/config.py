@@ -414,6 +414,9 @@ class TrainConfig:
     """Keeps an exponential moving average of the weights, which is what is evaluated and exported."""
     log_every: int = 10
     """Steps from one line of numbers to the next."""
+    log_with: list[str] | None = None
+    """Trackers that show the numbers, besides `metrics.jsonl`: "tensorboard", "wandb", "trackio", "mlflow", or another
+    that Accelerate knows. Null takes TensorBoard where it is installed."""
     eval_every: int = 1000
     """Steps from one evaluation with `during_training` to the next."""
     eval_at_start: bool = False

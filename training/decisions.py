@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .config import TrainConfig
 from .deepspeed import configure_deepspeed, runs_deepspeed
-from .device import choose_precision, fastest_device, keep_freed_memory
+from .device import choose_precision, fastest_device
 from .recipe_error import RecipeError
 from .stages import stages_of
 from .stream.images import jpeg_decoder
@@ -79,8 +79,6 @@ def decide(config: TrainConfig) -> Decisions:
     """
     device = fastest_device()
     _require_possible(config, device)
-    if device.type == "cpu":
-        keep_freed_memory()
     precision = choose_precision(config.mixed_precision, device)
     accelerator = _make_accelerator(device, precision)
     pairs_per_process = config.batch_size // accelerator.num_processes

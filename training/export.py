@@ -15,10 +15,11 @@ from hf_clip.evaluation import RetrievalResult, plot_retrievals, plot_similarity
 from hf_clip.hub import CardFacts, made_with, write_model_card
 from hf_clip.model.image_decoding_hf_clip import decode_image
 from hf_clip.sources import Source, iterate_samples
+from hf_clip.sources.files import is_hub_id
 
 from .best import FACTS, best_folder
 from .checkpoint import MANIFEST, write_folder
-from .config import read_card_sources
+from .config import ModelConfig, read_card_sources
 from .evaluate import IMAGES_IN_SHEET, Evaluation
 from .progress import evaluation_at, one_line
 from .run_folder import METRICS, RESULTS
@@ -82,7 +83,7 @@ def gather_results(trainer: Trainer, evaluated: dict[str, Any], skipped: Counter
     return {
         "step": progress.step,
         "best": best if trainer.best_model is not None else None,
-        "started_from": start.start_from or " and ".join(filter(None, [start.vision_tower, start.text_tower])) or None,
+        "started_from": " and ".join(_starts(start)) or None,
         "ema_decay": trainer.config.ema_decay,
         "bad_steps": trainer.train_step.bad_steps,
         "train_seconds": round(progress.train_seconds, 1),
@@ -219,12 +220,20 @@ def _card_facts(
         training={key: results[key] for key in FACTS_OF_TRAINING if results[key] is not None},
         plots=plots,
         languages=config.card.languages,
+        base_models=[start for start in _starts(config.model) if is_hub_id(start)],
         example_template=config.templates[0] if config.templates else CardFacts.example_template,
         repo_id=trainer.folder.absolute().name,
     )
 
 
+def _starts(model: ModelConfig) -> list[str]:
+    return [start for start in (model.start_from, model.vision_tower, model.text_tower) if start]
+
+
 def _described(data: list[str], sources: list[str]) -> list[dict[str, Any]]:
-    """What the sources files say of each file or data set, its name alone where they say nothing."""
+    """What the sources files say of each file or data set; its name, and its id on the Hub, where they say nothing."""
     known = read_card_sources(sources)
-    return [known.get(Path(item).name, {"name": item}) for item in dict.fromkeys(data)]
+    return [
+        known.get(Path(item).name, {"name": item, **({"dataset": item} if is_hub_id(item) else {})})
+        for item in dict.fromkeys(data)
+    ]

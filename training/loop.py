@@ -39,6 +39,7 @@ from .stages import Stage, common_batch_size, stage_processor, stages_of
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
 from .texts import tokens_of
+from .trackers import trackers_of
 from .trainer import Progress, Trainer, TrainingDiverged
 
 
@@ -109,7 +110,7 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
 def _train(
     config: TrainConfig, decisions: Decisions, run_folder: RunFolder, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    log = ProgressLog(run_folder.path, config.steps or 0, decisions.is_main)
+    log = ProgressLog(run_folder.path, config.steps or 0, decisions.is_main, trackers_of(config.log_with))
     try:
         for note in run_folder.notes:
             log.say(f"{note}.")

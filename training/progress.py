@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar or plain lines, metrics.jsonl, and TensorBoard where it is installed.
+"""What a run says while it trains: a bar or plain lines, metrics.jsonl, and the recipe's trackers.
 
 Nothing here ends a run. What fails (a terminal that is closed, a disk that is full, a tracker) is closed after its
 first failure, which is a line wherever lines can still be written.
@@ -7,8 +7,8 @@ first failure, which is a line wherever lines can still be written.
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .run_folder import METRICS, TENSORBOARD
+from .run_folder import METRICS
+from .trackers import open_tracker
 
 logger = logging.getLogger("hf_clip.training")
 
@@ -31,14 +32,14 @@ class ProgressLog:
         failures: what a run must report at its end, though it went on: failed evaluations and pushes.
     """
 
-    def __init__(self, folder: Path, steps: int, is_main: bool):
+    def __init__(self, folder: Path, steps: int, is_main: bool, trackers: Sequence[str] = ()):
         self.is_main = is_main
         self.folder = folder
         self.steps = steps
         self.failures: list[str] = []
         self._closed: set[str] = set()
         self._bar: tqdm | None = None
-        self._tensorboard: Any = None
+        self._trackers: dict[str, Any] = dict.fromkeys(trackers)
         self._handler = _TerminalHandler()
         self._level = logger.level
         if is_main and not _shows_on_terminal(logging.getLogger()):
@@ -50,7 +51,8 @@ class ProgressLog:
         if self.is_main:
             self.attempt(METRICS, lambda: _drop_lines_after(self.folder / METRICS, step, evaluates_again))
             self.attempt("The progress bar", lambda: self._open_bar(step))
-            self.attempt("TensorBoard", lambda: self._open_tensorboard(self.folder / TENSORBOARD, step))
+            for name in self._trackers:
+                self.attempt(_shown(name), partial(self._open_tracker, name, step))
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -100,8 +102,9 @@ class ProgressLog:
     def close(self) -> None:
         if self._bar is not None:
             self.attempt("The progress bar", self._bar.close)
-        if self._tensorboard is not None:
-            self.attempt("TensorBoard", self._tensorboard.close)
+        for name, tracker in self._trackers.items():
+            if tracker is not None:
+                self.attempt(_shown(name), tracker.finish)
         logger.removeHandler(self._handler)
         logger.setLevel(self._level)
 
@@ -117,27 +120,28 @@ class ProgressLog:
 
     def _write(self, step: int, numbers: dict) -> None:
         self.attempt(METRICS, lambda: self._write_line({"step": step, **numbers}))
-        if self._tensorboard is not None:
-            self.attempt("TensorBoard", lambda: self._write_scalars(step, numbers))
+        for name, tracker in self._trackers.items():
+            if tracker is not None:
+                self.attempt(_shown(name), partial(self._write_scalars, tracker, step, numbers))
 
     def _write_line(self, numbers: dict) -> None:
         line = json.dumps(numbers) + "\n"
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(line)
 
-    def _write_scalars(self, step: int, numbers: dict) -> None:
-        for name, value in _scalars(numbers):
-            self._tensorboard.add_scalar(name, value, step)
+    def _write_scalars(self, tracker: Any, step: int, numbers: dict) -> None:
+        tracker.log(dict(_scalars(numbers)), step=step)
 
     def _open_bar(self, step: int) -> None:
         if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=self.steps, initial=step, unit="step", dynamic_ncols=True)
 
-    def _open_tensorboard(self, folder: Path, step: int) -> None:
-        if find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
+    def _open_tracker(self, name: str, step: int) -> None:
+        self._trackers[name] = open_tracker(name, self.folder, step)
 
-            self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+def _shown(tracker: str) -> str:
+    return {"tensorboard": "TensorBoard", "wandb": "W&B", "mlflow": "MLflow"}.get(tracker, tracker)
 
 
 def one_line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ RECIPES = files("hf_clip.training") / "recipes"
 # What a resumed run may have otherwise than it began: none of it changes a weight.
 MAY_CHANGE = (
     "log_every",
+    "log_with",
     "eval_every",
     "eval_at_start",
     "templates",

@@ -32,7 +32,7 @@ _BEST = (
     "Use checkpoints.best: an evaluation's name and its number, such as validation.image_to_text.recall_at_1; "
     "checkpoints.patience ends a run early."
 )
-_TRACKER = "It is not here: metrics.jsonl is always written, and TensorBoard's files where tensorboard is installed."
+_TRACKER = "Use log_with, a list of trackers: tensorboard, wandb, trackio, mlflow; metrics.jsonl is always written."
 _LAUNCHER = "It is not here, because the launcher says it: torchrun or accelerate launch."
 _ALWAYS = "It is not here, because the loss of the global batch is always computed in tiles, on each process its part."
 _SIZE = "Use model.config.vision_config.image_size."

@@ -1,13 +1,13 @@
 """The run's folder: one run a folder, one process at a time in it, and enough free space for it."""
 
 import errno
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import nn
 
 from .checkpoint import CheckpointError, list_checkpoints
@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.notes: list[str] = []
-        self._lock: int | None = None
+        self._lock: BaseFileLock | None = None
         self._is_made_here = False
 
     def lock(self) -> None:
@@ -51,31 +51,21 @@ class RunFolder:
             except FileExistsError:
                 if not self.path.is_dir():
                     raise FolderError(f"{self.path} is a file: `output_dir` must be a folder.") from None
+            lock = FileLock(self.path / _LOCK, timeout=0)
             try:
-                handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                # Another process that had made the folder has just removed it.
-                continue
-            try:
-                # Of the two kinds of lock this is the one that forked workers do not hold on to after a kill.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(handle), os.stat(self.path / _LOCK)):
-                    self._lock = handle
-            except (BlockingIOError, PermissionError):
+                lock.acquire()
+            except Timeout:
                 raise FolderError(
                     f"Another process trains in {self.path}: wait for it or stop it, or choose another `output_dir`."
                 ) from None
             except FileNotFoundError:
-                # It was locked by a process that removed it when it ended.
+                # Another process that had made the folder has just removed it.
                 continue
             except OSError as error:
                 # Some network file systems have no locks: there the user has to take care.
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                     raise
-                self._lock = handle
-            finally:
-                if self._lock is None:
-                    os.close(handle)
+            self._lock = lock
 
     def check(self, config: TrainConfig, resume: bool) -> None:
         """Raises FolderError where the folder is not free for a new run, or not that of the run to resume."""
@@ -130,10 +120,16 @@ class RunFolder:
         """Gives the lock back, and removes the folder where it was made here and nothing is in it."""
         if self._lock is None:
             return
+        is_windows = os.name == "nt"
+        if is_windows:
+            # Which removes no file that is open.
+            self._lock.release()
         (self.path / _LOCK).unlink(missing_ok=True)
         if self._is_made_here and not any(self.path.iterdir()):
             self.path.rmdir()
-        os.close(self._lock)
+        if not is_windows:
+            # Not before: who has got the lock of a file that is removed under him has it alone no more.
+            self._lock.release()
         self._lock = None
 
 

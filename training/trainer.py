@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
-from .checkpoint import load_state, remove_old_checkpoints, save_state, write_folder
+from .checkpoint import drop_code, load_state, remove_old_checkpoints, save_state, write_folder
 from .config import TrainConfig
 from .data_fingerprint import require_same_data
 from .decisions import Decisions
@@ -252,6 +252,7 @@ class Trainer:
             with without_adapters(model), self.train_step.own_settings():
                 model.save_pretrained(folder)
             self.train_step.processor.save_pretrained(folder)
+            drop_code(folder)
             save_state(
                 folder,
                 {

@@ -45,6 +45,7 @@ class CardFacts:
         languages: ISO 639 codes of the training texts, where they are known.
         example_labels, example_template: for the snippets and the Hub's widget.
         example_image: file in the folder that they are shown on; without one, a red circle is drawn.
+        base_models: ids on the Hub of what the training started from.
         repo_id: where the model will be found; by default the snippets name the folder.
     """
 
@@ -60,6 +61,7 @@ class CardFacts:
     example_labels: Sequence[str] = Example.labels
     example_template: str = Example.template
     example_image: str | None = None
+    base_models: Sequence[str] = ()
     repo_id: str | None = None
 
     @property
@@ -235,8 +237,9 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name=LIBRARY,
         pipeline_tag=PIPELINE_TAG,
         tags=["clip", "hf_clip", "image-text-retrieval"],
-        datasets=list(dict.fromkeys(item.get("dataset") or slug(item["name"]) for item in facts.training_data))
-        or None,
+        # A name that is none of the Hub's would lead nowhere there.
+        datasets=list(dict.fromkeys(item["dataset"] for item in facts.training_data if item.get("dataset"))) or None,
+        base_model=list(facts.base_models) or None,
         model_name=one_line(facts.model_name),
         eval_results=eval_results(facts.results) or None,
         widget=facts.example.widget,

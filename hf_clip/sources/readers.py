@@ -1,8 +1,19 @@
 """Rows of every local format, in the shape that `Source.dataset` has: texts, lists of captions, undecoded images.
 
-The stock readers would lose some: the image folder keeps only the files that have "train" or "test" in their names
-once a single one has; a struct's relative path is looked for in the working folder. The generators run in workers:
-what they need comes as arguments that pickle, and the lists among them are the shards. None of them writes to a cache.
+Each reader stays because the stock one of `datasets` would lose or refuse rows that users have:
+
+- image folder: once one file has "train" or "test" in its name, it keeps only those that do;
+- CSV and TSV (pandas): the captions "NA" and "null" become missing, and one broken row ends the file;
+- JSON lines (pyarrow): a key that is a number in one row and a text in a later one ends the file, and so does a
+  broken line;
+- WebDataset tars: shards are refused whose samples differ in their members;
+- parquet with images: every shard's worker holds a whole row group, and an image's relative path is looked for in the
+  working folder;
+- every stream: it ends at the first image that cannot be decoded, and none can go on from the row that it had reached
+  without reading those before it again. `Mark` is what does that here.
+
+What a Hub id or a saved data set holds is read by `datasets` itself. The generators run in workers: what they need
+comes as arguments that pickle, and the lists among them are the shards. None of them writes to a cache.
 """
 
 import csv

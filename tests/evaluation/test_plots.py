@@ -1,10 +1,12 @@
 """Plots: drawn whatever a result holds and whatever backend the machine names; several models side by side."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +15,11 @@ from PIL import Image
 
 from hf_clip.evaluation import corruptions
 from hf_clip.evaluation.comparison import compare, comparison_table
-from hf_clip.evaluation.plots import canvas, result_charts
+from hf_clip.evaluation.plots import canvas, image_sheets, result_charts, training_curves
 from hf_clip.evaluation.plots.result_charts import plot_comparison
 from hf_clip_cli.evaluate import CORRUPTIONS, PLOTS
 from tests.evaluation.test_evaluation import evaluate_fruit
+from tests.helpers.toys import gray
 
 ZERO_SHOT = {"task": "zero-shot", "title": "pets"}
 RESULTS = [
@@ -82,6 +85,35 @@ def test_every_task_has_columns():
     assert row["image to text R@1"] == pytest.approx(5 / 6) and len(row) == 4
     few = {"task": "few-shot", "model": "a", "zero_shot_top_1": None, "shots": [{"shots": 4, "mean": 0.5}]}
     assert compare([few]) == {"a": {"4 shots": 0.5}}
+
+
+def test_the_loss_fits_its_axes_and_every_evaluation_is_within_them(tmp_path, monkeypatch):
+    """Step 0 too, and one behind the last logged step."""
+    lines = [{"step": step, "loss": 5 - step / 100} for step in range(10, 101, 10)]
+    lines += [{"step": step, "evaluation": {"held_out": {"recall_at_1": 0.1}}} for step in (0, 50, 110)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = []
+    monkeypatch.setattr(training_curves, "save", lambda figure, output: figures.append(figure) or output)
+    training_curves.plot_training(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    loss, recall = figures[0].axes
+    (low, high), (bottom, top) = recall.get_xlim(), loss.get_ylim()
+    assert low < 0 and high > 110 and list(recall.lines[0].get_xdata()) == [0, 50, 110]
+    # The curve, from 4.9 to 4.0, takes most of the height.
+    assert 3.8 < bottom < 4.0 and 4.9 < top < 5.1
+
+
+def test_the_headings_of_a_sheet_are_true(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(image_sheets, "save", lambda figure, output: figures.append(figure) or output)
+    result = evaluate_fruit()
+    images = [gray(200)] * 100
+    for ranks in (result.ranks.ranks, result.ranks.ranks + 1, result.ranks.ranks * 0 + 1):
+        result.ranks = replace(result.ranks, ranks=ranks)
+        image_sheets.plot_retrievals(result, images, tmp_path / "sheet.png", count=2)
+    headings = [[text.get_text() for text in figure.texts if ":" in text.get_text()] for figure in figures]
+    assert headings[0] == ["Best: the true name first, by the widest margin", "Worst: the true name ranked lowest"]
+    assert headings[1] == ["Best: the true name ranked highest", "Worst: the true name ranked lowest"]
+    assert headings[2][1] == "Worst: the true name first, by the narrowest margin"
 
 
 def test_both_axes_of_confusions_are_named(tmp_path, monkeypatch):

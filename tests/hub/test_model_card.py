@@ -11,7 +11,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.hub import card_license, check_model_card, made_with
 from hf_clip.hub.architecture_table import image_tower, text_tower
-from tests.helpers.model_cards import FEW_SHOT, LABELS, PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, card_of
+from tests.helpers.model_cards import DATA, FEW_SHOT, LABELS, PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, card_of
 from tests.helpers.toys import tiny_clip
 
 HOSTILE = (
@@ -24,8 +24,14 @@ def test_front_matter_is_what_the_hub_takes(saved):
     assert front["pipeline_tag"] == "zero-shot-image-classification"
     assert front["library_name"] == "transformers"
     assert (front["license"], front["language"]) == ("cc-by-4.0", ["en"])
-    assert front["datasets"] == ["drawings", "stamps"]
-    assert "license_name" not in front and "eval_results" not in front and "model_name" not in front
+    assert not {"license_name", "eval_results", "model_name", "datasets", "base_model"} & front.keys()
+
+
+def test_data_sets_and_the_model_of_the_start_are_named_by_their_ids_on_the_hub(saved):
+    """Names that are none would lead nowhere."""
+    data = [{**DATA[0], "dataset": "owner/drawings"}, DATA[1]]
+    front, _ = card_of(saved, training_data=data, base_models=["openai/clip-vit-base-patch32"])
+    assert front["datasets"] == ["owner/drawings"] and front["base_model"] == ["openai/clip-vit-base-patch32"]
 
 
 def test_results_survive_the_hubs_own_reading_and_keep_their_counts(saved):

@@ -37,7 +37,7 @@ TOLD = [
     ("hf_clip.training.progress.tqdm.write", None, False),
     ("hf_clip.training.progress.logger.info", None, False),
     ("hf_clip.training.progress.ProgressLog._open_bar", "The progress bar failed", False),
-    ("hf_clip.training.progress.ProgressLog._open_tensorboard", "TensorBoard failed", False),
+    ("hf_clip.training.progress.ProgressLog._open_tracker", "TensorBoard failed", False),
     ("hf_clip.training.progress.ProgressLog._write_line", "metrics.jsonl failed", False),
     ("hf_clip.training.progress.ProgressLog._write_scalars", "TensorBoard failed", False),
     ("hf_clip.training.progress._drop_lines_after", "metrics.jsonl failed", False),

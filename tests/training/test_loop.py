@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from safetensors.torch import load_file
 
 from hf_clip import HFCLIPModel, HFCLIPProcessor, load
@@ -29,6 +30,7 @@ from hf_clip.training.signals import StopRequest
 from hf_clip.training.step import TrainStep
 from hf_clip.training.stream import DataError
 from hf_clip.training.stream.decoding import Decoder
+from hf_clip.training.trackers import trackers_of
 from hf_clip_cli import main as cli
 from tests.helpers.counts import soak_count
 from tests.helpers.squares import CORNERS, NAMES, SIZE, recipe, rows, write_parquet, write_recipe
@@ -487,6 +489,36 @@ def test_it_trains_without_matplotlib_tensorboard_and_evaluations(data, tmp_path
     assert "No plots: matplotlib is not installed (pip install matplotlib)" in capfd.readouterr().err
     assert not (tmp_path / "run/plots").exists() and not (tmp_path / "run/tensorboard").exists()
     check_model_card((tmp_path / "run/README.md").read_text())
+
+
+def test_numbers_go_to_the_trackers_of_the_recipe(data, tmp_path, monkeypatch):
+    """Any that Accelerate knows; what it has under the name is opened, told every number, and closed."""
+    told: list = []
+
+    class Tracker:
+        requires_logging_directory = True
+
+        def __init__(self, run_name, logging_dir):
+            told.append((run_name, Path(logging_dir)))
+
+        def start(self):
+            told.append("start")
+
+        def log(self, values, step):
+            told.append((step, values["loss"]))
+
+        def finish(self):
+            told.append("finish")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "json", Tracker)
+    train(configure(tmp_path, data, ["log_with=[json]", "log_every=1"], steps=2), tmp_path / "run")
+    losses = [(line["step"], line["loss"]) for line in metrics(tmp_path / "run") if "loss" in line]
+    assert told == [("run", tmp_path / "run"), "start", *losses, "finish"] and len(losses) == 2
+    assert not (tmp_path / "run/tensorboard").exists()
+    with pytest.raises(RecipeError, match="log_with: 'wanbd' is not known: use some of .*wandb"):
+        trackers_of(["wanbd"])
+    with pytest.raises(RecipeError, match="log_with: dvclive is not installed: pip install dvclive"):
+        trackers_of(["dvclive"])
 
 
 def test_bf16_trains_where_it_is_asked_for(data, tmp_path):

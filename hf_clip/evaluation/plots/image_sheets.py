@@ -143,8 +143,8 @@ def plot_retrievals(result: RetrievalResult, images, output: str | Path, *, coun
         figure = new_figure(WIDTH_INCHES, height)
         top = height
         for title, color, indices in (
-            ("Best: the true name first, by the widest margin", GREEN, best),
-            ("Worst: the true name ranked lowest", RED, worst),
+            (_heading(result, best, "Best: the true name first, by the widest margin", "highest"), GREEN, best),
+            (_heading(result, worst, "Worst: the true name first, by the narrowest margin", "lowest"), RED, worst),
         ):
             place = (0.12 / WIDTH_INCHES, (top - 0.26) / height)
             figure.text(*place, title, color=color, fontsize=10.5, fontweight="bold")
@@ -157,6 +157,12 @@ def plot_retrievals(result: RetrievalResult, images, output: str | Path, *, coun
                 _draw_card(axes, result, index, images[result.rows[index]], card)
             top -= heading + rows * card
         return save(figure, output)
+
+
+def _heading(result: RetrievalResult, indices: Sequence[int], if_all_first: str, ranked: str) -> str:
+    """What is true of all images below the heading: of a weak model the best are not all first either."""
+    is_first = [int(result.ranks.ranks[index]) == 1 for index in indices]
+    return if_all_first if all(is_first) else f"{if_all_first.partition(':')[0]}: the true name ranked {ranked}"
 
 
 def _draw_card(axes, result: RetrievalResult, index: int, image, height: float) -> None:

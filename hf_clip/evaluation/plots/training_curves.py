@@ -42,8 +42,10 @@ def plot_training(metrics: str | Path, output: str | Path) -> Path:
             axes.plot(steps, _smooth(values, len(values) // 25 + 1), color=BLUE, linewidth=1.8)
         axes.set_xlabel("step")
         axes.set_ylabel("training loss", color=BLUE)
-        axes.set_xlim(0, steps[-1] * 1.02)
-        axes.set_ylim(bottom=min(0, np.nanmin(values)))
+        # Evaluations may come before the first logged step and behind the last.
+        last = max(steps[-1], *(max(curve) for curve in recalls.values()), 1)
+        axes.set_xlim(-0.02 * last, 1.02 * last)
+        axes.margins(y=0.08)
         if recalls:
             _plot_recalls(axes.twinx(), recalls)
         return save(figure, output)
