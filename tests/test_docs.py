@@ -1,4 +1,4 @@
-"""What docs/checkpoints.md says runs: its Python in order, and every command whose source is there."""
+"""What the pages say runs: their Python in order, and of docs/checkpoints.md every command whose source is there."""
 
 import importlib.util
 import re
@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_clip import load
 from hf_clip_cli import main as cli
 from hf_clip_cli.running import make_parser
 from tests.helpers.checkpoints import openai_model, openai_state
+from tests.helpers.toys import tiny_clip
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
@@ -31,6 +33,23 @@ def test_python_of_the_page_runs_in_order(place):
         exec(compile(code, "checkpoints.md", "exec"), names)  # noqa: S102
     assert names["similarity"].shape == (1, 2)
     assert names["verification"].is_passed
+
+
+@pytest.mark.parametrize("page", ["index", "zero-shot", "embeddings", "fine-tuning"])
+def test_python_of_the_pages_for_users_runs_in_order(page, tmp_path, monkeypatch, capsys):
+    """Their Hub id and the demo's model are folders of a small random one here."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("openai/clip-vit-base-patch32", "runs/emoji"):
+        for part in tiny_clip(["an apple", "a fire engine"]):
+            part.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    content = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    codes = re.findall(r"^```python\n(.*?)^```", content, re.M | re.S)
+    for code in codes:
+        exec(compile(code, f"{page}.md", "exec"), names)  # noqa: S102
+    assert codes and ("similarity" not in content or names["similarity"].shape == (1, 2))
+    assert page != "fine-tuning" or load("runs/adapter", base="runs/emoji")[0] is not None
 
 
 def test_commands_of_the_page_run(place):

@@ -120,6 +120,10 @@ def test_the_folder_is_complete(finished):
     plots = sorted(path.name for path in (finished / "plots").iterdir())
     assert plots == ["held_out_best_and_worst.png", "held_out_similarity.png", "loss.png"]
     assert all(f"plots/{name}" in card for name in plots)
+    # The released folder has its code, checkpoints have none, nor what names it.
+    assert (finished / "modeling_hf_clip.py").is_file()
+    assert not list((finished / "checkpoints").rglob("*_hf_clip.py"))
+    assert "auto_map" not in (finished / "checkpoints/checkpoint-100/config.json").read_text()
     # The newest two of the checkpoints, and no scraps.
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["checkpoint-100", "checkpoint-75"]
     assert [path.name for path in finished.iterdir() if path.name.startswith(".") or "partial" in path.name] == []
