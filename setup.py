@@ -97,8 +97,8 @@ setup(
         "torch>=2.8",
         # 5.20 fails on the first config. 5.40 removes what 5.24 announces as deprecated, and is not tried yet.
         "transformers>=5.21,<5.40",
-        "tokenizers>=0.22",
-        "safetensors>=0.6",
+        "tokenizers>=0.23",
+        "safetensors>=0.8",
         "huggingface_hub>=2",
         "pillow>=11.3",
         "numpy>=2.0",

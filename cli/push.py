@@ -1,12 +1,10 @@
 """`hf-clip push`: a model to the Hub."""
 
 import argparse
-import sys
-from functools import partial
 from pathlib import Path
 
 from .arguments import add_load_options, add_verb, load_options
-from .usage import UsageError, start_library
+from .usage import UsageError, shown_log, start_library
 
 
 def add(verbs) -> None:
@@ -48,22 +46,22 @@ def run(options: argparse.Namespace) -> int:
     if options.device is not None:
         about_weights["device"] = usable_device(options.device)
     try:
-        url = push(
-            options.source,
-            options.repo_id,
-            private=options.private,
-            revision=options.revision,
-            to=options.to,
-            message=options.message,
-            say=partial(print, file=sys.stderr),
-            load_options=about_weights,
-        )
+        with shown_log("hf_clip.hub"):
+            url = push(
+                options.source,
+                options.repo_id,
+                private=options.private,
+                revision=options.revision,
+                to=options.to,
+                message=options.message,
+                load_options=about_weights,
+            )
     except PushArgumentError as error:
         raise UsageError(str(error)) from error
     print(url)
     if options.space:
         from hf_clip.hub.space import push_space
 
-        say = partial(print, file=sys.stderr)
-        print(push_space(options.repo_id, source=options.source, private=options.private, say=say))
+        with shown_log("hf_clip.hub"):
+            print(push_space(options.repo_id, source=options.source, private=options.private))
     return 0

@@ -1,5 +1,6 @@
 """Model cards: a `README.md` that the Hub accepts, whose numbers were measured and whose snippets were run."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from .snippets import HEADING, Example, draw_example, usage
 TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
 PIPELINE_TAG, LIBRARY = "zero-shot-image-classification", "transformers"
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,7 +71,7 @@ class CardFacts:
 
 
 def write_model_card(
-    folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True, say: Say | None = None
+    folder: str | Path, facts: CardFacts, *, runs_snippets: bool = True, may_lack_parts: bool = False
 ) -> Path:
     """Writes `README.md` into the folder of a saved model, checked by `check_model_card`.
 
@@ -82,8 +83,8 @@ def write_model_card(
         folder: of the saved model.
         facts: what the card says besides.
         runs_snippets: whether the snippets are run; if not, the card shows their code alone.
-        say: takes one line for each part of the card that failed (an image, the results, a snippet's output, a field
-            of the front matter) and that the card is then written without. By default such a failure raises.
+        may_lack_parts: whether the card is written without a part of it that fails (an image, the results, a snippet's
+            output, a field of the front matter), which is then logged as a warning. By default such a failure raises.
 
     Returns:
         The path of the card.
@@ -96,19 +97,20 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no config.json: save the model there before its card.")
-    facts = _usable(facts, folder, say)
+    facts = _usable(facts, folder, may_lack_parts)
     metadata, body = _metadata(facts), _body(facts, folder, HFCLIPConfig.from_pretrained(folder))
     _front_matter(facts)
     # The card names the image whether its snippets are run or not.
-    runs = _has_example(folder, facts.example, say) and runs_snippets
-    shown = usage(folder, facts.repo_id or folder.absolute().name, facts.example, runs=runs, say=say)
+    runs = _has_example(folder, facts.example, may_lack_parts) and runs_snippets
+    name = facts.repo_id or folder.absolute().name
+    shown = usage(folder, name, facts.example, runs=runs, may_lack_output=may_lack_parts)
     card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), usage=shown, **body)
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
     check_model_card(text)
     return _write(folder / "README.md", text)
 
 
-def adapt_card(folder: str | Path, repo_id: str, *, say: Say | None = None) -> Path:
+def adapt_card(folder: str | Path, repo_id: str, *, may_lack_parts: bool = False) -> Path:
     """Makes the card in a folder that of the model as it is there, under a name on the Hub.
 
     The snippets are written and run again; all else stays as it is. A card that this package did not write keeps its
@@ -117,7 +119,7 @@ def adapt_card(folder: str | Path, repo_id: str, *, say: Say | None = None) -> P
     Args:
         folder: of the model and its card.
         repo_id: the name on the Hub that the snippets use.
-        say: as `write_model_card` takes it.
+        may_lack_parts: as `write_model_card` takes it.
 
     Returns:
         The path of the card.
@@ -135,10 +137,10 @@ def adapt_card(folder: str | Path, repo_id: str, *, say: Say | None = None) -> P
     section = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", text, re.M | re.S)
     if section and PIPELINE_TAG in section[0]:
         example = Example.of_card(section[0], data.to_dict().get("widget"))
-        runs = _has_example(folder, example, say)
+        runs = _has_example(folder, example, may_lack_parts)
         text = (
             text[: section.start()]
-            + usage(folder, repo_id, example, runs=runs, say=say)
+            + usage(folder, repo_id, example, runs=runs, may_lack_output=may_lack_parts)
             + "\n\n"
             + text[section.end() :]
         )
@@ -189,18 +191,18 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _usable(facts: CardFacts, folder: Path, say: Say | None) -> CardFacts:
-    """The facts without those that no card can be made of, each of which is said; without `say` they raise."""
+def _usable(facts: CardFacts, folder: Path, may_lack_parts: bool) -> CardFacts:
+    """The facts without those that no card can be made of, each of which is logged, or raises."""
     for file in [file for file, _ in facts.plots] + [file for file in [facts.example_image] if file]:
         if not (folder / file).is_file():
             missing = f"image {file!r} is not in {str(folder)!r}"
-            if say is None:
+            if not may_lack_parts:
                 raise FileNotFoundError(f"{missing}: draw it there first, or do not name it.")
-            say(f"The card is written without an image: {missing}.")
+            logger.warning(f"The card is written without an image: {missing}.")
             kept = [(plot, shown) for plot, shown in facts.plots if plot != file]
             example = None if facts.example_image == file else facts.example_image
             facts = replace(facts, plots=kept, example_image=example)
-    if say is None:
+    if not may_lack_parts:
         return facts
     bare = CardFacts(facts.model_name, training_data=())
     for key, written in WRITTEN.items():
@@ -208,12 +210,12 @@ def _usable(facts: CardFacts, folder: Path, say: Say | None) -> CardFacts:
             written(replace(bare, **{key: getattr(facts, key)}))
         # Whatever it is: facts come from files that people write.
         except Exception as error:
-            say(f"The card is written without {key}: {one_line(error) or type(error).__name__}")
+            logger.warning(f"The card is written without {key}: {one_line(error) or type(error).__name__}")
             facts = replace(facts, **{key: getattr(bare, key)})
     return facts
 
 
-def _has_example(folder: Path, example: Example, say: Say | None) -> bool:
+def _has_example(folder: Path, example: Example, may_lack_parts: bool) -> bool:
     """Whether the folder has the image that the snippets show; it is drawn where it is missing."""
     try:
         if not (folder / example.image).is_file():
@@ -221,9 +223,9 @@ def _has_example(folder: Path, example: Example, say: Say | None) -> bool:
         return True
     # Whatever it is: disks, fonts, folders that the name has.
     except Exception as error:
-        if say is None:
+        if not may_lack_parts:
             raise
-        say(f"The card is written without outputs: {example.image} could not be drawn ({one_line(error)}).")
+        logger.warning(f"The card is written without outputs: {example.image} could not be drawn ({one_line(error)}).")
         return False
 
 

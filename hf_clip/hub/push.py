@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,13 @@ def push(
     revision: str | None = None,
     to: str = "hf_clip",
     message: str | None = None,
-    say: Callable[[str], None] = logger.info,
     load_options: Mapping[str, Any] | None = None,
 ) -> str:
     """Pushes the model of a folder or file, of any format that `load` takes, and returns its URL.
 
     The repository is prepared in a temporary folder, which is removed whatever happens: weights, config, processor,
     tokenizer, the code (for "hf_clip"), the card with its snippets run again, and those files of the folder that
-    are known by their content to belong to it (`published_files`). All files are listed before they are sent, and
+    are known by their content to belong to it (`published_files`). All files are logged before they are sent, and
     nothing is sent if one of them holds a credential.
 
     Args:
@@ -56,7 +55,6 @@ def push(
             their own processors load it, without other code; "peft", of a folder of adapters, those alone: in the
             other formats they are merged into their base.
         message: of the commit.
-        say: takes lines for the user: the files with their sizes, retries, parts of the card that failed.
         load_options: arguments of `load` about what the source does not say, and the dtype to send.
 
     Returns:
@@ -74,7 +72,7 @@ def push(
     # Not in the model's folder: weights of many gigabytes would stay there if the process were killed.
     with tempfile.TemporaryDirectory(prefix="hf-clip-push-", ignore_cleanup_errors=True) as temporary:
         prepared = Path(temporary) / repo_id.split("/")[-1]
-        _prepare_on_disk(source, prepared, repo_id, to=to, say=say, load_options=load_options)
+        _prepare_on_disk(source, prepared, repo_id, to=to, load_options=load_options)
         try:
             return upload(
                 prepared,
@@ -82,7 +80,6 @@ def push(
                 private=private,
                 revision=revision,
                 message=message or f"Upload model with hf_clip {made_with()['hf_clip']}",
-                say=say,
             )
         except PushArgumentError:
             raise
@@ -96,7 +93,6 @@ def prepare(
     repo_id: str,
     *,
     to: str = "hf_clip",
-    say: Callable[[str], None] = logger.info,
     load_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
@@ -111,12 +107,12 @@ def prepare(
         shutil.copyfile(file, target)
     # The model is there; a part of its card that fails is a line.
     if (output_dir / CARD).is_file():
-        adapt_card(output_dir, repo_id, say=say)
+        adapt_card(output_dir, repo_id, may_lack_parts=True)
     else:
-        write_model_card(output_dir, _facts(source, repo_id, say), say=say)
+        write_model_card(output_dir, _facts(source, repo_id), may_lack_parts=True)
     refuse_credentials(sorted(path for path in output_dir.rglob("*") if path.is_file()), output_dir)
     kinds = {file.relative_to(source): kind for file, kind in beside.items()}
-    _list_files(output_dir, source, {Path(CARD): "card", **kinds}, repo_id, say)
+    _list_files(output_dir, source, {Path(CARD): "card", **kinds}, repo_id)
 
 
 def _prepare_adapter(source: Path, output_dir: Path, repo_id: str, say: Callable[[str], None]) -> None:
@@ -157,15 +153,13 @@ def _prepare_on_disk(source: Path, prepared: Path, repo_id: str, **options: Any)
         ) from None
 
 
-def _list_files(
-    prepared: Path, source: Path, kinds: dict[Path, str], repo_id: str, say: Callable[[str], None]
-) -> None:
-    """Says which files are sent, and which of the source's folder are not."""
+def _list_files(prepared: Path, source: Path, kinds: dict[Path, str], repo_id: str) -> None:
+    """Logs which files are sent, and which of the source's folder are not."""
     files = describe_files(prepared, kinds)
-    say(f"{repo_id}: {len(files)} files, {size_text(sum(file.size for file in files))}")
+    logger.info(f"{repo_id}: {len(files)} files, {size_text(sum(file.size for file in files))}")
     width = max(len(file.path) for file in files)
     for file in files:
-        say(f"  {file.path:<{width}}  {size_text(file.size):>7}  {file.kind}")
+        logger.info(f"  {file.path:<{width}}  {size_text(file.size):>7}  {file.kind}")
     if not source.is_dir():
         return
     sent = {parent.as_posix() for file in files for parent in (Path(file.path), Path(file.path).parent)}
@@ -173,10 +167,10 @@ def _list_files(
     skipped = sorted(name + "/" * path.is_dir() for name, path in there.items() if name not in sent)
     if skipped:
         more = f" and {len(skipped) - NAMES_SHOWN} more" if len(skipped) > NAMES_SHOWN else ""
-        say(f"Not sent: {', '.join(skipped[:NAMES_SHOWN])}{more}")
+        logger.info(f"Not sent: {', '.join(skipped[:NAMES_SHOWN])}{more}")
 
 
-def _facts(source: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
+def _facts(source: Path, repo_id: str) -> CardFacts:
     """What is known of a model that comes without a card."""
     results = []
     try:
@@ -184,5 +178,5 @@ def _facts(source: Path, repo_id: str, say: Callable[[str], None]) -> CardFacts:
             measured = json.loads((source / "results.json").read_bytes())
             results = list(measured["evaluations"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        say(f"The card is written without results: {source / 'results.json'} has none ({one_line(error)}).")
+        logger.warning(f"The card is written without results: {source / 'results.json'} has none ({one_line(error)}).")
     return CardFacts(model_name=repo_id.split("/")[-1], training_data=[], results=results, repo_id=repo_id)

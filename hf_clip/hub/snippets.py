@@ -3,8 +3,8 @@
 import contextlib
 import io
 import json
+import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from .markdown import fenced, one_line
+
+logger = logging.getLogger(__name__)
 
 HEADING = "## How to use"
 IMAGE = "example.png"
@@ -97,9 +99,7 @@ def draw_example(path: Path) -> None:
     image.save(path)
 
 
-def usage(
-    folder: Path, repo: str, example: Example, *, runs: bool = True, say: Callable[[str], None] | None = None
-) -> str:
+def usage(folder: Path, repo: str, example: Example, *, runs: bool = True, may_lack_output: bool = False) -> str:
     """The section of a card that shows a saved model's use, under the name `repo`.
 
     Args:
@@ -107,13 +107,13 @@ def usage(
         repo: the model's name in the snippets.
         example: what they show.
         runs: whether they are run.
-        say: takes a line for each snippet that does not run, which is then shown without its output.
+        may_lack_output: whether a snippet that does not run is shown without its output, with a warning in the log.
 
     Returns:
         Markdown.
 
     Raises:
-        SnippetError: if a snippet does not run, without `say`.
+        SnippetError: if a snippet does not run, unless `may_lack_output`.
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     # A name without an owner is no repository's: the model was not pushed yet.
@@ -135,9 +135,9 @@ def usage(
         try:
             parts += ["It prints", fenced(_printed(code_here), "text")]
         except SnippetError as error:
-            if say is None:
+            if not may_lack_output:
                 raise
-            say(f"A snippet of the card is written without its output: {one_line(error)}")
+            logger.warning(f"A snippet of the card is written without its output: {one_line(error)}")
     return "\n\n".join(parts)
 
 

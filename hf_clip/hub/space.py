@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -24,7 +24,6 @@ def push_space(
     *,
     source: Path | None = None,
     private: bool = False,
-    say: Callable[[str], None] = logger.info,
 ) -> str:
     """Makes, or replaces, the Space that shows a model of the Hub, and returns its URL.
 
@@ -33,7 +32,6 @@ def push_space(
         source: the model's folder, whose templates the page begins with; by default CLIP's.
         private: whether a new Space is private, as one of a private model must be. Its setting HF_TOKEN lets it read
             the model.
-        say: takes lines for the user.
 
     Raises:
         PushError: if the upload fails.
@@ -41,9 +39,9 @@ def push_space(
     with tempfile.TemporaryDirectory(prefix="hf-clip-space-") as name:
         folder = Path(name)
         write_space(folder, repo_id, _templates(source))
-        say(f"Space {repo_id}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+        logger.info(f"Space {repo_id}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
         message = f"Page of the model, by hf_clip {made_with()['hf_clip']}"
-        return upload(folder, repo_id, private=private, message=message, say=say, space_sdk="gradio")
+        return upload(folder, repo_id, private=private, message=message, space_sdk="gradio")
 
 
 def _templates(source: Path | None) -> Sequence[str]:

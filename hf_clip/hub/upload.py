@@ -39,7 +39,6 @@ def upload(
     revision: str | None = None,
     message: str = "Upload model",
     space_sdk: str | None = None,
-    say: Callable[[str], None] = logger.warning,
     wait: Callable[[float], None] = time.sleep,
 ) -> str:
     """Uploads a folder's files in one commit, and returns its URL.
@@ -53,7 +52,7 @@ def upload(
         revision: branch, made where there is none.
         message: of the commit.
         space_sdk: what runs it, where it is a Space and no model.
-        say: takes a line for the user. wait: waits so many seconds.
+        wait: waits so many seconds.
 
     Returns:
         The URL of the repository or branch.
@@ -73,7 +72,7 @@ def upload(
             if delay is None or not may_pass(error):
                 # Without the cause: its text may hold what is hidden here.
                 raise PushError(f"{repo_id}: {reason}") from None
-        say(f"{repo_id}: {reason} Trying again in {delay:g} s.")
+        logger.warning(f"{repo_id}: {reason} Trying again in {delay:g} s.")
         wait(delay)
     raise AssertionError("the last try returns or raises")
 

@@ -153,14 +153,15 @@ def test_what_transformers_cannot_express_is_refused_before_anything_is_sent(hub
     assert not hub.requests and not leftovers(tmp_path / "model")
 
 
-def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path):
+def test_a_push_is_tried_again_and_sends_no_large_file_twice(hub, tmp_path, caplog):
     (tmp_path / "folder").mkdir()
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / "folder" / name).write_bytes(name.encode())
     # When all is uploaded.
     hub.failures += [("commit", 503)] * 2
-    said, waited = [], []
-    url = upload(tmp_path / "folder", NAME, revision="next", say=said.append, wait=waited.append)
+    waited = []
+    url = upload(tmp_path / "folder", NAME, revision="next", wait=waited.append)
+    said = [record.getMessage() for record in caplog.records if record.name == "hf_clip.hub.upload"]
     assert url == f"{hub.url}/{NAME}/tree/next"
     assert len(said) == len(waited) == 2 and all("Trying again" in line for line in said)
     assert (hub.branches[NAME, "next"] / "b.safetensors").read_bytes() == b"b.safetensors"
@@ -173,7 +174,7 @@ def test_what_no_other_try_mends_is_said_at_once(hub, tmp_path, status, part):
     (tmp_path / "config.json").write_text("{}")
     hub.failures.append((part, status))
     with pytest.raises(PushError):
-        upload(tmp_path, NAME, say=pytest.fail, wait=pytest.fail)
+        upload(tmp_path, NAME, wait=pytest.fail)
 
 
 def test_a_push_that_failed_goes_on_where_it_stopped(hub, trained, capsys):
@@ -198,7 +199,7 @@ def test_a_push_that_failed_goes_on_where_it_stopped(hub, trained, capsys):
     ],
     ids=["of another kind", "nested", "broken"],
 )
-def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path, recipe, results):
+def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path, recipe, results, caplog):
     source = tmp_path / "source"
     shutil.copytree(trained, source)
     text = PngInfo()
@@ -213,8 +214,9 @@ def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path, recipe, 
     (source / "COPYING").write_bytes(b"PK\x03\x04\x00\xff")
     (source / "recipe.yaml").write_text(recipe)
     (source / "results.json").write_text(results)
-    said = []
-    prepare(source, tmp_path / "prepared", NAME, say=said.append)
+    caplog.set_level("INFO", "hf_clip.hub")
+    prepare(source, tmp_path / "prepared", NAME)
+    said = [record.getMessage() for record in caplog.records if record.name == "hf_clip.hub.push"]
     sent = {path.relative_to(tmp_path / "prepared").as_posix() for path in (tmp_path / "prepared").rglob("*")}
     model = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     beside = {"LICENSE", "LICENSE-CC-BY-4.0", "NOTICE.md", "README.md", "example.png", "plots/loss.png"}
@@ -241,7 +243,7 @@ def test_a_card_that_cannot_be_read_stops_a_push_before_it_begins(hub, trained, 
     assert not hub.requests
 
 
-def test_parts_of_a_card_that_fail_do_not_stop_a_push(hub, trained, tmp_path, monkeypatch):
+def test_parts_of_a_card_that_fail_do_not_stop_a_push(hub, trained, tmp_path, monkeypatch, caplog):
     """Snippets, results and the example's image are decoration."""
     shutil.copytree(trained, tmp_path / "source")
     (tmp_path / "source" / "README.md").unlink()
@@ -252,8 +254,8 @@ def test_parts_of_a_card_that_fail_do_not_stop_a_push(hub, trained, tmp_path, mo
         raise OSError("no space for images")
 
     monkeypatch.setattr("hf_clip.hub.model_card.draw_example", no_image)
-    said = []
-    push(tmp_path / "source", NAME, say=said.append)
+    push(tmp_path / "source", NAME)
+    said = [record.getMessage() for record in caplog.records]
     assert any("written without results: `task=magic`" in line for line in said)
     assert any("written without outputs: example.png could not be drawn" in line for line in said)
     card = ModelCard.load(hub.repositories[NAME] / "README.md")
