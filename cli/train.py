@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         return _explain(options.explain)
     recipe = options.recipe
     if options.output_dir is None and not options.dry_run:
-        options.parser.error("the following arguments are required: --output-dir")
+        raise UsageError("the following arguments are required: --output-dir: see hf-clip train --help.")
     if options.dry_run and options.resume:
         raise UsageError("--dry-run is for a run that has not begun: drop --resume.")
     if options.sheet is not None and not options.dry_run:

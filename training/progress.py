@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,17 @@ class ProgressLog:
     @property
     def shows_images(self) -> bool:
         """Whether something takes images, and they can be drawn."""
-        return self._tensorboard is not None and find_spec("matplotlib") is not None
+        has_tracker = any(hasattr(tracker, "log_images") for tracker in self._trackers.values())
+        return has_tracker and find_spec("matplotlib") is not None
 
     def log_image(self, step: int, name: str, file: Path) -> None:
         """A PNG to the trackers that show images."""
         with Image.open(file) as image:
             pixels_HWC = np.asarray(image.convert("RGB"))
-        self._tensorboard.add_image(name, pixels_HWC, step, dataformats="HWC")
+        for kind, tracker in self._trackers.items():
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if kind == "tensorboard" else {}
+                tracker.log_images({name: pixels_HWC[None]}, step, **options)
 
     def close(self) -> None:
         if self._bar is not None:

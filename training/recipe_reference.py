@@ -113,12 +113,11 @@ def explain_key(key: str) -> str:
         hint = get_type_hints(kind)[name]
         lines = [f"{key}: {_kind(hint)}{_said_default(entry)}", f"  {texts[kind.__name__][name]}"]
         kind, within = _inner_kind(hint) or hint, f"{within}{name}."
-    if is_dataclass(kind):
-        shown = within + "NAME." * _is_by_name(hint)
-        hints = get_type_hints(kind)
-        for one in fields(kind):
-            lines.append(f"{shown}{one.name}: {_kind(hints[one.name])}{_said_default(one)}")
-            lines.append(f"  {texts[kind.__name__][one.name]}")
+    shown = within + "NAME." * _is_by_name(hint)
+    hints = get_type_hints(kind) if is_dataclass(kind) else {}
+    for one in fields(kind) if hints else ():
+        lines.append(f"{shown}{one.name}: {_kind(hints[one.name])}{_said_default(one)}")
+        lines.append(f"  {texts[kind.__name__][one.name]}")
     return "\n".join(lines)
 
 

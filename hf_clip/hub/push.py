@@ -97,7 +97,7 @@ def prepare(
 ) -> None:
     """Writes the repository that `push` uploads to a folder that is not there yet. Raises what `push` does."""
     if to == "peft":
-        _prepare_adapter(source, output_dir, repo_id, say)
+        _prepare_adapter(source, output_dir, repo_id)
         return
     beside = files_to_publish(source) if source.is_dir() else {}
     convert(source, to=to, output_dir=output_dir, **(load_options or {}))
@@ -115,7 +115,7 @@ def prepare(
     _list_files(output_dir, source, {Path(CARD): "card", **kinds}, repo_id)
 
 
-def _prepare_adapter(source: Path, output_dir: Path, repo_id: str, say: Callable[[str], None]) -> None:
+def _prepare_adapter(source: Path, output_dir: Path, repo_id: str) -> None:
     """The files of an adapter's folder, which are what PEFT and `load` read."""
     output_dir.mkdir(parents=True)
     for name in ADAPTER_FILES:
@@ -123,7 +123,7 @@ def _prepare_adapter(source: Path, output_dir: Path, repo_id: str, say: Callable
             shutil.copyfile(source / name, output_dir / name)
     files = sorted(output_dir.iterdir())
     refuse_credentials(files, output_dir)
-    say(f"{repo_id}: {', '.join(f'{file.name} {size_text(file.stat().st_size)}' for file in files)}")
+    logger.info(f"{repo_id}: {', '.join(f'{file.name} {size_text(file.stat().st_size)}' for file in files)}")
 
 
 def _check_arguments(source: Path, repo_id: str, to: str) -> None:
