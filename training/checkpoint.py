@@ -153,9 +153,16 @@ def drop_code(folder: Path) -> None:
         file.unlink()
     for file in folder.glob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.keys() & _NAMES_OF_CODE:
-            kept = {key: value for key, value in content.items() if key not in _NAMES_OF_CODE}
+        kept = _without_names_of_code(content)
+        if kept != content:
             file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_names_of_code(content: Any) -> Any:
+    """Settings without what names code, in the tables within them too: each tower has its own."""
+    if not isinstance(content, dict):
+        return content
+    return {key: _without_names_of_code(value) for key, value in content.items() if key not in _NAMES_OF_CODE}
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
