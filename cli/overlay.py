@@ -1,5 +1,6 @@
 """The sheet of `hf-clip locate`: images, beside them their heat maps and boxes, and a legend below."""
 
+import colorsys
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,12 @@ COLORS = (
 OPACITY = 0.6
 
 
-def color_of(label: str, labels: Sequence[str]) -> tuple[int, int, int]:
-    return COLORS[labels.index(label) % len(COLORS)]
+def color_of(index: int) -> tuple[int, int, int]:
+    """The color of a label by its index: behind the first ones, hues that are far apart."""
+    if index < len(COLORS):
+        return COLORS[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618 % 1, 0.8, 0.6)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def draw_located(
@@ -40,7 +45,7 @@ def draw_located(
     small = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
     best_HV, index_HV = torch.nn.functional.interpolate(scores[None], size=size[::-1], mode="bilinear")[0].max(dim=0)
     is_found_HV = (best_HV >= threshold) & (index_HV < len(labels))
-    palette = torch.tensor([COLORS[at % len(COLORS)] for at in range(len(scores))], dtype=torch.uint8)
+    palette = torch.tensor([color_of(at) for at in range(len(scores))], dtype=torch.uint8)
     heat = Image.fromarray(palette[index_HV].numpy())
     opacity = Image.fromarray((best_HV * is_found_HV * OPACITY * 255).round().to(torch.uint8).numpy())
     found = Image.composite(heat, small, opacity)
@@ -48,14 +53,16 @@ def draw_located(
     # The best lies on top.
     for one in reversed(boxes):
         left, top, right, bottom = (one["box"][name] * scale for name in ("xmin", "ymin", "xmax", "ymax"))
-        color, text = color_of(one["label"], labels), f"{one['score']:.2f}"
+        color, text = color_of(labels.index(one["label"])), f"{one['score']:.2f}"
         draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=color, width=2)
         draw.rectangle((left, top, left + font.getlength(text) + 4, top + 13), fill=color)
         draw.text((left + 2, top), text, "white", font)
     pair = Image.new("RGB", (2 * SIDE + MARGIN // 2, SIDE), "white")
     for place, each in enumerate((small, found)):
-        left = place * (SIDE + MARGIN // 2)
-        pair.paste(each, (left + (SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+        left, top = place * (SIDE + MARGIN // 2) + (SIDE - size[0]) // 2, (SIDE - size[1]) // 2
+        pair.paste(each, (left, top))
+        # White images would have no edge on the sheet.
+        ImageDraw.Draw(pair).rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline="lightgray")
     return pair
 
 
@@ -81,7 +88,7 @@ def write_located(pairs: Sequence[Image.Image], shown: Sequence[str], labels: Se
     draw = ImageDraw.Draw(sheet)
     for text, label, left, line in places:
         y = top + line * LINE
-        draw.rectangle((left, y + 3, left + SWATCH, y + 3 + SWATCH), fill=color_of(label, labels))
+        draw.rectangle((left, y + 3, left + SWATCH, y + 3 + SWATCH), fill=color_of(labels.index(label)))
         draw.text((left + SWATCH + 4, y), text, "black", font)
     mark = PngInfo()
     # As `outputs.PNG_MARK` has it, by which a sheet is known from an image of somebody's.
