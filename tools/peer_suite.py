@@ -100,7 +100,8 @@ def compare(report: Path, output: Path) -> int:
             f"{name.removeprefix('Theirs')}.{test}: {ours.get(test, 'missing')}"
             for test, outcome in theirs.items()
             if outcome == "passed"
-            and ours.get(test) != "passed"
+            # What is skipped asks for a mapping of weights' names, or for an annotation, that ours do without.
+            and ours.get(test, "missing") not in ("passed", "skipped")
             and ON_PURPOSE.get(name.removeprefix("Theirs"), "\0") not in test
         ]
     print(

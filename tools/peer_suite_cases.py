@@ -102,6 +102,11 @@ class _Dual(_Common):
 class _Classifier(_Common):
     maker, has_attentions, _is_composite, test_resize_embeddings = ClassifierTester, False, True, False
 
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        # Which classes take labels is known by their names in transformers.
+        return {**inputs, "labels": torch.zeros(BATCH, dtype=torch.long)} if return_labels else inputs
+
 
 class OursVision(_Vision, unittest.TestCase):
     config_class = hf_clip.HFCLIPVisionConfig
