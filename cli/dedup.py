@@ -43,8 +43,8 @@ def add(verbs) -> None:
     parser.add_argument("--undo", type=Path, metavar="PLAN", help="move it back")
     trash = "the trash folder (default: .hf-clip-trash in IMAGES)"
     parser.add_argument("--trash", type=Path, metavar="DIR", help=trash)
-    least = "compare pairs of at least this cosine (default 0.8)"
-    parser.add_argument("--least-similarity", type=float, default=0.8, metavar="NUMBER", help=least)
+    least = "compare pairs of at least this cosine (default 0.7)"
+    parser.add_argument("--least-similarity", type=float, default=0.7, metavar="NUMBER", help=least)
     near = "the nearest images to compare each with (default 32)"
     parser.add_argument("--top-k", type=positive, default=32, metavar="N", help=near)
     formats = f"{', '.join(FORMATS)} (default: table)"

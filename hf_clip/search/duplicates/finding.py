@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Pairs of a lesser cosine are not compared, and of each image so many at most.
-LEAST_SIMILARITY, TOP_K = 0.8, 32
+LEAST_SIMILARITY, TOP_K = 0.7, 32
 # Images whose pixels differ are listed as similar from here on.
 SIMILAR = 0.95
 # In the folder of an index: what was compared, 8 bytes a file.
