@@ -22,6 +22,9 @@ EVAL = [
     "scipy>=1.14",
     "tqdm>=4.67",
 ]
+EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "scipy", "tqdm"]
+# Scores of captions.
+CAPTIONS = ["sacrebleu", "rouge-score"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
@@ -111,6 +114,7 @@ setup(
         "train": [*EVAL, "filelock>=3.20"],
         "search": SEARCH,
         "ray": RAY,
+        "captions": CAPTIONS,
         "export": EXPORT,
         "app": APP,
         "demo": [*SEARCH, "matplotlib>=3.9", "tensorboard>=2.18"],
@@ -118,6 +122,7 @@ setup(
             *RAY,
             *EXPORT,
             *APP,
+            *CAPTIONS,
             "pytest>=8",
             "pytest-xdist",
             "hypothesis",

@@ -38,6 +38,9 @@ PLOTS = {
 # Tasks whose classes no data names, and those that draw nothing.
 NEED_LABELS = ("segmentation", "groups")
 WITHOUT_PLOTS = (*NEED_LABELS, "clip-score")
+# Tasks that draw none, and whose classes no data names.
+NEED_LABELS = ("segmentation", "groups")
+WITHOUT_PLOTS = (*NEED_LABELS, "captions")
 # What `robustness` does to images.
 CORRUPTIONS = (
     "gaussian_noise",
@@ -126,13 +129,18 @@ def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
             ["caption"],
             "how well images fit their texts, such as those of a generator",
             f"--data examples/{twemoji} --where split=test",
+            "captions",
+            _add_captions,
+            ["caption"],
+            "captions that a CoCa writes, beside those of the data",
+            f"--data examples/{twemoji} --beams 4",
         ),
     ]
 
 
 def _add_outcome(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at once (default 64)")
-    if task == "segmentation":
+    if task in ("segmentation", "captions"):
         parser.set_defaults(cache_dir=None, no_cache=True)
     else:
         parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="folder of features (default: in HF_HOME)")
@@ -181,6 +189,11 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     captions = "captions of an image that are candidates (default: all)"
     parser.add_argument("--captions", choices=("first", "all"), default="all", help=captions)
     _add_by(parser)
+
+
+def _add_captions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beams", type=positive, default=1, metavar="N", help="beams of the search (default 1)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of a caption (default: all it has)")
 
 
 def _add_training_data(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ _EXTRAS = {
     **dict.fromkeys(("scipy", "sklearn"), "eval"),
     "ray": "ray",
     **dict.fromkeys(("fastapi", "uvicorn"), "app"),
+    **dict.fromkeys(("sacrebleu", "rouge_score"), "captions"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
 }
 # Verbs, in the order of the help, and the module of each.
@@ -30,6 +31,7 @@ VERBS = {
     "average": "average",
     "eval": "evaluate",
     "classify": "classify",
+    "caption": "caption",
     "locate": "locate",
     "index": "index",
     "search": "search",

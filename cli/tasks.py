@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip.evaluation.cache import FeatureCache, default_cache_folder
+from hf_clip.evaluation.captions import evaluate_captions
 from hf_clip.evaluation.clip_score import evaluate_clip_score
 from hf_clip.evaluation.comparison import comparison_table
 from hf_clip.evaluation.features import Encoding
@@ -138,12 +139,19 @@ def _clip_score(options: Namespace, model, processor, sources: dict[str, Source]
     return evaluate_clip_score(model, processor, sources["data"], **more)
 
 
+def _captions(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    generate = {} if options.max_tokens is None else {"max_new_tokens": options.max_tokens}
+    given = {"title": more["title"], "batch_size": options.batch_size, "num_beams": options.beams}
+    return evaluate_captions(model, processor, sources["data"], **given, **generate)
+
+
 TASKS = {
     "zero-shot": _zero_shot,
     "retrieval": _retrieval,
     "linear-probe": _linear_probe,
     "few-shot": _few_shot,
     "robustness": _robustness,
+    "captions": _captions,
     "segmentation": _segmentation,
     "groups": _groups,
     "clip-score": _clip_score,
@@ -154,6 +162,7 @@ NEEDS = {
     "clip-score": Source.require_captions,
     "segmentation": lambda source: source,
     "groups": lambda source: source,
+    "captions": Source.require_captions,
 }
 
 

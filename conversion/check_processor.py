@@ -53,7 +53,7 @@ def fit_processor(processor: HFCLIPProcessor, config: HFCLIPConfig, *, is_own: b
     """
     text = config.text_config
     _fit_vocabulary(processor.tokenizer, text)
-    if is_own:
+    if is_own or text.tower == "class_token":
         _require_same_ids(processor.tokenizer, text)
     text.pad_token_id, text.bos_token_id = processor.tokenizer.pad_token_id, processor.tokenizer.bos_token_id
     _fit_end(processor.tokenizer, text)
@@ -100,7 +100,7 @@ def _fit_vocabulary(tokenizer: PreTrainedTokenizerBase, text: HFCLIPTextConfig) 
 
 def _require_same_ids(tokenizer: PreTrainedTokenizerBase, text: HFCLIPTextConfig) -> None:
     """Raises ConversionError for special tokens that are others in the config, where an embedding depends on them."""
-    for field in ("bos_token_id", *(("pad_token_id",) if sees_padding(text) else ())):
+    for field in ("bos_token_id", *(("pad_token_id",) if sees_padding(text) or text.tower == "class_token" else ())):
         ours, theirs = getattr(text, field), getattr(tokenizer, field)
         # A default that the vocabulary does not reach says nothing.
         if ours is not None and ours < text.vocab_size and ours != theirs:

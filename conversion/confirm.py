@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
+from hf_clip.model.modeling_coca_hf_clip import HFCLIPCoCaModel
 from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
 from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 
@@ -81,7 +83,9 @@ def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def class_of(config: HFCLIPConfig) -> type[HFCLIPModel]:
-    """The model's class, by its loss."""
+    """The model's class, by its loss and what it writes."""
+    if isinstance(config, HFCLIPCoCaConfig):
+        return HFCLIPCoCaModel
     return HFCLIPSiglipModel if isinstance(config, HFCLIPSiglipConfig) else HFCLIPModel
 
 

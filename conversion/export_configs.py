@@ -20,10 +20,12 @@ from transformers import (
 )
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 
 from .chinese_clip import chinese_clip_config, is_chinese_clip
+from .coca import as_plain, coca_model_cfg, missing_for_coca
 from .open_clip import config_from_model_cfg
 from .timm_towers import missing_timm, timm_vision_cfg
 
@@ -190,6 +192,8 @@ def transformers_config(config: HFCLIPConfig) -> CLIPConfig | MetaClip2Config | 
 
 def missing_in_open_clip(config: HFCLIPConfig) -> list[str]:
     """What neither OpenCLIP's own towers nor, for SigLIP, timm's towers of known names can express."""
+    if isinstance(config, HFCLIPCoCaConfig):
+        return missing_for_coca(config) or missing_in_open_clip(as_plain(config))
     text, vision = config.text_config, config.vision_config
     missing = _missing_fields(text, _OPEN_CLIP_TEXT, "text_config")
     if vision.tower == "resnet":
@@ -249,6 +253,8 @@ def open_clip_model_cfg(config: HFCLIPConfig) -> dict:
 
     The tokenizer's keys are left to the caller.
     """
+    if isinstance(config, HFCLIPCoCaConfig):
+        return coca_model_cfg(config, open_clip_model_cfg(as_plain(config)))
     text, vision = config.text_config, config.vision_config
     model_cfg: dict[str, Any] = {"embed_dim": config.projection_dim}
     # One switch for both towers; a ResNet has ReLUs, whatever its config says.

@@ -66,7 +66,7 @@ def _contradiction(path: Path, said: str, there: str, fix: str = "drop it") -> C
 def _activations(config: HFCLIPConfig) -> set[str]:
     """Those of the towers that have one of the config's: a ResNet has ReLU, others' models their own."""
     towers = [config.vision_config] if config.vision_config.tower in ("vit", "naflex") else []
-    towers += [config.text_config] if config.text_config.tower == "clip" else []
+    towers += [config.text_config] if config.text_config.tower in ("clip", "class_token") else []
     return {tower.hidden_act for tower in towers}
 
 

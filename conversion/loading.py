@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, find_architecture
 from hf_clip.model.configuration_limits_hf_clip import LIMITS
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
@@ -25,6 +26,7 @@ from hf_clip.model.processing_hf_clip import CLEANINGS, HFCLIPProcessor
 
 from .adapters import WAYS, base_of, put_on
 from .check_processor import fit_processor
+from .coca import published_config
 from .confirm import class_of, expected_tensors, refuse_absurd_counts, refuse_unconfirmed_counts
 from .errors import ConversionError, one_line_errors, short_reason
 from .hints import FORMATS, refuse_contradictions
@@ -70,6 +72,9 @@ _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 # Formats whose tensors have this package's names.
 _NATIVE_FORMATS = ("hf_clip", "transformers")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+KINDS: dict[str, type[HFCLIPConfig]] = {
+    kind.model_type: kind for kind in (HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPCoCaConfig)
+}
 
 
 @dataclass(frozen=True)
@@ -397,8 +402,7 @@ def _identify_folder(located: Located, outline: WeightsFile, hub: HubOptions) ->
         if theirs is not None:
             config = theirs.config(settings)
         else:
-            is_sigmoid = settings.get("model_type") == HFCLIPSiglipConfig.model_type
-            config = (HFCLIPSiglipConfig if is_sigmoid else HFCLIPConfig).from_dict(settings)
+            config = KINDS.get(str(settings.get("model_type")), HFCLIPConfig).from_dict(settings)
     # A file has no say in the kernels that run it: transformers would fetch those that it names.
     config._attn_implementation = None
     config.name_or_path = str(located.path)
@@ -448,6 +452,9 @@ def _identify_bare_weights(
     name, config, what = options.architecture, options.config, container
     if name is not None and config is not None:
         raise ValueError("`architecture` and `config` say the same: leave one out.")
+    if name is None and config is None and "lm_head.weight" in (shapes := _shapes(outline, rules)):
+        with one_line_errors(located.path):
+            config = published_config(shapes)
     if config is None:
         try:
             if name is None:

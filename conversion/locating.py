@@ -25,7 +25,7 @@ OPENAI_FILES = {
 
 # Types in a config.json of models that can be read, and their formats.
 NATIVE_TYPES = {
-    **dict.fromkeys(("hf_clip", "hf_clip_siglip"), "hf_clip"),
+    **dict.fromkeys(("hf_clip", "hf_clip_siglip", "hf_clip_coca"), "hf_clip"),
     **dict.fromkeys(("clip", "siglip", "siglip2", "metaclip_2", "chinese_clip", "owlvit", "owlv2"), "transformers"),
 }
 OPEN_CLIP_CONFIG = "open_clip_config.json"

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import (
     POOL_AT_HIGHEST_ID,
     HFCLIPConfig,
@@ -19,6 +20,7 @@ from hf_clip.model.configuration_hf_clip import (
     HFCLIPVisionConfig,
 )
 
+from .coca import COCA_RULES, coca_config, is_coca, split_model_cfg
 from .errors import ConversionError
 from .openai import ARCHIVE_NUMBERS, LOGIT_SCALE, RESNET, VISION_TRANSFORMER, text_tower, with_weight_and_bias
 from .rules import Rule
@@ -33,7 +35,8 @@ class Layout:
 
     Attributes:
         image: "vit", "resnet", "siglip" (timm's trunk with attention pooling) or "timm" (any other trunk).
-        text: "clip", or "transformers" for a text model of that library.
+        text: "clip", "coca" (with its decoder and the pooling of images), or "transformers" for a text model of that
+            library.
         is_text_apart: the text tower is a module of its own, `text` (OpenCLIP's CustomTextCLIP).
         text_projection: "matrix" (a bare parameter), "linear" (a layer, with or without bias), "head" (a layer that
             belongs to the tower, as in transformers' SigLIP) or "mlp".
@@ -45,9 +48,14 @@ class Layout:
     text_projection: str
 
 
+_COCA = Layout("vit", "coca", True, "matrix")
+
+
 def layout_of_names(names: Iterable[str]) -> Layout | None:
     """The layout of a state dict of OpenAI or OpenCLIP; None for names of another format."""
     names = set(names)
+    if is_coca(names):
+        return _COCA
     if any(name.startswith("visual.trunk.") for name in names):
         # Other trunks with such a pooling have a class token, a norm before their layers or a classifier.
         is_siglip = "visual.trunk.attn_pool.latent" in names and names.isdisjoint(_NOT_IN_SIGLIP)
@@ -77,6 +85,8 @@ def layout_of_file(names: Iterable[str], config: HFCLIPConfig) -> Layout | None:
 def layout_of_config(config: HFCLIPConfig) -> Layout:
     """The layout that OpenCLIP's own model of this shape has."""
     text, vision = config.text_config, config.vision_config
+    if isinstance(config, HFCLIPCoCaConfig):
+        return _COCA
     image = "siglip" if vision.tower == "vit" and vision.pooling == "attention" else vision.tower
     if text.tower == "transformers":
         return Layout(image, "transformers", True, text.projection_type)
@@ -94,6 +104,8 @@ def open_clip_rules(config: HFCLIPConfig) -> list[Rule]:
 
 def rules_of_layout(layout: Layout) -> list[Rule]:
     """The table of a layout."""
+    if layout == _COCA:
+        return COCA_RULES
     prefix = "text." if layout.is_text_apart else ""
     if layout.text == "transformers":
         text = _FOREIGN_TEXT + _FOREIGN_PROJECTIONS[layout.text_projection]
@@ -204,6 +216,8 @@ def config_from_model_cfg(
     Raises:
         ConversionError: for a key, or a value of one, that asks for what this package's models lack.
     """
+    if model_cfg.get("multimodal_cfg"):
+        return coca_config(config_from_model_cfg(split_model_cfg(model_cfg)), model_cfg)
     _refuse_unknown("model_cfg", model_cfg, _MODEL_KEYS)
     is_sigmoid = model_cfg.get("init_logit_bias") is not None
     try:

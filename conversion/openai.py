@@ -14,14 +14,14 @@ def with_weight_and_bias(theirs: str, ours: str) -> list[Rule]:
     return [Rule(f"{theirs}.{name}", f"{ours}.{name}") for name in ("weight", "bias")]
 
 
-def transformer_layer(theirs: str, ours: str) -> list[Rule]:
+def transformer_layer(theirs: str, ours: str, attention_name: str = "self_attn") -> list[Rule]:
     """A residual attention block. Its query, key and value matrices are one, and split by rows."""
-    attention = [f"{ours}.self_attn.{name}_proj" for name in "qkv"]
+    attention = [f"{ours}.{attention_name}.{name}_proj" for name in "qkv"]
     return [
         *with_weight_and_bias(f"{theirs}.ln_1", f"{ours}.layer_norm1"),
         Rule(f"{theirs}.attn.in_proj_weight", tuple(f"{name}.weight" for name in attention)),
         Rule(f"{theirs}.attn.in_proj_bias", tuple(f"{name}.bias" for name in attention)),
-        *with_weight_and_bias(f"{theirs}.attn.out_proj", f"{ours}.self_attn.out_proj"),
+        *with_weight_and_bias(f"{theirs}.attn.out_proj", f"{ours}.{attention_name}.out_proj"),
         *with_weight_and_bias(f"{theirs}.ln_2", f"{ours}.layer_norm2"),
         *with_weight_and_bias(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1"),
         *with_weight_and_bias(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2"),

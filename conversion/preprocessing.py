@@ -198,7 +198,7 @@ def openai_tokenizer(text: HFCLIPTextConfig) -> HFCLIPTokenizer:
         ConversionError: if the model has another number of tokens.
     """
     # OpenAI pads with zeros, which are a "!" of the vocabulary, and only some models see it.
-    options: dict[str, Any] = {"pad_token": "!"} if sees_padding(text) else {}
+    options: dict[str, Any] = {"pad_token": "!"} if sees_padding(text) or text.tower == "class_token" else {}
     tokenizer = HFCLIPTokenizer(model_max_length=text.max_position_embeddings, **options)
     if len(tokenizer) != text.vocab_size:
         raise ConversionError(

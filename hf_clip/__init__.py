@@ -14,6 +14,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForTextEncoding,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 # For editors and type checkers; when the package runs, `__getattr__` imports a name from its home.
 if TYPE_CHECKING:
     from .conversion import ConversionError, average_models, convert, load
+    from .evaluation.captions import caption_metrics, evaluate_captions
     from .evaluation.clip_score import clip_score, evaluate_clip_score
     from .evaluation.few_shot import evaluate_few_shot
     from .evaluation.groups import evaluate_groups
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from .hub.push import push
     from .hub.upload import PushError
     from .joining_towers import join_towers
+    from .model.captioning_hf_clip import caption_images
+    from .model.configuration_coca_hf_clip import HFCLIPCoCaConfig
     from .model.configuration_hf_clip import (
         HFCLIPConfig,
         HFCLIPSiglipConfig,
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from .model.image_decoding_hf_clip import ImageDecodeError, decode_image
     from .model.image_processing_hf_clip import HFCLIPImageProcessor
     from .model.loss_hf_clip import contrastive_loss, sigmoid_loss
+    from .model.modeling_coca_hf_clip import HFCLIPCoCaModel
     from .model.modeling_hf_clip import (
         HFCLIPForImageClassification,
         HFCLIPModel,
@@ -89,6 +94,8 @@ if TYPE_CHECKING:
     from .training.recipe_error import RecipeError
 
 _HOME = {
+    "HFCLIPCoCaConfig": "model.configuration_coca_hf_clip",
+    "HFCLIPCoCaModel": "model.modeling_coca_hf_clip",
     "HFCLIPConfig": "model.configuration_hf_clip",
     "HFCLIPSiglipConfig": "model.configuration_hf_clip",
     "HFCLIPTextConfig": "model.configuration_hf_clip",
@@ -109,6 +116,7 @@ _HOME = {
     "decode_image": "model.image_decoding_hf_clip",
     "contrastive_loss": "model.loss_hf_clip",
     "sigmoid_loss": "model.loss_hf_clip",
+    "caption_images": "model.captioning_hf_clip",
     "embed_to_file": "search.embedding_files",
     "embed_images": "model.embedding_hf_clip",
     "embed_texts": "model.embedding_hf_clip",
@@ -133,6 +141,8 @@ _HOME = {
     "load": "conversion",
     "clip_score": "evaluation.clip_score",
     "evaluate_clip_score": "evaluation.clip_score",
+    "caption_metrics": "evaluation.captions",
+    "evaluate_captions": "evaluation.captions",
     "evaluate_zero_shot": "evaluation.zero_shot",
     "evaluate_pairs": "evaluation.retrieval",
     "evaluate_retrieval": "evaluation.retrieval",
@@ -169,6 +179,8 @@ __all__ = [
     "ExportError",
     "ExportedCLIP",
     "HFCLIPBackbone",
+    "HFCLIPCoCaConfig",
+    "HFCLIPCoCaModel",
     "HFCLIPConfig",
     "HFCLIPForImageClassification",
     "HFCLIPImageProcessor",
@@ -196,6 +208,8 @@ __all__ = [
     "apply_plan",
     "average_models",
     "clip_score",
+    "caption_images",
+    "caption_metrics",
     "contrastive_loss",
     "convert",
     "decode_image",
@@ -203,6 +217,7 @@ __all__ = [
     "embed_texts",
     "embed_to_file",
     "evaluate_clip_score",
+    "evaluate_captions",
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_groups",
@@ -248,7 +263,9 @@ def __dir__():
 
 
 def _register() -> None:
+    from .model import configuration_coca_hf_clip as coca_configuration
     from .model import configuration_hf_clip as configuration
+    from .model import modeling_coca_hf_clip as coca
     from .model import modeling_hf_clip as modeling
     from .model import modeling_vision_hf_clip as vision
     from .model.image_processing_hf_clip import HFCLIPImageProcessor
@@ -258,6 +275,7 @@ def _register() -> None:
     for config_class in (
         configuration.HFCLIPConfig,
         configuration.HFCLIPSiglipConfig,
+        coca_configuration.HFCLIPCoCaConfig,
         configuration.HFCLIPTextConfig,
         configuration.HFCLIPVisionConfig,
     ):
@@ -270,7 +288,8 @@ def _register() -> None:
         AutoModelForImageClassification.register(classifier.config_class, classifier)
     # transformers keeps a missing backend as None, and declares classes alone.
     no_video_processors = cast("dict[str, type]", {"pil": None, "torchvision": None})
-    for model in (modeling.HFCLIPModel, modeling.HFCLIPSiglipModel):
+    AutoModelForImageTextToText.register(coca_configuration.HFCLIPCoCaConfig, coca.HFCLIPCoCaModel)
+    for model in (modeling.HFCLIPModel, modeling.HFCLIPSiglipModel, coca.HFCLIPCoCaModel):
         config_class = model.config_class
         AutoModel.register(config_class, model)
         AutoModelForZeroShotImageClassification.register(config_class, model)

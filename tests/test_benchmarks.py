@@ -14,6 +14,7 @@ SMALLEST = {
     "retrieval": ["--images", "20", "--texts", "50", "--width", "8"],
     "step": ["--quick"],
     "loss": ["--quick"],
+    "captions": ["--quick"],
     "batch": ["--batches", "16", "--micro", "8"],
     "dedup": ["--quick"],
     "decode": ["--images", "1", "--runs", "1", "--size", "32"],

@@ -21,6 +21,7 @@ COLUMNS = {
     "linear-probe": {"top-1": "top_1", "top-5": "top_5", "mean per class": "mean_per_class"},
     "clip-score": {"CLIP score": "score"},
     "segmentation": {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"},
+    "captions": {"BLEU-4": "bleu_4", "ROUGE-L": "rouge_l", "CIDEr-D": "cider_d", "exact": "exact"},
     "robustness": {"top-1": "top_1", "corrupted": "corrupted_top_1", "shifted": "shifted_top_1"},
 }
 

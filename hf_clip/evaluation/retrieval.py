@@ -355,7 +355,7 @@ def evaluate_retrieval(
     items = (
         (sample.image, _Item(row, sample.concept, found, tuple(value_of(source, content, column) for column in by)))
         for row, (sample, content) in enumerate(iterate_rows(source, by))
-        for found in [_split_lines(sample.captions) if captions == "all" else sample.captions[:1]]
+        for found in [split_lines(sample.captions) if captions == "all" else sample.captions[:1]]
     )
     return _evaluate_items(
         model,
@@ -369,7 +369,8 @@ def evaluate_retrieval(
     )
 
 
-def _split_lines(captions: Iterable[str]) -> list[str]:
+def split_lines(captions: Iterable[str]) -> list[str]:
+    """The captions, those of one field on lines of their own."""
     # `splitlines` would also cut where no line ends, such as at U+0085, which latin-1 makes of the "..." of Windows.
     return [line.strip() for caption in captions for line in re.split(r"\r\n|\r|\n", caption) if line.strip()]
 

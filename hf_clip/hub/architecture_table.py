@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 
 
@@ -19,12 +20,22 @@ def describe(folder: Path, config: HFCLIPConfig) -> list[tuple[str, str]]:
     rows = [
         ("image tower", f"{image_tower(config.vision_config)}; {image_sizes(config.vision_config)}"),
         ("text tower", text_tower(config.text_config)),
+        *_decoder(config),
         ("shared space", f"{config.projection_dim} dimensions"),
         ("parameters", f"{sum(counts.values()):,} (image {counts['vision']:,}, text {counts['text']:,})"),
     ]
     if logit_scale is not None:
         rows.append(("logit scale (1 / temperature)", f"{math.exp(logit_scale):.2f}"))
     return rows
+
+
+def _decoder(config: HFCLIPConfig) -> list[tuple[str, str]]:
+    """The row of what writes captions; none where nothing does."""
+    if not isinstance(config, HFCLIPCoCaConfig):
+        return []
+    heads = f"{config.num_decoder_heads} head{'s' * (config.num_decoder_heads != 1)}"
+    width = config.text_config.hidden_size
+    return [("caption decoder", f"{_layers(config.num_decoder_layers)} that see the image, width {width}, {heads}")]
 
 
 def image_tower(config: HFCLIPVisionConfig) -> str:
@@ -95,7 +106,9 @@ def _weights(folder: Path) -> tuple[dict[str, int], float | None]:
     for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():
-                tower = "vision" if name.startswith("vis") else "text" if name.startswith("text") else "other"
+                tower = "vision" if name.startswith("vis") else "other"
+                if name.startswith(("text_model.", "text_projection.")):
+                    tower = "text"
                 counts[tower] += math.prod(weights.get_slice(name).get_shape())
                 if name == "logit_scale":
                     logit_scale = float(weights.get_tensor(name))

@@ -37,6 +37,12 @@ CLASS_METRICS = {
     "mean_average_precision_11": ("mean_average_precision_11", "mean average precision, 11 points"),
     "calibration_error": ("expected_calibration_error", "expected calibration error"),
 }
+CAPTION_METRICS = {
+    "bleu_4": ("bleu", "BLEU-4"),
+    "rouge_l": ("rouge", "ROUGE-L"),
+    "cider_d": ("cider", "CIDEr-D"),
+    "exact": ("exact_match", "captions that are a reference"),
+}
 # `top_1` of robustness is a zero-shot evaluation's.
 ROBUSTNESS_METRICS = {
     "corrupted_top_1": ("corrupted_accuracy", "top-1 accuracy, mean of corruptions"),
@@ -288,6 +294,10 @@ def _groups_rows(result: Result) -> Iterable[tuple]:
                 )
 
 
+def _caption_rows(result: Result) -> Iterable[tuple]:
+    yield result["title"], *(_shown(result.get(key)) for key in CAPTION_METRICS), result["images"]
+
+
 # The task's name on the Hub, the numbers of a result, and the header and rows of its table.
 TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
     "retrieval": (
@@ -313,6 +323,12 @@ TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
         _few_shot_numbers,
         ("few-shot", "shots a class", "top-1", "deviation", "trials", "images", "classes", "templates"),
         _few_shot_rows,
+    ),
+    "captions": (
+        "image-to-text",
+        _numbers_of(CAPTION_METRICS, "images"),
+        ("captions", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact", "images"),
+        _caption_rows,
     ),
     "robustness": (
         "zero-shot-image-classification",

@@ -57,6 +57,18 @@ with torch.no_grad():
 similarities = output.image_embeds @ output.text_embeds.T
 print([round(similarity, 3) for similarity in similarities[0].tolist()])
 """
+CAPTIONS = """\
+from hf_clip import caption_images, load
+
+model, processor = load({repo})
+print(caption_images(model, processor, [{image}], num_beams=4))
+"""
+CAPTION_PIPELINE = """\
+from transformers import pipeline
+
+write = pipeline("image-text-to-text", model={repo}{trust})
+print(write({image}, text="")[0]["generated_text"])
+"""
 
 
 class SnippetError(RuntimeError):
@@ -160,6 +172,10 @@ def _snippets(kind: str, repo: str, image: str, example: Example) -> list[tuple[
             "With transformers alone. The model's code is in this repository, and `trust_remote_code=True` runs it; "
             "where `hf_clip` is installed, `import hf_clip` replaces that."
         )
+    writes = [
+        ("It writes captions, with `hf_clip`:", CAPTIONS.format(**names)),
+        ("and with transformers alone, `text` being how they begin:", CAPTION_PIPELINE.format(**names)),
+    ]
     return [
         (
             "With `hf_clip`, which embeds the labels once for any number of images:",
@@ -168,6 +184,7 @@ def _snippets(kind: str, repo: str, image: str, example: Example) -> list[tuple[
         ("Unit embeddings of images and texts, and their cosine similarities:", EMBEDDINGS.format(**names)),
         (alone, PIPELINE.format(**names)),
         ("The embeddings, with transformers alone:", TRANSFORMERS_EMBEDDINGS.format(**names)),
+        *(writes if kind == "hf_clip_coca" else []),
     ]
 
 

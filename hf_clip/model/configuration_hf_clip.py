@@ -50,7 +50,7 @@ _READ_AS = {
     "metaclip_2_vision_model": "hf_clip_vision_model",
 }
 _DUAL_ENCODERS = ("clip", "siglip", "siglip2", "metaclip_2")
-_OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_text_model", "hf_clip_vision_model")
+_OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_coca", "hf_clip_text_model", "hf_clip_vision_model")
 
 # transformers writes down only what differs from its defaults, and these differ from CLIP's.
 _SIGLIP_ACTIVATION = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "projection_type": "none"}
@@ -215,6 +215,8 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the text tower, a transformer. The defaults are those of ViT-B/32, with a causal mask.
 
     `tower` is "clip", or "transformers" for a model of that library, whose own config is `tower_config`.
+    `tower` is "clip", "class_token" for CoCa's, which pools a class token behind the text (with `pooling="class"`), or
+    "transformers" for a model of that library, whose own config is `backbone_config`.
     `pooling` is where a text's embedding is taken: "eos" at the first `eos_token_id` (2 has the meaning that
     transformers gives it: at the highest id), "first_eos" at the first `eos_token_id` even where it is 2, "first" and
     "last" at the first and last position, "mean" over all tokens up to the first end token. With `is_causal=False`
@@ -268,9 +270,10 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         return self.projection_size or self.hidden_size
 
     def validate_architecture(self):
-        _require_choice(self, "tower", ("clip", "transformers"))
+        _require_choice(self, "tower", ("clip", "class_token", "transformers"))
         own = "pooler" if self.tower == "transformers" else "first_eos"
-        _require_choice(self, "pooling", ("eos", "last", "first", "mean", own))
+        poolings = ("class",) if self.tower == "class_token" else ("eos", "last", "first", "mean", own)
+        _require_choice(self, "pooling", poolings)
         _require_choices_of_both_towers(self)
         if self.eos_token_id is None and self.pooling in ("eos", "first_eos"):
             raise ValueError(f"`pooling={self.pooling!r}` is at the end token, and `eos_token_id=None`: set its id.")
@@ -288,10 +291,12 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
 
     - "vit", the paper's vision transformer, with tokens for patches and, if `has_class_token`, one before them.
       `has_pre_norm` puts a layer norm before the layers. `pooling` is "class" (the class token), "average" (of the
-      patches) or "attention" (SigLIP's head, a learned query and an MLP); `norm_before_pooling` says on which side of
-      it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value` each half of a
-      layer a learned factor for each channel. `patch_dropout` is the fraction of patches dropped in training (Li et
-      al. 2022). Where patches do not fill `image_size`, `crops_remainder` crops the pixels at the right and bottom.
+      patches), "attention" (SigLIP's head, a learned query and an MLP) or "queries" (CoCa's: what `num_queries`
+      learned queries see by `pooling_heads` heads, the first of which is the embedding); `norm_before_pooling` says on
+      which side of it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value`
+      each half of a layer a learned factor for each channel. `patch_dropout` is the fraction of patches dropped in
+      training (Li et al. 2022). Where patches do not fill `image_size`, `crops_remainder` crops the pixels at the
+      right and bottom.
     - "naflex", SigLIP 2's vision transformer for images of any aspect (Tschannen et al. 2025), which takes them as
       patches, each image with its own number of rows and columns. `num_patches` (a square number) are its learned
       positions, resampled to each image. `image_size` says how many patches images have at most unless the processor
@@ -342,6 +347,8 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
     patch_dropout: int | float = 0.0
     crops_remainder: bool = False
     num_patches: int | None = None
+    num_queries: int = 256
+    pooling_heads: int = 8
     stem_width: int | None = None
     stage_widths: list[int] | None = None
     stage_depths: list[int] | None = None
@@ -388,6 +395,8 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
             return self.projection_dim
         if self.tower == "timm":
             return (self.backbone_kwargs or {}).get("num_classes") or self.hidden_size
+        if self.tower == "vit" and self.pooling == "queries":
+            return self.projection_dim
         return self.hidden_size * (self.pool_grid**2 if self.tower == "convnet" else 1)
 
     @property
@@ -410,7 +419,7 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
 
     def _validate_vit(self):
         require_whole_heads(self)
-        _require_choice(self, "pooling", ("class", "average", "attention"))
+        _require_choice(self, "pooling", ("class", "average", "attention", "queries"))
         if self.pooling == "class" and not self.has_class_token:
             raise ValueError(
                 "`pooling='class'` takes the class token, and `has_class_token=False`: pool by 'average' or "
@@ -595,7 +604,7 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
         """The class of dual encoders of this type: whoever asks for any gets the one that fits."""
         if model_type is None:
             return cls
-        kinds = {"hf_clip": HFCLIPConfig, "hf_clip_siglip": HFCLIPSiglipConfig}
+        kinds = {kind.model_type: kind for kind in (*HFCLIPConfig.__subclasses__(), HFCLIPConfig)}
         if not issubclass(kinds.get(model_type, object), cls):
             raise ValueError(f"`model_type={model_type!r}` is no {cls.__name__}: it is of another kind of model.")
         return kinds[model_type]

@@ -32,6 +32,8 @@ LIMITS = {
     "img_size": 2**14,
     "patch_size": 2**12,
     "num_patches": 2**20,
+    "num_queries": 2**16,
+    "num_decoder_layers": 1000,
     "pool_grid": 2**10,
 }
 

@@ -282,6 +282,10 @@ def unit_image_embeds(model: DualEncoder, inputs: torch.Tensor | Mapping[str, to
     return F.normalize(embeddings_BD.float(), dim=-1)
 
 
+def _finite_image_embeds(model: DualEncoder, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return check_finite(unit_image_embeds(model, inputs), "images")
+
+
 def check_finite(embeddings: torch.Tensor, of: str) -> torch.Tensor:
     """The embeddings. Raises ValueError if one holds NaN or infinity: every score would be NaN."""
     if not torch.isfinite(embeddings).all():
@@ -310,8 +314,11 @@ def image_batches(
     may_reduce_jpeg: bool = False,
     return_errors: bool = False,
     show_progress: bool | None = None,
-) -> Iterator[tuple[list, torch.Tensor | None]]:
+    compute: Callable[..., Any] | None = None,
+) -> Iterator[tuple[list, Any]]:
     """Batches of decoded images, and the embeddings (B, D) of those in it, on the model's device.
+
+    `compute` is called with the model and the inputs of each batch, and gives something else in place of embeddings.
 
     Arguments and errors are those of `embed_images`. With `return_errors`, an image that cannot be decoded is an
     ImageDecodeError in its batch and has no embedding; a batch of nothing else has None. Arguments are checked at
@@ -349,7 +356,7 @@ def image_batches(
             if inputs is not None:
                 # Not around the loop: between two batches the caller's own code runs.
                 with evaluation_mode(model), computing_in(model, dtype):
-                    embeddings_BD = check_finite(unit_image_embeds(model, inputs), "images")
+                    embeddings_BD = (compute or _finite_image_embeds)(model, inputs)
             yield batch, embeddings_BD
 
     return encoded()

@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from .arguments_hf_clip import refuse_unknown_arguments
 from .configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .loss_hf_clip import contrastive_loss, sigmoid_loss
+from .modeling_coca_text_hf_clip import HFCLIPClassTokenTextModel
 from .modeling_convnet_hf_clip import HFCLIPConvNetModel
 from .modeling_dense_hf_clip import DENSE_TOWERS, dense_features
 from .modeling_inputs_hf_clip import backbone_arguments, known_arguments, shapes_of, taken_by
@@ -113,6 +114,7 @@ IMAGE_TOWERS = {
 }
 TEXT_TOWERS = {
     "clip": HFCLIPTextModel,
+    "class_token": HFCLIPClassTokenTextModel,
     "transformers": HFCLIPTransformersTextModel,
 }
 
@@ -170,6 +172,8 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
     Where the config is an `HFCLIPSiglipConfig`, logits have a learned bias and the loss is a sigmoid's for each pair.
     """
 
+    # Whether the loss is of the towers' tokens too, not of what they pool alone.
+    needs_tokens = False
     # Models that `hf_clip.load` returns have it: the format of the checkpoint that was read.
     source_format: str
 
@@ -385,7 +389,7 @@ class HFCLIPModel(HFCLIPPreTrainedModel):
         vision_model, text_model = self.vision_model, self.text_model
         kwargs = known_arguments(self, kwargs, also=backbone_arguments(vision_model) | backbone_arguments(text_model))
         _check_sides(input_ids, pixel_values, bool(return_loss))
-        asked: dict[str, Any] = {"return_dict": True, "pooled_only": bool(return_loss)}
+        asked: dict[str, Any] = {"return_dict": True, "pooled_only": bool(return_loss) and not self.needs_tokens}
         vision_output = text_output = None
         if pixel_values is not None:
             of_images = taken_by(vision_model, kwargs) | _of_patches(pixel_attention_mask, spatial_shapes)

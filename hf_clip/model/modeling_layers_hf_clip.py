@@ -256,7 +256,8 @@ class HFCLIPLayerScale(nn.Module):
         return tokens_BTW * self.weight
 
 
-def _layer_scale(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
+def layer_scale(config: HFCLIPTextConfig | HFCLIPVisionConfig) -> nn.Module:
+    """The factors of half a layer of this config; nothing where it has none."""
     if config.layer_scale_init_value is None:
         return nn.Identity()
     return HFCLIPLayerScale(config.hidden_size, config.layer_scale_init_value)
@@ -269,10 +270,10 @@ class HFCLIPEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = HFCLIPAttention(config)
-        self.layer_scale1 = _layer_scale(config)
+        self.layer_scale1 = layer_scale(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = HFCLIPMLP(config)
-        self.layer_scale2 = _layer_scale(config)
+        self.layer_scale2 = layer_scale(config)
 
     def forward(
         self,
@@ -331,6 +332,9 @@ class HFCLIPPreTrainedModel(PreTrainedModel):
         "HFCLIPNaFlexEmbeddings",
         "HFCLIPEncoderLayer",
         "HFCLIPPoolingHead",
+        "HFCLIPQueryPooling",
+        "HFCLIPClassTokenEmbeddings",
+        "HFCLIPCrossLayer",
     ]
     _can_record_outputs = {"hidden_states": HFCLIPEncoderLayer, "attentions": HFCLIPAttention}
 

@@ -12,6 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hf_clip import HFCLIPVisionConfig
+from .modeling_coca_layers_hf_clip import HFCLIPQueryPooling
 from .modeling_inputs_hf_clip import check_pixels, known_arguments
 from .modeling_layers_hf_clip import (
     HFCLIPMLP,
@@ -173,7 +174,8 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
 
     `pooler_output` (B, W) is, as the paper has it, the class token after the last norm, or what `config.pooling` and
     `config.norm_before_pooling` make of the tokens. `last_hidden_state` is what is pooled: behind the last norm only
-    if that comes before pooling. In training, each image keeps `1 - config.patch_dropout` of its patches, drawn from
+    if that comes before pooling. With `pooling="queries"` it is what the queries see, (B, queries, W), and the first
+    of them is the embedding. In training, each image keeps `1 - config.patch_dropout` of its patches, drawn from
     torch's generator of the device. With `pooled_only=True`, `last_hidden_state` may be None: where the class token is
     pooled, the last layer computes no other. Raises ValueError for images of another size, unless
     `interpolate_pos_encoding=True`.
@@ -193,8 +195,9 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.pre_layrnorm = nn.LayerNorm(width, eps=eps) if config.has_pre_norm else nn.Identity()
         self.encoder = HFCLIPEncoder(config)
-        self.post_layernorm = nn.LayerNorm(width, eps=eps)
-        self.head = HFCLIPPoolingHead(config) if config.pooling == "attention" else None
+        self.post_layernorm = nn.LayerNorm(config.pooled_size, eps=eps)
+        heads = {"attention": HFCLIPPoolingHead, "queries": HFCLIPQueryPooling}
+        self.head = heads[config.pooling](config) if config.pooling in heads else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -232,6 +235,10 @@ class HFCLIPVisionModel(HFCLIPPreTrainedModel):
         ):
             one_token = OneToken(0)
         tokens_BTW = self.encoder(tokens_BTW, one_token=one_token, **kwargs)
+        if isinstance(self.head, HFCLIPQueryPooling):
+            tokens_BQW = self.post_layernorm(self.head(tokens_BTW, 1 if pooled_only else None))
+            tokens = None if pooled_only else tokens_BQW
+            return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens_BQW[:, 0])
         if self.config.norm_before_pooling:
             tokens_BTW = self.post_layernorm(tokens_BTW)
             pooled_BW = self._pool(tokens_BTW)

@@ -6,6 +6,9 @@ lines as text, so that they need not run. They bring all files, whatever is save
 its code alone can be saved again, for its processor and its pipeline too.
 
     from .arguments_hf_clip import refuse_unknown_arguments
+    from .caption_loss_hf_clip import caption_loss
+    from .captioning_hf_clip import caption_images
+    from .configuration_coca_hf_clip import HFCLIPCoCaConfig
     from .configuration_hf_clip import HFCLIPConfig
     from .configuration_limits_hf_clip import require_plausible
     from .decisions_hf_clip import Decisions
@@ -19,6 +22,9 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .label_cache_hf_clip import LabelEmbeddings
     from .localization_hf_clip import score_maps
     from .loss_hf_clip import contrastive_loss
+    from .modeling_coca_hf_clip import HFCLIPCoCaModel
+    from .modeling_coca_layers_hf_clip import HFCLIPCaptionDecoder
+    from .modeling_coca_text_hf_clip import HFCLIPClassTokenTextModel
     from .modeling_convnet_hf_clip import HFCLIPConvNetModel
     from .modeling_dense_hf_clip import dense_features
     from .modeling_hf_clip import HFCLIPModel

@@ -6,7 +6,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_clip import HFCLIPConfig, HFCLIPImageProcessor, HFCLIPModel, HFCLIPProcessor, HFCLIPTokenizer
+from hf_clip import (
+    HFCLIPCoCaConfig,
+    HFCLIPCoCaModel,
+    HFCLIPConfig,
+    HFCLIPImageProcessor,
+    HFCLIPModel,
+    HFCLIPProcessor,
+    HFCLIPTokenizer,
+)
 from hf_clip.model.image_decoding_hf_clip import decode_image
 
 
@@ -74,6 +82,23 @@ def tiny_clip(
     )
     torch.manual_seed(0)
     return HFCLIPModel(config).eval(), HFCLIPProcessor(image_processor, tokenizer)
+
+
+def tiny_coca(captions: list[str]) -> tuple[HFCLIPCoCaModel, HFCLIPProcessor]:
+    """A captioner of random weights, with a convnet, and its processor."""
+    model, processor = tiny_clip(captions)
+    processor.tokenizer.pad_token = "!"
+    vision = model.config.vision_config.to_dict() | {"tower": "convnet", "stem_width": 8, "norm_group_size": 8}
+    text = model.config.text_config.to_dict() | {"tower": "class_token", "pooling": "class"}
+    decoder = {"num_decoder_layers": 1, "num_decoder_heads": 2, "decoder_intermediate_size": 64}
+    config = HFCLIPCoCaConfig(
+        text_config=text | {"pad_token_id": processor.tokenizer.pad_token_id},
+        vision_config=vision | {"stage_widths": [16, 32], "stage_depths": [1, 1]},
+        projection_dim=16,
+        **decoder,
+    )
+    torch.manual_seed(1)
+    return HFCLIPCoCaModel(config).eval(), processor
 
 
 def scatter_weights(model: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:

@@ -276,7 +276,11 @@ CONVNET = {
         (HFCLIPTextConfig, {"projection_dim": 0}, "projection_dim=0 must be 1 or more"),
         (HFCLIPTextConfig, {"num_attention_heads": 0}, "num_attention_heads=0 must be 1 or more"),
         (HFCLIPVisionConfig, {"patch_size": -1}, "patch_size=-1 must be 1 or more"),
-        (HFCLIPTextConfig, {"tower": "vit"}, "tower='vit' is not known: use one of 'clip', 'transformers'"),
+        (
+            HFCLIPTextConfig,
+            {"tower": "vit"},
+            "tower='vit' is not known: use one of 'clip', 'class_token', 'transformers'",
+        ),
         (HFCLIPTextConfig, {"pooling": "class"}, "pooling='class'.*'eos', 'last', 'first', 'mean'"),
         (HFCLIPTextConfig, {"hidden_act": "swish"}, "hidden_act='swish'.*'quick_gelu', 'gelu', 'gelu_pytorch_tanh'"),
         (HFCLIPTextConfig, {"projection_type": "mpl"}, "projection_type='mpl'.*'linear', 'mlp', 'none'"),

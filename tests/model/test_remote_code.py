@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import AutoConfig, CLIPTokenizer
 
 from hf_clip import (
+    HFCLIPCoCaConfig,
+    HFCLIPCoCaModel,
     HFCLIPConfig,
     HFCLIPImageProcessor,
     HFCLIPModel,
@@ -23,7 +25,7 @@ from hf_clip import (
 from hf_clip.model import remote_code_hf_clip
 from tests.helpers.counts import soak_count
 from tests.helpers.mock_hub import running_hub
-from tests.helpers.toys import tiny_clip
+from tests.helpers.toys import tiny_clip, tiny_coca
 from tests.helpers.warm_python import warm_python
 
 LABELS = ["a red square", "something blue"]
@@ -52,8 +54,8 @@ sys.modules["hf_clip"] = None  # to import it raises ImportError
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, AutoTokenizer,
-    pipeline,
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification,
+    AutoProcessor, AutoTokenizer, pipeline,
 )
 
 def scores(source):
@@ -77,6 +79,9 @@ def scores(source):
     with torch.no_grad():
         logits = model(**inputs).logits_per_image
     assert type(found[0]) is dict and {row["label"] for row in found} == set(LABELS)
+    if "coca" in source:
+        writes = AutoModelForImageTextToText.from_pretrained(source, **trust)
+        logits = torch.cat([logits[0], writes.generate(inputs["pixel_values"], max_new_tokens=4)[0]])
     return model, processor, logits, ids
 
 found, odd_ids = {}, {}
@@ -94,6 +99,8 @@ json.dump(odd_ids, open("odd_ids.json", "w"))
 
 
 def tiny(tower: str, config_class=HFCLIPConfig) -> tuple[HFCLIPModel, HFCLIPProcessor]:
+    if config_class is HFCLIPCoCaConfig:
+        return tiny_coca(LABELS)
     model, processor = tiny_clip(LABELS)
     vision = model.config.vision_config.to_dict()
     if tower == "resnet":
@@ -112,7 +119,10 @@ def tiny(tower: str, config_class=HFCLIPConfig) -> tuple[HFCLIPModel, HFCLIPProc
 def expected_scores(model, processor) -> torch.Tensor:
     inputs = processor(images=Image.new("RGB", (40, 32), "red"), text=LABELS, return_tensors="pt")
     with torch.no_grad():
-        return model(**inputs).logits_per_image
+        logits = model(**inputs).logits_per_image
+    if isinstance(model, HFCLIPCoCaModel):
+        logits = torch.cat([logits[0], model.generate(inputs["pixel_values"], max_new_tokens=4)[0]])
+    return logits
 
 
 def without_the_package(folder: Path, sources: list[str], environment: dict[str, str] | None = None) -> dict:
@@ -132,8 +142,8 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
 def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
     expected = {}
     sigmoid = [("naflex", HFCLIPSiglipConfig)]
-    full = [("vit", HFCLIPConfig), ("naflex", HFCLIPConfig), ("vit", HFCLIPSiglipConfig)]
-    for name, kind in [("resnet", HFCLIPConfig), ("convnet", HFCLIPConfig), *sigmoid, *soak_count([], full)]:
+    full = [("convnet", HFCLIPConfig), ("vit", HFCLIPConfig), ("naflex", HFCLIPConfig), ("vit", HFCLIPSiglipConfig)]
+    for name, kind in [("resnet", HFCLIPConfig), ("convnet", HFCLIPCoCaConfig), *sigmoid, *soak_count([], full)]:
         model, processor = tiny(name, kind)
         folder = tmp_path / f"{name}-{kind.model_type}"
         model.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Captions of whole data sets, as a column of their own."""
