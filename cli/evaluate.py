@@ -37,10 +37,7 @@ PLOTS = {
 }
 # Tasks whose classes no data names, and those that draw nothing.
 NEED_LABELS = ("segmentation", "groups")
-WITHOUT_PLOTS = (*NEED_LABELS, "clip-score")
-# Tasks that draw none, and whose classes no data names.
-NEED_LABELS = ("segmentation", "groups")
-WITHOUT_PLOTS = (*NEED_LABELS, "captions")
+WITHOUT_PLOTS = (*NEED_LABELS, "clip-score", "captions")
 # What `robustness` does to images.
 CORRUPTIONS = (
     "gaussian_noise",
@@ -129,12 +126,8 @@ def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
             ["caption"],
             "how well images fit their texts, such as those of a generator",
             f"--data examples/{twemoji} --where split=test",
-            "captions",
-            _add_captions,
-            ["caption"],
-            "captions that a CoCa writes, beside those of the data",
-            f"--data examples/{twemoji} --beams 4",
         ),
+        ("captions", _add_captions, ["caption"], "a CoCa's captions beside the data's", f"--data examples/{twemoji}"),
     ]
 
 
