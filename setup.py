@@ -22,9 +22,8 @@ EVAL = [
     "scipy>=1.14",
     "tqdm>=4.67",
 ]
-EVAL = ["datasets>=5", "accelerate>=1.15", "fsspec", "pyarrow", "scikit-learn", "scipy", "tqdm"]
 # Scores of captions.
-CAPTIONS = ["sacrebleu", "rouge-score"]
+CAPTIONS = ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
 # torch.onnx is built on the first two.
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "openvino"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
