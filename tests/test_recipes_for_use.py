@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from transformers import CLIPTextModel, Trainer, TrainingArguments
 
 import hf_clip
 from hf_clip_cli.running import make_parser
 from tests.helpers.counts import soak_count
 from tests.helpers.toys import tiny_clip
+from tests.tools.test_diffusers import stable_diffusion
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/recipes_for_use.md").read_text(encoding="utf-8")
@@ -39,12 +40,14 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run(title: str, small: Path, names: dict | None = None) -> dict:
-    """The names that the programs of a section leave."""
+def run(title: str, small: Path, also: dict[str, str] | None = None) -> dict:
+    """The names that the programs of a section leave; `also` are further texts to replace in them."""
     [section] = [part for part in PAGE.split("\n## ") if part.startswith(title)]
-    names = {"__name__": "recipe"} if names is None else names
+    names: dict = {"__name__": "recipe"}
     for code in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
-        exec(compile(code.replace(NAME, str(small)), "recipes_for_use.md", "exec"), names)  # noqa: S102
+        for text, instead in {NAME: str(small), **(also or {})}.items():
+            code = code.replace(text, instead)
+        exec(compile(code, "recipes_for_use.md", "exec"), names)  # noqa: S102
     return names
 
 
@@ -91,6 +94,21 @@ def test_label_smoothing_is_the_recipes_and_not_the_trainers(place, small):
     names = run("Fine-tuning by LoRA, with peft and transformers' Trainer", small)
     outputs = names["model"](**inputs)
     assert names["smoothed_loss"](outputs, None) != outputs.loss
+
+
+def test_langchain_finds_texts_by_an_image(place, small):
+    names = run("LangChain", small)
+    assert names["found"][0].page_content in ("a red apple", "a snowman")
+
+
+def test_a_pipeline_of_diffusers_draws(place, small):
+    """With a small Stable Diffusion under the name of one on the Hub."""
+    own = Path("own").absolute()
+    hf_clip.convert(small, to="diffusers", output_dir=own / "parts")
+    text_encoder = CLIPTextModel.from_pretrained(own / "parts/text_encoder")
+    stable_diffusion(own, text_encoder).save_pretrained(own / "pipeline")
+    names = run("Image generation, by diffusers", small, {"owner/stable-diffusion": str(own / "pipeline")})
+    assert isinstance(names["pipe"].text_encoder, hf_clip.HFCLIPTextModel) and names["image"].size == (8, 8)
 
 
 @pytest.mark.parametrize("_", range(soak_count(0, 1)))
