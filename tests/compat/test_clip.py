@@ -101,7 +101,9 @@ def linear_probe(clip: ModuleType, name: str, root) -> list:
 
 def assert_same(ours: list, theirs: list) -> None:
     for one, other in zip(ours, theirs, strict=True):
-        assert (type(one), one.dtype, one.shape) == (type(other), other.dtype, other.shape)
+        # A parameter is a tensor to those who compute with it.
+        assert isinstance(one, torch.Tensor) == isinstance(other, torch.Tensor)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
         one, other = torch.as_tensor(one), torch.as_tensor(other)
         if one.is_floating_point():
             assert (one - other).abs().max() <= TOLERANCE * max(1, other.abs().max())
