@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+# In a folder of its own, which one test names: wherever transformers finds it, it imports it, for seconds.
+TORCHAO := torchao==0.18.0
 TORCH := $(shell grep "^torch==" constraints.txt)
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
@@ -38,6 +40,7 @@ $(TOOLS): $(INSTALLED) requirements-peers.txt
 	@echo "Installing what the tests need beside the package"
 	@$(PIP) -c constraints.txt -e '.[train,demo,test,docs,dev]'
 	@$(PIP) --no-deps --no-build-isolation -r requirements-peers.txt
+	@rm -rf $(VENV)/torchao && $(PIP) --no-deps --target $(VENV)/torchao $(TORCHAO)
 	@touch $@
 
 format: tools ## format the code and fix what ruff can fix

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     evaluate, by = evaluation_by_recipe(options.recipe or Path(options.models[-1]) / "recipe.yaml", options.by)
     more = {"less_is_better": by.endswith(LESS_IS_BETTER), "say": partial(print, file=sys.stderr)}
     if options.wise_ft:
-        found = wise_ft(*options.models, evaluate, by, fractions=options.fractions or FRACTIONS, **more)
+        start, end = options.models
+        found = wise_ft(start, end, evaluate, by, fractions=options.fractions or FRACTIONS, **more)
     else:
         found = greedy_soup(options.models, evaluate, by, **more)
     _write(options.output_dir, found.model, found.processor)

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .arguments import Several, add_verb
 from .outputs import Outputs
@@ -53,7 +53,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.explain is not None:
         return _explain(options.explain)
-    recipe = options.recipe
+    recipe, output_dir = options.recipe, cast(Path, options.output_dir)
     if options.output_dir is None and not options.dry_run:
         raise UsageError("the following arguments are required: --output-dir: see hf-clip train --help.")
     if options.dry_run and options.resume:
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
     if recipe is None and not options.resume:
         raise missing_recipe()
     if recipe is None:
-        recipe = options.output_dir / "recipe.yaml"
+        recipe = output_dir / "recipe.yaml"
         if not recipe.is_file():
-            raise UsageError(f"There is no run to resume in {options.output_dir}: start one with --recipe.")
+            raise UsageError(f"There is no run to resume in {output_dir}: start one with --recipe.")
     check_recipe(str(recipe), options.overrides)
     start_library()
     from hf_clip.training import load_recipe
@@ -80,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
         outputs.reads(f"evaluations.{name}.data", evaluation.data)
     if options.dry_run:
         return _dry_run(config, outputs, options.sheet)
-    outputs.folder("--output-dir", options.output_dir)
+    outputs.folder("--output-dir", output_dir)
     if fastest_device().type == "cpu":
         # A setting of the whole process, which is the command's own; `train` in a notebook leaves it as it is.
         keep_freed_memory()
-    run_training(config, options.output_dir, resume=options.resume)
+    run_training(config, output_dir, resume=options.resume)
     return 0
 
 

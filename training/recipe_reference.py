@@ -3,7 +3,7 @@
 import ast
 import inspect
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from . import config as _config
 from . import data_config as _data_config
@@ -108,6 +108,7 @@ def explain_key(key: str) -> str:
             lines = [f"{key}: table", f"  {' '.join((inspect.getdoc(kind) or '').split())}"]
             continue
         require(is_dataclass(kind), f"{key} is not a key of a recipe: {within.rstrip('.')} has no keys of its own.")
+        kind = cast(type, kind)
         check_known({name: None}, kind, within)
         entry = next(one for one in fields(kind) if one.name == name)
         hint = get_type_hints(kind)[name]
@@ -117,7 +118,7 @@ def explain_key(key: str) -> str:
     hints = get_type_hints(kind) if is_dataclass(kind) else {}
     for one in fields(kind) if hints else ():
         lines.append(f"{shown}{one.name}: {_kind(hints[one.name])}{_said_default(one)}")
-        lines.append(f"  {texts[kind.__name__][one.name]}")
+        lines.append(f"  {texts[cast(type, kind).__name__][one.name]}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,8 @@
 """Models that tools have changed: adapters of PEFT, quantized layers, traced and exported programs."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -65,18 +68,20 @@ def test_lora_with_checkpointing_gives_the_gradients_without(kind, side, clip, f
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def quantized(name: str, folder) -> torch.nn.Module:
+def quantized(name: str, folder, monkeypatch) -> torch.nn.Module:
     model = HFCLIPModel.from_pretrained(folder).eval()
     if name == "dynamic":
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
-    torchao = pytest.importorskip("torchao.quantization", reason="torchao of requirements-peers.txt")
+    # `make tools` puts it there, apart from what transformers finds.
+    monkeypatch.syspath_prepend(str(Path(sys.prefix) / "torchao"))
+    torchao = pytest.importorskip("torchao.quantization", reason="make tools installs torchao")
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     return model
 
 
 @pytest.mark.parametrize("name", ["dynamic", "torchao"])
-def test_quantized_models_classify_evaluate_and_keep(name, clip, folder, tmp_path):
-    model, processor = quantized(name, folder), clip[1]
+def test_quantized_models_classify_evaluate_and_keep(name, clip, folder, tmp_path, monkeypatch):
+    model, processor = quantized(name, folder, monkeypatch), clip[1]
     batch = inputs(processor)
     with torch.no_grad():
         exact = HFCLIPModel.from_pretrained(folder).eval()(**batch)

@@ -10,6 +10,7 @@
 # Shapes: S side of a square.
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _compare(first: Look, second: Look, over_black: bool) -> Verdict:
     top, bottom, left, right = alignment.box
     if min(bottom - top, right - left) < LEAST_SIDE:
         return Verdict(False, "one shows a small part of the other", measured)
-    pair = [look.on_black if over_black else look.pixels for look in (first, second)]
+    pair = [cast(np.ndarray, look.on_black if over_black else look.pixels) for look in (first, second)]
     inner, outer = (pixels.astype(np.float32) / 255 for pixels in (pair if alignment.is_first_inner else pair[::-1]))
     difference = measure(inner, outer, alignment)
     verdict = decide(difference)
