@@ -129,7 +129,6 @@ setup(
             "simplejpeg",
             # Browsers, and what a Space of a model runs.
             "playwright",
-            "gradio",
         ],
         "docs": DOCS,
         "dev": ["ruff", "basedpyright"],

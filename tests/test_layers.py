@@ -50,6 +50,8 @@ NEVER = {"timm", "torchvision"}
 # But for these, which no dependency of ours brings, within a function.
 EXCEPT = {
     ("hf_clip/model/modeling_timm_hf_clip.py", "timm"),
+    # A Space runs it, on the Gradio of its own requirements.
+    ("hf_clip/hub/space_app.py", "gradio"),
     # It made the adapters that it reads.
     ("hf_clip/conversion/adapters.py", "peft"),
     # It trains those that a recipe asks for.

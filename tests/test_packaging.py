@@ -25,7 +25,7 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"eval", "train", "search", "ray", "export", "app", "demo", "test", "docs", "dev"}
+EXTRAS = {"captions", "eval", "train", "search", "ray", "export", "app", "demo", "test", "docs", "dev"}
 NOT_BUILT_FROM = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "*.parquet")
 
 

@@ -84,10 +84,10 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
         output = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True)
         return self.tokens_for_decoder(output.last_hidden_state)
 
-    def tokens_for_decoder(self, tokens_BCK: torch.Tensor) -> torch.Tensor:
+    def tokens_for_decoder(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, C, W) of an image tower's `last_hidden_state`: all queries but the one that is the embedding."""
         first = 1 if self.config.vision_config.pooling == "queries" else 0
-        return self.token_projection(tokens_BCK[:, first:])
+        return self.token_projection(tokens[:, first:])
 
     def caption_states(self, text_tokens: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, W) of which `lm_head` makes the logits of next tokens.

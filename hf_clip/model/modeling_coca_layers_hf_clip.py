@@ -124,10 +124,10 @@ class HFCLIPQueryPooling(nn.Module):
         query_BQW = query_QW[None].expand(patches_BCK.shape[0], -1, -1)
         return self.attention(query_BQW, lambda: self.layer_norm_context(patches_BCK))[0]
 
-    def values(self, patches_BCK: torch.Tensor) -> torch.Tensor:
+    def values(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, C, pooled width), what a query sees that attends to one patch alone."""
         own = self.attention
-        return own.out_proj(own.v_proj(self.layer_norm_context(patches_BCK)))
+        return own.out_proj(own.v_proj(self.layer_norm_context(patches)))
 
 
 class HFCLIPCrossLayer(GradientCheckpointingLayer):

@@ -50,10 +50,10 @@ class HFCLIPClassTokenEmbeddings(nn.Module):
         tokens_BTW = embedded(self.token_embedding, input_ids, "input_ids")
         return tokens_BTW + self.position_embedding.weight[before:length]
 
-    def with_class_token(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+    def with_class_token(self, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens, and the class token behind them: always at the last position."""
         class_W = self.class_embedding + self.position_embedding.weight[self.limit]
-        return torch.cat([tokens_BTW, class_W.to(tokens_BTW.dtype).expand(tokens_BTW.shape[0], 1, -1)], dim=1)
+        return torch.cat([tokens, class_W.to(tokens.dtype).expand(tokens.shape[0], 1, -1)], dim=1)
 
 
 def _visible(real_BK: torch.Tensor, queries: int) -> torch.Tensor:

@@ -507,7 +507,7 @@ def test_what_is_loaded_can_be_saved_and_trained(open_clip_folder, tmp_path):
         ({"vision": {"attentional_pool": True}}, "attentional_pool=True"),
         ({"vision": {"qk_norm": True}}, "qk_norm=True"),
         ({"text": {"embed_cls": True}}, "embed_cls=True"),
-        ({"multimodal_cfg": {"width": 8}}, "multimodal_cfg="),
+        ({"multimodal_cfg": {"width": 8}}, "a CoCa without attentional_pool"),
         ({"vision": {"image_size": [32, 16]}}, "squares"),
         ({"vision": {"pool_type": "none"}}, "pool_type='none'.*tok, avg"),
         ({"vision": {"norm_kwargs": {"elementwise_affine": False}}}, "elementwise_affine"),

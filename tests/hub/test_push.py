@@ -89,7 +89,7 @@ def test_a_run_is_pushed_whole_and_loads_where_the_package_is_missing(hub, train
     assert {"model.safetensors", "tokenizer.json", "pipeline_hf_clip.py", "recipe.yaml", "plots/loss.png"} <= files
     assert not any("checkpoints" in file or file.startswith(".") for file in files)
     # Every file was shown before, with what it is.
-    rows = dict(re.findall(r"^  (\S+) +[\d.]+ k?B  ([a-z ]+)$", printed.err, re.M))
+    rows = dict(re.findall(r"^  (\S+) +[\d.]+ k?B  (\S.*)$", printed.err, re.M))
     assert files == rows.keys() and rows["model.safetensors"] == "weights" and rows["plots/loss.png"] == "plot"
     assert "Not sent: checkpoints/\n" in printed.err
     assert hub.private[NAME] and not leftovers(trained)
@@ -219,6 +219,7 @@ def test_only_files_that_are_what_they_seem_are_sent(trained, tmp_path, recipe, 
     said = [record.getMessage() for record in caplog.records if record.name == "hf_clip.hub.push"]
     sent = {path.relative_to(tmp_path / "prepared").as_posix() for path in (tmp_path / "prepared").rglob("*")}
     model = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    model |= {"modules.json", "sentence_bert_config.json"}
     beside = {"LICENSE", "LICENSE-CC-BY-4.0", "NOTICE.md", "README.md", "example.png", "plots/loss.png"}
     assert {name for name in sent if not name.endswith(".py")} == model | beside | {"plots"}
     assert {name for name in sent if name.endswith(".py")} == {file.name for file in trained.glob("*.py")}

@@ -13,6 +13,8 @@ from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel
 
 import hf_clip.model.modeling_hf_clip as modeling
 from hf_clip import (
+    HFCLIPCoCaConfig,
+    HFCLIPCoCaModel,
     HFCLIPConfig,
     HFCLIPForImageClassification,
     HFCLIPModel,
@@ -24,7 +26,7 @@ from hf_clip import (
 from tests.helpers.counts import soak_count
 from tests.helpers.openai_names import in_openais_names
 from tests.helpers.peers import load_openai_module
-from tests.helpers.toys import scatter_weights
+from tests.helpers.toys import scatter_weights, tiny_coca
 
 START, END, VOCABULARY, CONTEXT, SIDE = 197, 198, 200, 12, 16
 TEXT = {
@@ -513,8 +515,16 @@ def test_offloaded_weights_give_the_same_embeddings(offload, tmp_path):
     torch.testing.assert_close(model(texts(), make_images()).logits_per_image, expected)
 
 
+# A ViT with a pooling of queries, as OpenCLIP's CoCa has it.
+QUERIES = {"tower": "vit", "pooling": "queries", "hidden_size": 32, "intermediate_size": 64, "image_size": 32}
+QUERIES |= {"num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+
+
 def test_parts_that_must_stay_on_one_device_are_modules_of_the_model():
     models = ours(), ours(vision={"pooling": "attention"}), ours(vision={"tower": "naflex", "num_patches": 4})
+    of_captions = tiny_coca(["a red square"])[0]
+    settings = of_captions.config.to_dict() | {"vision_config": QUERIES}
+    models += of_captions, HFCLIPCoCaModel(HFCLIPCoCaConfig.from_dict(settings))
     classes = {type(module).__name__ for model in models for module in model.modules()}
     assert set(HFCLIPModel._no_split_modules) <= classes
 

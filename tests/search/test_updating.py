@@ -162,7 +162,7 @@ def test_broken_files_are_tried_again_with_another_decoder(index, photos, model,
     (photos / "one.heic").write_bytes(b"\0\0\0\x18ftypheic")
     assert index.update().unreadable == 1
     monkeypatch.setattr("hf_clip.search.index.decoders", lambda: "another")
-    monkeypatch.setattr("hf_clip.search.photos.decode_image", lambda *_: write_and_open(photos))
+    monkeypatch.setattr("hf_clip.search.photos.decode_image", lambda *_, **__: write_and_open(photos))
     report = index.update()
     assert (report.unreadable, report.changed + report.touched, report.total) == (0, 1, 9)
 
