@@ -67,11 +67,12 @@ def serve(
         names = {*LOOPBACK, host, *allowed_hosts, *([] if host in LOOPBACK else [socket.gethostname()])}
         app = create_app(service, hosts=names, token=token, run=run, any_number=is_everywhere(host))
         port = listening.getsockname()[1]
-        with _signals(), announced(service, host, port, token, run):
+        server = make_server(app, limits or service.limits)
+        with _signals(server), announced(service, host, port, token, run):
             about = service.describe()
             found = f"{about['index']['rows']} images, " if about["index"] else ""
             say(f"http://{_shown(host)}:{port}/ ({found}{about['model']}). Ctrl-C stops it.")
-            make_server(app, limits or service.limits).run(sockets=[listening])
+            server.run(sockets=[listening])
         say("stopped.")
 
 
@@ -165,12 +166,19 @@ class BoundedConnection(H11Protocol):
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """uvicorn ends gracefully and then raises the signal once more, which is of no use here."""
+def _signals(server: uvicorn.Server) -> Iterator[None]:
+    """uvicorn ends gracefully and then raises the signal once more, which does no harm here.
+
+    One that comes before uvicorn listens to signals ends the server too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ import shlex
 import signal
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from hf_clip_cli.running import make_parser
 from tests.helpers.served import TOKEN, listen, running
 from tests.helpers.squares import NAMES, SIZE, rows
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,7 @@ def test_a_file_that_no_server_stands_behind_is_ignored(capsys, content):
 
 @pytest.mark.slow
 def test_it_serves_until_a_signal_and_leaves_nothing(place):
-    # Not forked from a warm process, whose threads are not there.
-    command = [sys.executable, "-m", "hf_clip", "serve", "photos", "--port", "0"]
+    command = [*warm_python(), "-m", "hf_clip", "serve", "photos", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=place)
     lines = []
     for line in process.stderr:
