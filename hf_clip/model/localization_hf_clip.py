@@ -218,7 +218,8 @@ def boxes_of(
     ndimage = _ndimage()
     across, down = image.width / scores.shape[2], image.height / scores.shape[1]
     found = []
-    for label, map_HV in zip(labels, scores.numpy(), strict=False):
+    # The rejection class, which may come last, has no boxes.
+    for label, map_HV in zip(labels, scores[: len(labels)].numpy(), strict=True):
         parts_HV, count = ndimage.label(map_HV >= threshold)
         for index, (rows, columns) in enumerate(ndimage.find_objects(parts_HV), start=1):
             score = float(map_HV[rows, columns][parts_HV[rows, columns] == index].max())
