@@ -47,9 +47,9 @@ MAPPED = {"training": "hf_clip/training", "conversion": "hf_clip/conversion", "c
 # What a machine has that loads a model with trust_remote_code: transformers with torch, and what they need.
 SHIPPED_MAY_IMPORT = {"PIL", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 NEVER = {"timm", "torchvision"}
-# But for these, which no dependency of ours brings, within a function.
 # A program that is written into a Space, and never imported here.
 SPACE = "hf_clip/hub/space_app.py"
+# But for these, which no dependency of ours brings, within a function.
 EXCEPT = {
     ("hf_clip/model/modeling_timm_hf_clip.py", "timm"),
     # A Space runs it, on the Gradio of its own requirements.
