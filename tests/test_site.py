@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hf_clip
+from hf_clip.training.recipe_reference import field_texts
 from hf_clip_cli.running import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,10 @@ def test_every_page_verb_and_public_name_is_in_the_site(site):
         assert re.search(rf'<h3 id="[\w.]+\.{name}" class="doc doc-heading"', api), name
     # A docstring and the meaning of an argument are on the page.
     assert "Unit embeddings of images" in api and "images encoded at once" in api
+    # So is each field of a config.
+    for kind in (hf_clip.HFCLIPTextConfig, hf_clip.HFCLIPVisionConfig, hf_clip.HFCLIPConfig, hf_clip.HFCLIPCoCaConfig):
+        for name, text in field_texts(sys.modules[kind.__module__])[kind.__name__].items():
+            assert f'id="{kind.__module__}.{kind.__name__}.{name}"' in api, text
 
 
 @pytest.mark.slow

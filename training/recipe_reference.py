@@ -3,6 +3,7 @@
 import ast
 import inspect
 from dataclasses import MISSING, Field, fields, is_dataclass
+from types import ModuleType
 from typing import Any, cast, get_args, get_type_hints
 
 from . import config as _config
@@ -19,26 +20,28 @@ _MODULES = (_config, _data_config, _distillation, _lora_config, _stage_config)
 
 def recipe_reference() -> str:
     """All keys of a recipe as Markdown: a table for each section, with kind, default and meaning of each key."""
-    texts = _texts()
+    texts = field_texts(*_MODULES)
     parts: list[str] = []
     _add_section(TrainConfig, "", texts, parts)
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _texts() -> dict[str, dict[str, str]]:
-    """The text below each field, by class and field."""
+def field_texts(*modules: ModuleType) -> dict[str, dict[str, str]]:
+    """The text below each field of the modules' classes, by class and field."""
     found: dict[str, dict[str, str]] = {}
-    for node in (node for module in _MODULES for node in ast.parse(inspect.getsource(module)).body):
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
-            texts = found.setdefault(node.name, {})
-            for entry, below in zip(node.body, node.body[1:], strict=False):
-                if (
-                    isinstance(entry, ast.AnnAssign)
-                    and isinstance(entry.target, ast.Name)
-                    and isinstance(below, ast.Expr)
-                    and isinstance(below.value, ast.Constant)
-                ):
-                    texts[entry.target.id] = " ".join(str(below.value.value).split())
+            # Some stand under `if TYPE_CHECKING`, where type checkers are told more.
+            bodies = [node.body, *(inner.body for inner in node.body if isinstance(inner, ast.If))]
+            pairs = [pair for body in bodies for pair in zip(body, body[1:], strict=False)]
+            found[node.name] = {
+                entry.target.id: " ".join(str(below.value.value).split())
+                for entry, below in pairs
+                if isinstance(entry, ast.AnnAssign)
+                and isinstance(entry.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            }
     return found
 
 
@@ -99,7 +102,7 @@ def explain_key(key: str) -> str:
     """
     kind: Any = TrainConfig
     hint: Any = kind
-    texts, within = _texts(), ""
+    texts, within = field_texts(*_MODULES), ""
     lines: list[str] = []
     for name in filter(None, key.split(".")):
         if _is_by_name(hint):

@@ -14,12 +14,10 @@ TOWERS_WITH_TOKENS = ("vit", "convnet")
 class HFCLIPCoCaConfig(HFCLIPConfig):
     """A dual encoder whose texts are read on by a decoder that sees the image and writes captions (Yu et al. 2022).
 
-    The text tower is of the kind "class_token". Behind it stand `num_decoder_layers` layers of its width, with
-    `num_decoder_heads` heads each, that see the tokens of the text so far and those of the image: of a vision
-    transformer with `pooling="queries"` all queries but the first, of others all tokens, brought to the text's width
-    by a linear map where theirs is another. `caption_loss_weight` is that of the caption loss beside a contrastive
-    loss of weight 1; the paper's is 2. Raises ValueError for towers that have no tokens, or none that a decoder
-    could read on.
+    The text tower is of the kind "class_token". Behind it stand the decoder's layers, of its width, that see the
+    tokens of the text so far and those of the image: of a vision transformer with `pooling="queries"` all queries but
+    the first, of others all tokens, brought to the text's width by a linear map where theirs is another. Raises
+    ValueError for towers that have no tokens, or none that a decoder could read on.
     """
 
     model_type = "hf_clip_coca"
@@ -34,9 +32,13 @@ class HFCLIPCoCaConfig(HFCLIPConfig):
     }
 
     num_decoder_layers: int = 12
+    """Layers of the decoder."""
     num_decoder_heads: int = 8
+    """Attention heads of each of them; they divide the text tower's width."""
     decoder_intermediate_size: int = 2048
+    """Width within the MLP of each of them."""
     caption_loss_weight: int | float = 2.0
+    """Weight of the caption loss beside a contrastive loss of weight 1; the paper's is 2."""
 
     def __post_init__(self, **kwargs):
         if self.text_config is None:

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_limits_hf_clip import require_plausible, require_sizes, require_whole_heads
+from .configuration_reading_hf_clip import as_ours
 from .remote_code_hf_clip import IS_REMOTE, SavedWithCode
 
 # OpenAI's first conversions to transformers carry eos_token_id=2, an id that their vocabulary does not end texts
@@ -33,96 +34,6 @@ _NO_SHAPES_OF_TIMM = {
     "pretrained_filter_fn", "cache_dir", "features_only", "feature_cfg", "out_indices", "scriptable", "exportable",
     "no_jit", "device", "dtype",
 }  # fmt: skip
-
-# Types of a config.json, transformers' among them, and those of this package that they are read as.
-_READ_AS = {
-    "clip": "hf_clip",
-    "clip_text_model": "hf_clip_text_model",
-    "clip_vision_model": "hf_clip_vision_model",
-    "siglip": "hf_clip_siglip",
-    "siglip_text_model": "hf_clip_text_model",
-    "siglip_vision_model": "hf_clip_vision_model",
-    "siglip2": "hf_clip_siglip",
-    "siglip2_text_model": "hf_clip_text_model",
-    "siglip2_vision_model": "hf_clip_vision_model",
-    "metaclip_2": "hf_clip",
-    "metaclip_2_text_model": "hf_clip_text_model",
-    "metaclip_2_vision_model": "hf_clip_vision_model",
-}
-_DUAL_ENCODERS = ("clip", "siglip", "siglip2", "metaclip_2")
-_OURS = ("hf_clip", "hf_clip_siglip", "hf_clip_coca", "hf_clip_text_model", "hf_clip_vision_model")
-
-# transformers writes down only what differs from its defaults, and these differ from CLIP's.
-_SIGLIP_ACTIVATION = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "projection_type": "none"}
-_THEIR_DEFAULTS = {
-    "siglip_text_model": {
-        "vocab_size": 32000,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 64,
-        "pad_token_id": 1,
-        "pooling": "last",
-        "is_causal": False,
-        **_SIGLIP_ACTIVATION,
-    },
-    "siglip_vision_model": {
-        "patch_size": 16,
-        "pooling": "attention",
-        "has_class_token": False,
-        "has_pre_norm": False,
-        "patch_bias": True,
-        "norm_before_pooling": True,
-        **_SIGLIP_ACTIVATION,
-    },
-    # Its id 2 means itself: the end token of XLM-R's vocabularies.
-    "metaclip_2_text_model": {"pooling": "first_eos", "pad_token_id": 1},
-}
-_THEIR_DEFAULTS["siglip2_text_model"] = _THEIR_DEFAULTS["siglip_text_model"]
-# SigLIP 2's of fixed resolution are saved as SigLIP's; these are NaFlex's.
-_THEIR_DEFAULTS["siglip2_vision_model"] = _THEIR_DEFAULTS["siglip_vision_model"] | {
-    "tower": "naflex",
-    "num_patches": 256,
-}
-
-
-def _as_ours(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` of transformers' CLIP, MetaCLIP 2 or SigLIP as if this package had written it; ours as it is."""
-    kind: Any = config_dict.get("model_type")
-    if kind is not None and kind not in (*_READ_AS, *_OURS):
-        raise ValueError(f"`model_type={kind!r}` cannot be read: use a folder of {', '.join((*_OURS, *_READ_AS))}.")
-    defaults_of_kind = {} if kind is None else _THEIR_DEFAULTS.get(kind, {})
-    ours = {**defaults_of_kind, **config_dict}
-    for key in ("text_config", "vision_config"):
-        # Files of 2022 hold a tower's full shape in `..._config_dict` and at times null in `..._config`.
-        first_format = ours.pop(f"{key}_dict", None) or {}
-        tower = {**(ours.get(key) or {}), **first_format}
-        if kind in _DUAL_ENCODERS:
-            tower = {"model_type": f"{kind}_{key.removesuffix('_config')}_model", **tower}
-        if tower:
-            ours[key] = _as_ours(tower)
-    if kind in ("siglip", "siglip2"):
-        ours["projection_dim"] = ours["text_config"]["projection_size"]
-    elif kind in ("siglip_text_model", "siglip2_text_model"):
-        ours["projection_size"] = ours.get("projection_size") or ours["hidden_size"]
-    elif kind in ("siglip_vision_model", "siglip2_vision_model") and not ours.pop("vision_use_head", True):
-        raise ValueError(
-            "`vision_use_head=False` leaves the SigLIP image tower without a pooled embedding: use another."
-        )
-    if kind in ("clip_vision_model", "siglip_vision_model", "metaclip_2_vision_model"):
-        defaults = {"image_size": 224, "patch_size": 32} | ours
-        if defaults["image_size"] % defaults["patch_size"]:
-            ours["crops_remainder"] = True
-    if kind == "siglip2_vision_model":
-        ours["image_size"] = math.isqrt(ours["num_patches"]) * ours["patch_size"]
-    if "projection_dim" in ours:
-        # transformers leaves a tower's own projection_dim at its default, whatever the dual encoder's is.
-        for key in ("text_config", "vision_config"):
-            if isinstance(ours.get(key), dict):
-                ours[key]["projection_dim"] = ours["projection_dim"]
-    if kind is not None:
-        ours["model_type"] = _READ_AS.get(kind, kind)
-    return ours
 
 
 if TYPE_CHECKING:
@@ -153,7 +64,7 @@ class _HFCLIPConfigMixin(SavedWithCode, _Base):
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
         config_dict, unused = super().get_config_dict(*args, **kwargs)
-        return _as_ours(config_dict), unused
+        return as_ours(config_dict), unused
 
     def save_pretrained(self, save_directory, **kwargs):
         if self._auto_class is not None:
@@ -214,19 +125,8 @@ def _require_tower_config(config: PreTrainedConfig) -> None:
 class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """Shape of the text tower, a transformer. The defaults are those of ViT-B/32, with a causal mask.
 
-    `tower` is "clip", or "transformers" for a model of that library, whose own config is `tower_config`.
-    `tower` is "clip", "class_token" for CoCa's, which pools a class token behind the text (with `pooling="class"`), or
-    "transformers" for a model of that library, whose own config is `backbone_config`.
-    `pooling` is where a text's embedding is taken: "eos" at the first `eos_token_id` (2 has the meaning that
-    transformers gives it: at the highest id), "first_eos" at the first `eos_token_id` even where it is 2, "first" and
-    "last" at the first and last position, "mean" over all tokens up to the first end token. With `is_causal=False`
-    tokens see those behind them, padding too unless a mask is given. In a tower of transformers padding never counts,
-    "eos" is at the first `eos_token_id` whatever it is, and "pooler" is what the model itself pools.
-    `layer_scale_init_value` gives what each half of a layer adds a learned factor for each channel. `projection_size`
-    is the width of SigLIP's linear head, which is part of the tower; None: there is none. `projection_type` is what
-    leads from there to the shared space: "linear", "mlp" (two linear maps with a GELU between them) or "none".
-    `max_position_embeddings` counts tokens, the start and end token included. Raises ValueError where heads do not
-    divide the width, and for unknown choices.
+    With `is_causal=False` tokens see those behind them, padding too unless a mask is given; in a tower of transformers
+    padding never counts. Raises ValueError where heads do not divide the width, and for unknown choices.
     """
 
     model_type = "hf_clip_text_model"
@@ -238,31 +138,58 @@ class HFCLIPTextConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     }
 
     tower: str = "clip"
+    """Kind of tower: "clip"; "class_token" for CoCa's, which pools a class token behind the text (with
+    `pooling="class"`); "transformers" for a model of that library, whose own config is `tower_config`."""
     vocab_size: int = 49408
+    """Number of token ids."""
     hidden_size: int = 512
+    """Width of the tower."""
     intermediate_size: int = 2048
+    """Width within each layer's MLP."""
     projection_dim: int = 512
+    """Dimensions of the shared space; the dual encoder's, where the tower is part of one."""
     num_hidden_layers: int = 12
+    """Number of layers."""
     num_attention_heads: int = 8
+    """Attention heads of each layer; they divide the width."""
     max_position_embeddings: int = 77
+    """Longest text in tokens, the start and end token included."""
     hidden_act: str = "quick_gelu"
+    """Activation of the MLPs: quick_gelu (OpenAI's), gelu, gelu_pytorch_tanh or relu."""
     layer_norm_eps: float = 1e-5
+    """Added to the variance in layer norms."""
     pooling: str = "eos"
+    """Where a text's embedding is taken: "eos" at the first `eos_token_id` (2 has the meaning that transformers gives
+    it: at the highest id; not in a tower of transformers), "first_eos" at the first `eos_token_id` even where it is 2,
+    "first" and "last" at the first and last position, "mean" over all tokens up to the first end token, "class" at
+    CoCa's class token, "pooler" as a model of transformers pools itself."""
     is_causal: bool = True
+    """Whether a token sees only those before it."""
     layer_scale_init_value: int | float | None = None
+    """Start of the learned factor for each channel of what each half of a layer adds; None: there is none."""
     projection_size: int | None = None
+    """Width of SigLIP's linear head, which is part of the tower; None: there is none."""
     projection_type: str = "linear"
+    """What leads to the shared space: "linear", "mlp" (two linear maps with a GELU between them) or "none"."""
     projection_bias: bool = False
+    """Whether the projection (of an MLP, its last map) has a bias."""
     if TYPE_CHECKING:
         tower_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+        """Config of the model of transformers that the tower holds, or its fields with `model_type`."""
     else:
         tower_config: dict[str, Any] | PreTrainedConfig | None = None
     attention_dropout: int | float = 0.0
+    """Fraction of attention weights that training drops."""
     initializer_range: float = 0.02
+    """Read and written for transformers' sake: a text tower's weights start as in the paper's code, by its width."""
     initializer_factor: int | float = 1.0
+    """Factor of the standard deviations that weights start with."""
     pad_token_id: int | None = 49407
+    """Id of padding, by which CoCa's tower and those of transformers know it where no mask is given."""
     bos_token_id: int | None = 49406
+    """Id that begins a text."""
     eos_token_id: int | None = 49407
+    """Id that ends a text, where "eos" and "first_eos" pool."""
 
     @property
     def pooled_size(self) -> int:
@@ -289,34 +216,21 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
 
     `tower` names the kind, and fields of other kinds mean nothing to it:
 
-    - "vit", the paper's vision transformer, with tokens for patches and, if `has_class_token`, one before them.
-      `has_pre_norm` puts a layer norm before the layers. `pooling` is "class" (the class token), "average" (of the
-      patches), "attention" (SigLIP's head, a learned query and an MLP) or "queries" (CoCa's: what `num_queries`
-      learned queries see by `pooling_heads` heads, the first of which is the embedding); `norm_before_pooling` says on
-      which side of it the last norm stands. `patch_bias` gives the patch embedding a bias, `layer_scale_init_value`
-      each half of a layer a learned factor for each channel. `patch_dropout` is the fraction of patches dropped in
-      training (Li et al. 2022). Where patches do not fill `image_size`, `crops_remainder` crops the pixels at the
-      right and bottom.
+    - "vit", the paper's vision transformer, with tokens for patches and, if `has_class_token`, one before them. It
+      pools by "class" (the class token), "average" (of the patches), "attention" (SigLIP's head, a learned query and
+      an MLP) or "queries" (CoCa's: what `num_queries` learned queries see, the first of which is the embedding).
     - "naflex", SigLIP 2's vision transformer for images of any aspect (Tschannen et al. 2025), which takes them as
-      patches, each image with its own number of rows and columns. `num_patches` (a square number) are its learned
-      positions, resampled to each image. `image_size` says how many patches images have at most unless the processor
-      says otherwise: those of a square of that side. It pools by "attention", without a class token.
-    - "resnet", the paper's ResNet: four stages of `stage_depths` layers, the first of `stem_width` channels, and
-      attention pooling with `num_attention_heads`; `hidden_size` is `32 * stem_width`. The output projection of its
-      attention pooling is the model's projection, with `projection_bias=True`.
-    - "convnet" (a plain stack of 3 x 3 convolutions, for small images and small budgets). A convnet's stem has
-      `stem_width` channels and halves the sides, and so does each stage; `stage_widths` are the stages' channels and
-      `stage_depths` their convolutions. Norms take `norm_group_size` channels together. The last map is averaged to
-      `pool_grid` x `pool_grid` cells, which keeps roughly where things are. `hidden_size` is the last stage's width.
+      patches, each image with its own number of rows and columns. It pools by "attention", without a class token.
+    - "resnet", the paper's ResNet: four stages and attention pooling with `num_attention_heads`; `hidden_size` is
+      `32 * stem_width`. The output projection of its attention pooling is the model's, with `projection_bias=True`.
+    - "convnet" (a plain stack of 3 x 3 convolutions, for small images and small budgets). Its stem halves the sides,
+      and so does each stage. `hidden_size` is the last stage's width.
     - "transformers", a vision model of that library, whose own config is `tower_config`; "timm", the trunk that
       timm calls `backbone`, made with `backbone_kwargs`. `hidden_size` is the width of the embedding that they give,
-      `pooling` one of the above or "pooler", what the model itself pools. Where `backbone_kwargs` have `num_classes`,
-      timm's classifier is the projection (OpenCLIP's `timm_proj=""`), with `projection_type="none"`. A trunk of timm
-      that gives maps can be pooled by "absolute_attention" or "rotary_attention" too, attention with learned or
-      rotary positions (OpenCLIP's "abs_attn" and "rot_attn"), which leads to `projection_dim` itself.
+      `pooling` one of the above or "pooler", what the model itself pools. A trunk of timm that gives maps can be
+      pooled by "absolute_attention" or "rotary_attention" too, attention with learned or rotary positions
+      (OpenCLIP's "abs_attn" and "rot_attn"), which leads to `projection_dim` itself.
 
-    `projection_type` is what leads to the shared space: "linear", "mlp" (as for texts, `projection_bias` its last) or
-    "none". `projection_dropout` is the fraction that training drops before a linear one, and within an MLP.
     `out_features` (or `out_indices`) are those of `stage_names` that AutoBackbone gives; by default the last.
     Raises ValueError for unknown choices and for numbers that do not fit together.
     """
@@ -330,44 +244,82 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
     }
 
     tower: str = "vit"
+    """Kind of tower: vit, naflex, resnet, convnet, transformers or timm."""
     hidden_size: int = 768
+    """Width of the tower, before the projection."""
     intermediate_size: int = 3072
+    """Width within each layer's MLP."""
     projection_dim: int = 512
+    """Dimensions of the shared space; the dual encoder's, where the tower is part of one."""
     num_hidden_layers: int = 12
+    """Number of layers of a transformer."""
     num_attention_heads: int = 12
+    """Attention heads of each layer (of a ResNet, of its pooling); they divide the width."""
     num_channels: int = 3
+    """Channels of an image."""
     image_size: int = 224
+    """Pixels of a side. Of a NaFlex tower: images have at most the patches of such a square, unless the processor says
+    otherwise."""
     patch_size: int = 32
+    """Pixels of a patch's side."""
     has_class_token: bool = True
+    """Whether a vision transformer has a token before those of the patches."""
     has_pre_norm: bool = True
+    """Whether a layer norm stands before the layers."""
     patch_bias: bool = False
+    """Whether the patch embedding has a bias."""
     pooling: str = "class"
+    """How the tower's tokens become one embedding: see the kinds above."""
     norm_before_pooling: bool = False
+    """Whether the last norm stands before the pooling; else behind it."""
     layer_scale_init_value: int | float | None = None
+    """Start of the learned factor for each channel of what each half of a layer adds; None: there is none."""
     patch_dropout: int | float = 0.0
+    """Fraction of the patches that training drops (Li et al. 2022)."""
     crops_remainder: bool = False
+    """Whether pixels at the right and bottom are cropped where patches do not fill `image_size`."""
     num_patches: int | None = None
+    """Learned positions of a NaFlex tower, a square number, resampled to each image."""
     num_queries: int = 256
+    """Learned queries of `pooling="queries"`."""
     pooling_heads: int = 8
+    """Attention heads of `pooling="queries"`."""
     stem_width: int | None = None
+    """Channels of a convnet's stem, and of the first stage of a ResNet."""
     stage_widths: list[int] | None = None
+    """Channels of a convnet's stages."""
     stage_depths: list[int] | None = None
+    """Convolutions of each stage of a convnet, or layers of each of a ResNet's four."""
     norm_group_size: int = 16
+    """Channels that a convnet's norms take together."""
     pool_grid: int = 1
+    """A convnet's last map is averaged to so many rows and columns, which keeps roughly where things are."""
     if TYPE_CHECKING:
         tower_config: _Resolved[PreTrainedConfig | None] = _Resolved()
+        """Config of the model of transformers that the tower holds, or its fields with `model_type`."""
     else:
         tower_config: dict[str, Any] | PreTrainedConfig | None = None
     backbone: str | None = None
+    """timm's name of the trunk."""
     backbone_kwargs: dict[str, Any] | None = None
+    """What timm makes the trunk with. Where it has `num_classes`, timm's classifier is the projection (OpenCLIP's
+    `timm_proj=""`), with `projection_type="none"`."""
     projection_type: str = "linear"
+    """What leads to the shared space: "linear", "mlp" (two linear maps with a GELU between them) or "none"."""
     projection_bias: bool = False
+    """Whether the projection (of an MLP, its last map) has a bias."""
     projection_dropout: int | float = 0.0
+    """Fraction that training drops before a linear projection, and within an MLP."""
     hidden_act: str = "quick_gelu"
+    """Activation of the MLPs: quick_gelu (OpenAI's), gelu, gelu_pytorch_tanh or relu."""
     layer_norm_eps: float = 1e-5
+    """Added to the variance in layer norms."""
     attention_dropout: int | float = 0.0
+    """Fraction of attention weights that training drops."""
     initializer_range: float = 0.02
+    """Standard deviation that the patch embedding starts with; other weights start by the width, as in the paper's."""
     initializer_factor: int | float = 1.0
+    """Factor of the standard deviations that weights start with."""
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -526,13 +478,10 @@ class HFCLIPVisionConfig(_HFCLIPConfigMixin, BackboneConfigMixin, PreTrainedConf
 class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
     """A dual encoder: a text tower and an image tower, each projected into one space of `projection_dim`.
 
-    `logit_scale_init_value` is the logarithm of the initial logit scale; the paper starts at ln(1 / 0.07).
     A `config.json` of transformers' `CLIPModel` or `MetaClip2Model` is read as if it were this package's own, and one
     of `SiglipModel` (SigLIP, and SigLIP 2 of fixed resolution) or `Siglip2Model` (NaFlex) gives an
-    `HFCLIPSiglipConfig`. The towers'
-    `projection_dim` follow the dual encoder's. `zero_shot_templates` are the texts, with `{}` for the label, that the
-    model is evaluated and classifies with by default; None means "a photo of a {}." Raises ValueError where a tower
-    without projection is of another width, for a template without its `{}`, and for a `config.json` of other models.
+    `HFCLIPSiglipConfig`. Raises ValueError where a tower without projection is of another width, for a template
+    without its `{}`, and for a `config.json` of other models.
     """
 
     model_type = "hf_clip"
@@ -555,15 +504,23 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 
     if TYPE_CHECKING:
         text_config: _Resolved[HFCLIPTextConfig] = _Resolved()
+        """The text tower, or its fields."""
         vision_config: _Resolved[HFCLIPVisionConfig] = _Resolved()
+        """The image tower, or its fields."""
     else:
         text_config: dict | HFCLIPTextConfig | None = None
         vision_config: dict | HFCLIPVisionConfig | None = None
     projection_dim: int = 512
+    """Dimensions of the shared space; the towers' follow it."""
     logit_scale_init_value: int | float = math.log(1 / 0.07)
+    """Logarithm of the initial logit scale; the paper starts at ln(1 / 0.07)."""
     logit_bias_init_value: int | float | None = None
+    """Start of the bias of the logits, of models trained with a sigmoid; None: there is none."""
     initializer_factor: int | float = 1.0
+    """Factor of the standard deviations that the projections start with."""
     zero_shot_templates: list[str] | None = None
+    """Texts, with `{}` for the label, that the model is evaluated and classifies with by default; None means
+    "a photo of a {}."."""
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -628,8 +585,8 @@ class HFCLIPConfig(_HFCLIPConfigMixin, PreTrainedConfig):
 class HFCLIPSiglipConfig(HFCLIPConfig):
     """A dual encoder trained with a sigmoid for each pair (Zhai et al. 2023), for towers of any kind.
 
-    Its logits are the scaled cosines plus a learned bias, which starts at `logit_bias_init_value`; the defaults of
-    both are that paper's. The type's name makes transformers' pipeline score by sigmoid and pad texts to 64 tokens.
+    Its logits are the scaled cosines plus a learned bias. The type's name makes transformers' pipeline score by
+    sigmoid and pad texts to 64 tokens.
     """
 
     model_type = "hf_clip_siglip"
@@ -640,7 +597,9 @@ class HFCLIPSiglipConfig(HFCLIPConfig):
     }
 
     logit_scale_init_value: int | float = math.log(10)
+    """Logarithm of the initial logit scale; the default is that paper's."""
     logit_bias_init_value: int | float | None = -10.0
+    """Start of the bias of the logits; the default is that paper's."""
 
 
 def find_architecture(name: str) -> dict[str, Any]:

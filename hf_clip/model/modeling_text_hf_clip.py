@@ -30,6 +30,9 @@ _NO_CACHE: dict[str, Any] = {
     "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values": None
 }
 
+# No token's id: what stands before a text that is padded on the left, where its end is looked for.
+_LEFT_PADDING = -1
+
 
 class HFCLIPTextEmbeddings(nn.Module):
     """Token embeddings with learned positions."""
@@ -64,12 +67,14 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     padding comes after all that the end token can see, so no attention mask is needed, and a batch may be padded to
     its longest text. The same holds for pooling "first" and "mean". A mask that is given is applied. A tower that
     pools at its last position (SigLIP) was trained on texts padded to the full length, and takes no others.
+    A text whose mask begins with zeros is padded on the left: its tokens stand at the positions, and are pooled, as
+    without that padding, unless `position_ids` are given.
     `pooler_output` is (B, pooled_size), from `head` where the config has one. With `pooled_only=True`,
     `last_hidden_state` may be None: the last layer computes the token that is pooled, where it is one. With
     `shared_prefix` too, so many first tokens, which all texts have in common, may be computed once.
-    Raises ValueError for a text without an end token (unless pooled at its first or last position), for left padding,
-    for more tokens than positions and for fewer where the last is pooled; on an accelerator and in compiled code the
-    first two are asserted on the device.
+    Raises ValueError for a text without an end token (unless pooled at its first or last position) or without tokens,
+    for left padding where the first or last position is pooled, for more tokens than positions and for fewer where the
+    last is pooled; on an accelerator and in compiled code all but the last two are asserted on the device.
     """
 
     config: HFCLIPTextConfig
@@ -106,6 +111,25 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         )
         return is_end_BT.int().argmax(dim=-1)
 
+    def _without_left_padding(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Ids to look for ends in, with `_LEFT_PADDING` before each text, and positions that count from its start."""
+        is_token_BT = attention_mask != 0
+        if self.config.pooling in ("first", "last"):
+            require_on_device(
+                is_token_BT[:, 0].all(),
+                f"A text is padded on the left, and this model pools the {self.config.pooling} position: pad on the "
+                "right (tokenizer.padding_side = 'right').",
+            )
+            return input_ids, position_ids
+        require_on_device(is_token_BT.any(dim=-1).all(), "A text has no tokens, as its mask says: skip it.")
+        start_B1 = is_token_BT.int().argmax(dim=-1, keepdim=True)
+        place_1T = torch.arange(input_ids.shape[-1], device=input_ids.device)[None]
+        if position_ids is None:
+            position_ids = (place_1T - start_B1).clamp(min=0)
+        return input_ids.masked_fill(place_1T < start_B1, _LEFT_PADDING), position_ids
+
     def _pool(self, tokens_BTW: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """One embedding a text, (B, W)."""
         if self.config.pooling == "first":
@@ -115,7 +139,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         end_B = self._end_positions(input_ids)
         if self.config.pooling == "mean":
             position_T = torch.arange(tokens_BTW.shape[1], device=tokens_BTW.device)
-            is_text_BT1 = (position_T <= end_B[:, None])[..., None]
+            is_text_BT1 = ((position_T <= end_B[:, None]) & (input_ids != _LEFT_PADDING))[..., None]
             return (tokens_BTW * is_text_BT1).sum(dim=1) / is_text_BT1.sum(dim=1)
         rows_B = torch.arange(tokens_BTW.shape[0], device=tokens_BTW.device)
         return tokens_BTW[rows_B, end_B]
@@ -187,12 +211,9 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         kwargs = known_arguments(self, kwargs)
         check_texts(input_ids, attention_mask, position_ids)
+        pooled_ids = input_ids
         if attention_mask is not None and attention_mask.ndim == 2:
-            require_on_device(
-                attention_mask[:, 0].ne(0).all(),
-                "A text is padded on the left, which moves its tokens to other positions: pad on the right "
-                "(tokenizer.padding_side = 'right').",
-            )
+            pooled_ids, position_ids = self._without_left_padding(input_ids, attention_mask, position_ids)
         length, full = input_ids.shape[-1], self.config.max_position_embeddings
         if self.config.pooling == "last" and length < full:
             raise ValueError(
@@ -202,7 +223,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         if shared_prefix and pooled_only and position_ids is None and self._may_share(attention_mask, kwargs):
             return BaseModelOutputWithPooling(pooler_output=self._pooled_behind(input_ids, shared_prefix))
         tokens_BTW = self.embeddings(input_ids, position_ids)
-        one_token = self._pooled_token(input_ids, attention_mask, tokens_BTW.dtype, kwargs) if pooled_only else None
+        one_token = self._pooled_token(pooled_ids, attention_mask, tokens_BTW.dtype, kwargs) if pooled_only else None
         # Where the config says is_causal=False, this is a mask of the padding alone.
         attention_mask = create_causal_mask(
             config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, **_NO_CACHE
@@ -213,5 +234,5 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         )
         if one_token is not None:
             return BaseModelOutputWithPooling(pooler_output=self.head(tokens_BTW[:, 0]))
-        pooled_BW = self._pool(tokens_BTW, input_ids)
+        pooled_BW = self._pool(tokens_BTW, pooled_ids)
         return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW, pooler_output=self.head(pooled_BW))

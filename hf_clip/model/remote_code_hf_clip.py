@@ -11,6 +11,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .configuration_coca_hf_clip import HFCLIPCoCaConfig
     from .configuration_hf_clip import HFCLIPConfig
     from .configuration_limits_hf_clip import require_plausible
+    from .configuration_reading_hf_clip import as_ours
     from .decisions_hf_clip import Decisions
     from .device_check_hf_clip import warn_of_device
     from .device_hf_clip import is_fast_at_bf16

@@ -1,8 +1,10 @@
 """Configs: transformers' files read as ours, the published architectures, and errors that say how to fix them."""
 
+import inspect
 import json
 import math
 import re
+import sys
 import time
 
 import pytest
@@ -10,7 +12,15 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import BertConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, SiglipConfig, SiglipVisionConfig
 
-from hf_clip import HFCLIPConfig, HFCLIPModel, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip import (
+    HFCLIPCoCaConfig,
+    HFCLIPConfig,
+    HFCLIPModel,
+    HFCLIPSiglipConfig,
+    HFCLIPTextConfig,
+    HFCLIPVisionConfig,
+)
+from hf_clip.training.recipe_reference import field_texts
 
 # Counts of parameters of OpenAI's published models, by both spellings of their names.
 PUBLISHED = {
@@ -376,3 +386,14 @@ def test_counts_beyond_any_model_and_numbers_that_are_none_are_refused_before_th
 
 def test_counts_of_large_published_models_are_taken():
     HFCLIPConfig(num_labels=21_841, text_config={"vocab_size": 1_000_000}, vision_config={"num_hidden_layers": 100})
+
+
+@pytest.mark.parametrize(
+    "kind", [HFCLIPTextConfig, HFCLIPVisionConfig, HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPCoCaConfig]
+)
+def test_every_field_is_explained(kind):
+    texts = field_texts(sys.modules[kind.__module__])[kind.__name__]
+    hints = inspect.get_annotations(kind)
+    fields = {name for name, hint in hints.items() if "ClassVar" not in str(hint) and not name.startswith("_")}
+    assert fields == set(texts)
+    assert not [name for name, text in texts.items() if len(text.split()) < 3 or not text.endswith(".")]

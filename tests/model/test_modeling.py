@@ -355,10 +355,36 @@ def test_a_text_longer_than_the_positions_raises():
         ours().encode_text(ids)
 
 
-def test_left_padding_raises():
-    ids = torch.tensor([[0, 0, START, 5, END], [START, 1, 2, 3, END]])
-    with pytest.raises(ValueError, match="padded on the left.*padding_side = 'right'"):
-        ours().encode_text(ids, (ids != 0).long())
+@pytest.mark.parametrize("pooling", ["eos", "highest id", "first_eos", "mean"])
+@pytest.mark.parametrize("pad", [0, END])
+def test_left_padding_with_its_mask_gives_the_embeddings_of_right_padding(pooling, pad):
+    """Where the padding is the end token too, as OpenAI's is; transformers' CLIP would take other positions."""
+    model = ours()
+    model.config.text_config.pooling = "eos" if pooling == "highest id" else pooling
+    if pooling == "highest id":
+        model.config.text_config.eos_token_id = 2
+    texts = [[START, 5, END], [START, 1, 2, 3, END]]
+    right, left = torch.full((2, 2, 6), pad).unbind()
+    mask_right, mask_left = torch.zeros(2, 2, 6, dtype=torch.long).unbind()
+    for row, text in enumerate(texts):
+        right[row, : len(text)], mask_right[row, : len(text)] = torch.tensor(text), 1
+        left[row, -len(text) :], mask_left[row, -len(text) :] = torch.tensor(text), 1
+    expected = model.encode_text(right, mask_right)
+    torch.testing.assert_close(model.encode_text(left, mask_left), expected, rtol=0, atol=1e-6)
+    for pooled_only in (False, True):
+        pooled = model.text_model(left, mask_left, pooled_only=pooled_only).pooler_output
+        reference = model.text_model(right, mask_right).pooler_output
+        torch.testing.assert_close(pooled, reference, rtol=0, atol=1e-6)
+
+
+def test_left_padding_where_a_position_is_pooled_and_texts_without_tokens_raise():
+    model, ids = ours(), torch.tensor([[0, 0, START, 5, END], [START, 1, 2, 3, END]])
+    mask = (ids != 0).long()
+    with pytest.raises(ValueError, match="A text has no tokens"):
+        model.encode_text(ids, mask * torch.tensor([[0], [1]]))
+    model.config.text_config.pooling = "first"
+    with pytest.raises(ValueError, match="padded on the left.*the first position.*padding_side = 'right'"):
+        model.encode_text(ids, mask)
 
 
 def expected_stds(config: HFCLIPConfig) -> dict[str, float]:
