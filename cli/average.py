@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from .arguments import add_verb, check_model, fraction
 from .outputs import Outputs
 from .train import check_recipe
-from .usage import UsageError, start_library
+from .usage import UsageError, shown_log, start_library
 
 
 def add(verbs) -> None:
@@ -52,12 +51,14 @@ def run(options: argparse.Namespace) -> int:
     from hf_clip.training.mixing import FRACTIONS, evaluation_by_recipe, greedy_soup, wise_ft
 
     evaluate, by = evaluation_by_recipe(options.recipe or Path(options.models[-1]) / "recipe.yaml", options.by)
-    more = {"less_is_better": by.endswith(LESS_IS_BETTER), "say": partial(print, file=sys.stderr)}
-    if options.wise_ft:
-        start, end = options.models
-        found = wise_ft(start, end, evaluate, by, fractions=options.fractions or FRACTIONS, **more)
-    else:
-        found = greedy_soup(options.models, evaluate, by, **more)
+    less = by.endswith(LESS_IS_BETTER)
+    with shown_log("hf_clip.training"):
+        if options.wise_ft:
+            start, end = options.models
+            fractions = options.fractions or FRACTIONS
+            found = wise_ft(start, end, evaluate, by, fractions=fractions, less_is_better=less)
+        else:
+            found = greedy_soup(options.models, evaluate, by, less_is_better=less)
     _write(options.output_dir, found.model, found.processor)
     written = {"models": options.models, "by": by, **found.to_dict()}
     (options.output_dir / "mixture.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .arguments import Several, add_load_options, add_verb, check_model, load_options, natural
 from .index import add_index
 from .server_calls import place_of
-from .usage import UsageError, start_library
+from .usage import UsageError, shown_log, start_library
 
 if TYPE_CHECKING:
     from hf_clip.serving import Service
@@ -71,14 +71,8 @@ def run(options: argparse.Namespace) -> int:
         return service
 
     try:
-        serve(
-            open_service,
-            host=options.host,
-            port=options.port,
-            token=token,
-            allowed_hosts=options.allowed_hosts,
-            say=_say,
-        )
+        with shown_log("hf_clip.serving", prefix="hf-clip: "):
+            serve(open_service, host=options.host, port=options.port, token=token, allowed_hosts=options.allowed_hosts)
     except ServeError as error:
         raise UsageError(str(error)) from error
     return 0

@@ -2,13 +2,12 @@
 
 import argparse
 import difflib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .arguments import Several, add_verb
 from .outputs import Outputs
-from .usage import UsageError, start_library
+from .usage import UsageError, shown_log, start_library
 
 if TYPE_CHECKING:
     from hf_clip.training import TrainConfig
@@ -101,7 +100,8 @@ def _dry_run(config: "TrainConfig", outputs: Outputs, sheet: Path | None) -> int
 
     if sheet is not None:
         outputs.file("--sheet", sheet, "a plot in PNG")
-    found = dry_run(config, sheet, say=lambda line: print(line, file=sys.stderr))
+    with shown_log("hf_clip.training"):
+        found = dry_run(config, sheet)
     print(found.report())
     return 0
 

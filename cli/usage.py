@@ -49,14 +49,18 @@ def start_library() -> None:
 class _Lines(logging.Handler):
     """Log lines to standard error as it is when they come."""
 
+    def __init__(self, prefix: str):
+        super().__init__()
+        self.prefix = prefix
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(self.format(record)), file=sys.stderr)
+        print(printable(self.prefix + self.format(record)), file=sys.stderr)
 
 
 @contextmanager
-def shown_log(name: str) -> Iterator[None]:
+def shown_log(name: str, prefix: str = "") -> Iterator[None]:
     """Within it, what the library logs under a name is shown, from INFO on: it is what the verb has to tell."""
-    logger, handler = logging.getLogger(name), _Lines()
+    logger, handler = logging.getLogger(name), _Lines(prefix)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

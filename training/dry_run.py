@@ -1,10 +1,11 @@
 """A run before it is started: its data read, a step made, nothing written but a sheet of what the model will see."""
 
+import logging
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,8 @@ from .stages import stage_processor, stages_of
 from .step import TrainStep
 from .stream import Batch, DataError, PairStream
 from .texts import tokens_of
+
+logger = logging.getLogger(__name__)
 
 # Enough to see what share of the data is bad.
 PAIRS_TO_READ = 2000
@@ -104,15 +107,12 @@ class DryRun:
         return {**facts, "skipped": dict(self.skipped), "token_length_quantiles": lengths, "seconds": self.seconds}
 
 
-def dry_run(
-    config: TrainConfig, sheet: str | Path | None = None, say: Callable[[str], None] = lambda line: None
-) -> DryRun:
+def dry_run(config: TrainConfig, sheet: str | Path | None = None) -> DryRun:
     """Opens all data of a recipe, reads some of it, makes two steps, and forgets them.
 
     Args:
         config: from `load_recipe`.
         sheet: a PNG of augmented images with their captions, as the first batch has them.
-        say: takes lines while it works.
 
     Raises:
         What `train` raises before its first step. ImportError: a sheet without matplotlib.
@@ -124,7 +124,7 @@ def dry_run(
     config = resolve_epochs(config, data)
     open_evaluations(config)
     stage = stages_of(config)[0]
-    say(f"Opened {data.name}.")
+    logger.info(f"Opened {data.name}.")
     model, processor = build_start(config.model, data.captions(), config.seed)
     objective, optimizer = prepare(model, config, decisions)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)

@@ -14,7 +14,7 @@ from .recipe import load_recipe, may_change, recipe_changes
 from .recipe_error import RecipeError
 from .run_folder import CHECKPOINTS, RECIPE
 
-# Seconds before another try; after the last one the push is given up.
+# Seconds before another try; after the last one the push is given up. The Hub's client tries for half a minute.
 RETRY_SECONDS = (5.0, 30.0, 120.0)
 # A process that was asked to stop is often killed half a minute later.
 PATIENCE_SECONDS = 20.0
@@ -25,6 +25,10 @@ class CheckpointPusher:
 
     A checkpoint that is saved while another is under way waits; of several that wait, the newest goes. Older copies
     are removed once a newer one is whole. Nothing is raised: a push that failed after its retries goes to `fail`.
+
+    The thread is its own, and not that of `upload_folder(run_as_future=True)`: Python waits for that one at its end,
+    however long an upload hangs, and a run that was asked to stop is killed before; and it takes all that it was given
+    in turn, so that a slow line would fall behind by checkpoints that training has deleted.
 
     Args:
         repo_id: the repository; it is made, as a private one, where there is none.

@@ -1,6 +1,7 @@
 """Between and among fine-tuned models: weights mixed with the start's (WiSE-FT) and soups, picked by an evaluation."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from .config import NUMBERS_OF_TASKS
 from .evaluate import evaluate_one, number_of, open_evaluations
 from .recipe import load_recipe
 from .recipe_error import RecipeError
+
+logger = logging.getLogger(__name__)
 
 # Numbers by name, of a model: what is measured on validation data, and on other data.
 Evaluate = Callable[[HFCLIPModel, HFCLIPProcessor], Mapping[str, float]]
@@ -54,9 +57,10 @@ def wise_ft(
     *,
     fractions: Sequence[float] = FRACTIONS,
     less_is_better: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Mixture:
     """Weights between a start and what was fine-tuned from it (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+
+    The numbers of each mixture are logged.
 
     Args:
         start, end: whatever `load` takes, of one shape.
@@ -64,7 +68,6 @@ def wise_ft(
         by: the name of the number by which the best is picked. Of equals it is the one nearest to the start.
         fractions: of `end` in the mixture, 0 to 1.
         less_is_better: whether a smaller number is better.
-        say: takes a line for each mixture.
 
     Raises:
         ValueError: no fractions, or others than 0 to 1; `evaluate` gives no number of that name.
@@ -72,7 +75,7 @@ def wise_ft(
     """
     if not fractions or min(fractions) < 0 or max(fractions) > 1:
         raise ValueError(f"`fractions` are {list(fractions)}: give numbers in 0 to 1.")
-    bench = _Bench([start, end], evaluate, by, less_is_better, say)
+    bench = _Bench([start, end], evaluate, by, less_is_better)
     for fraction in fractions:
         bench.try_weights([1 - fraction, fraction])
     return bench.mixture()
@@ -84,7 +87,6 @@ def greedy_soup(
     by: str,
     *,
     less_is_better: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Mixture:
     """The mean of those of several fine-tuned models that help (a greedy soup, Wortsman et al. 2022, recipe 1).
 
@@ -94,7 +96,7 @@ def greedy_soup(
     """
     if len(models) < 2:
         raise ValueError(f"`models` has {len(models)} entries: a soup needs two or more.")
-    bench = _Bench(list(models), evaluate, by, less_is_better, say)
+    bench = _Bench(list(models), evaluate, by, less_is_better)
     alone = [
         bench.try_weights([float(place == index) for place in range(len(models))]) for index in range(len(models))
     ]
@@ -154,8 +156,8 @@ def evaluation_by_recipe(recipe: str | Path, by: str | None = None) -> tuple[Eva
 class _Bench:
     """Mixtures of some models, each evaluated once."""
 
-    def __init__(self, models: Sequence[str | Path], evaluate: Evaluate, by: str, less_is_better: bool, say):
-        self.evaluate, self.by, self.say = evaluate, by, say
+    def __init__(self, models: Sequence[str | Path], evaluate: Evaluate, by: str, less_is_better: bool):
+        self.evaluate, self.by = evaluate, by
         self.sign = -1 if less_is_better else 1
         loaded = [load(model, dtype=torch.float32) for model in models]
         for name, each in zip(models, loaded, strict=True):
@@ -172,7 +174,7 @@ class _Bench:
             raise ValueError(f"`by={self.by}` is not among what is evaluated: {', '.join(numbers)}.")
         self.curve.append({"weights": weights, "numbers": numbers})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.say(f"{' + '.join(f'{weight:.3g}' for weight in weights)}: {shown}")
+        logger.info(f"{' + '.join(f'{weight:.3g}' for weight in weights)}: {shown}")
         return self.sign * numbers[self.by]
 
     def mixture(self, weights: list[float] | None = None) -> Mixture:

@@ -43,9 +43,8 @@ def serve(
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
     limits: Limits | None = None,
-    say: Callable[[str], None] = logger.info,
 ) -> None:
-    """Serves until a signal ends it, and answers what it was asked until then.
+    """Serves until a signal ends it, and answers what it was asked until then. Where, and its end, are logged.
 
     Args:
         open_service: opens the model and the index, once the port is known to be free.
@@ -54,7 +53,6 @@ def serve(
         token: what callers must show, of LEAST_TOKEN characters or more.
         allowed_hosts: more names by which the server is called, such as that of a proxy before it.
         limits: of requests.
-        say: takes lines for the user.
 
     Raises:
         ServeError: for a host without a token, a token that is short, and a port in use.
@@ -71,9 +69,9 @@ def serve(
         with _signals(server), announced(service, host, port, token, run):
             about = service.describe()
             found = f"{about['index']['rows']} images, " if about["index"] else ""
-            say(f"http://{_shown(host)}:{port}/ ({found}{about['model']}). Ctrl-C stops it.")
+            logger.info(f"http://{_shown(host)}:{port}/ ({found}{about['model']}). Ctrl-C stops it.")
             server.run(sockets=[listening])
-        say("stopped.")
+        logger.info("stopped.")
 
 
 def check_access(host: str, token: str | None) -> None:

@@ -90,8 +90,9 @@ def test_averages_by_weights_and_greedy_soups_are_written(place, tmp_path, capsy
     name = "visual_projection.weight"
     assert (mean[name] - (starts[name] + others[0][name] + others[1][name]) / 3).abs().max() < 1e-6
     arguments = ["average", *models, "--greedy", "--by", "held_out.image_to_text.recall_at_1"]
-    code, out, _ = run(capsys, *arguments, "--output-dir", tmp_path / "soup")
+    code, out, err = run(capsys, *arguments, "--output-dir", tmp_path / "soup")
     assert code == 0 and "held_out.image_to_text.recall_at_1" in out
+    assert len(err.splitlines()) == 5 and "0 + 0 + 1: held_out" in err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_it_says_what_the_run_then_meets(file, tmp_path):
 def test_the_command_prints_it_and_draws_what_the_model_sees(file, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     assert cli.main(["train", "--recipe", str(file), "--dry-run", "--sheet", str(tmp_path / "sheet.png")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.startswith("Opened ")
     for text in ("48 an epoch, 48 read", "more than data.max_bad_fraction=0.05: the run would stop", "2 steps: about"):
         assert text in out
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "sheet.png"])

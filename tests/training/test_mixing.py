@@ -71,7 +71,7 @@ def test_models_that_do_not_belong_together_are_refused(models):
             average_models([start, end], weights)
 
 
-def test_the_mixture_is_picked_by_its_number_and_others_are_watched(models):
+def test_the_mixture_is_picked_by_its_number_and_others_are_watched(models, caplog):
     start, end, far, _, _ = models
     ends = state(start), state(end)
 
@@ -81,8 +81,9 @@ def test_the_mixture_is_picked_by_its_number_and_others_are_watched(models):
         way = ((model.state_dict()[name] - ends[0][name]) / (ends[1][name] - ends[0][name])).mean().item()
         return {"mine": 1 - abs(way - 0.3), "theirs": 1 - way}
 
-    lines = []
-    found = wise_ft(start, end, evaluate, "mine", say=lines.append)
+    with caplog.at_level("INFO", "hf_clip.training"):
+        found = wise_ft(start, end, evaluate, "mine")
+    lines = caplog.messages
     assert [entry["weights"][1] for entry in found.curve] == [index / 10 for index in range(11)]
     assert found.best["weights"] == pytest.approx([0.7, 0.3]) and found.best["numbers"]["mine"] > 0.999
     assert found.best["numbers"]["theirs"] == pytest.approx(0.7, abs=1e-3)
