@@ -11,7 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from .credentials import hide_credentials
 
-# Seconds before another try; the Hub's client has tried each request several times before.
+# Seconds before another try. The Hub's client tries requests that send something several times, within half a minute,
+# and those that ask or make a repository once: a Hub that is away for two minutes ends a push of hours by neither.
 RETRY_SECONDS = (5.0, 30.0, 120.0)
 # Answers that another try may change, besides the Hub's own trouble: timeouts, others' commits, quotas.
 PASSING = (408, 409, 412, 429)
