@@ -1,12 +1,12 @@
 """`hubconf.py`: what `torch.hub.load` finds in a clone."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.checkpoints import openai_model, write_openai_archive
+from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -24,7 +24,7 @@ print(model.encode_text(tokenize(["a cat"])).shape, type(preprocess).__name__, s
 @pytest.mark.slow
 def test_torch_hub_takes_a_clone_that_is_not_installed(tmp_path):
     write_openai_archive(tmp_path / "ViT-B-32.pt", openai_model())
-    command = [sys.executable, "-c", SCRIPT, str(ROOT), str(tmp_path)]
+    command = [*warm_python("libraries"), "-c", SCRIPT, str(ROOT), str(tmp_path)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["torch.Size([1,", "40])", "Preprocess", str(ROOT / "hf_clip/__init__.py")]

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, CLIPTokenizer
 
 from hf_clip import (
+    HFCLIPBackbone,
     HFCLIPCoCaConfig,
     HFCLIPCoCaModel,
     HFCLIPConfig,
@@ -21,8 +22,10 @@ from hf_clip import (
     HFCLIPSiglipModel,
     HFCLIPTextModel,
     HFCLIPTokenizer,
+    HFCLIPVisionModel,
 )
 from hf_clip.model import remote_code_hf_clip
+from hf_clip.model.modeling_hf_clip import HFCLIPSiglipForImageClassification
 from tests.helpers.counts import soak_count
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.toys import tiny_clip, tiny_coca
@@ -52,6 +55,7 @@ import sys
 
 sys.modules["hf_clip"] = None  # to import it raises ImportError
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification,
@@ -84,6 +88,9 @@ def scores(source):
         logits = torch.cat([logits[0], writes.generate(inputs["pixel_values"], max_new_tokens=4)[0]])
     return model, processor, logits, ids
 
+def first_tensor(output):
+    return output if isinstance(output, torch.Tensor) else first_tensor(output[0])
+
 found, odd_ids = {}, {}
 ODD = json.loads(open("odd_texts.json").read())
 LABELS, outputs = sys.argv[1:3], sys.argv[3]
@@ -93,6 +100,11 @@ for source in sys.argv[4:]:
     model.save_pretrained(again)
     processor.save_pretrained(again)
     found[f"{source} again"] = scores(again)[2]
+for kind, (source, given) in torch.load("parts.pt").items():
+    part = getattr(transformers, kind).from_pretrained(source, trust_remote_code=True).eval()
+    assert type(part).__module__.startswith("transformers_modules"), part
+    with torch.no_grad():
+        found[kind] = first_tensor(part(given))
 torch.save(found, outputs)
 json.dump(odd_ids, open("odd_ids.json", "w"))
 """
@@ -125,9 +137,16 @@ def expected_scores(model, processor) -> torch.Tensor:
     return logits
 
 
-def without_the_package(folder: Path, sources: list[str], environment: dict[str, str] | None = None) -> dict:
-    """The scores by each source, and by what was saved again from it."""
+def without_the_package(
+    folder: Path,
+    sources: list[str],
+    environment: dict[str, str] | None = None,
+    parts: dict[str, tuple[str, torch.Tensor]] | None = None,
+) -> dict:
+    """The scores by each source, and by what was saved again from it; of parts, by Auto class, their output."""
     import os
+
+    torch.save(parts or {}, folder / "parts.pt")
 
     (folder / "program.py").write_text(PROGRAM)
     (folder / "odd_texts.json").write_text(json.dumps(ODD))
@@ -137,6 +156,28 @@ def without_the_package(folder: Path, sources: list[str], environment: dict[str,
     )
     assert completed.returncode == 0, completed.stderr
     return torch.load(folder / "outputs.pt", weights_only=True)
+
+
+def saved_parts(repositories: Path) -> tuple[dict[str, tuple[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Where each part lies that an Auto class makes, and what it is given, by that class; and what it makes of it."""
+    model, processor = tiny("vit")
+    ids, pixels = processor(text=LABELS, return_tensors="pt")["input_ids"], torch.rand(2, 3, 32, 32)
+    model.save_pretrained(repositories / "whole")
+    image_tower = HFCLIPVisionModel.from_pretrained(repositories / "whole").eval()
+    classifier = HFCLIPSiglipForImageClassification(tiny("vit", HFCLIPSiglipConfig)[0].config).eval()
+    for name, part in (("text", model.text_model), ("image", image_tower), ("classifier", classifier)):
+        part.save_pretrained(repositories / name)
+    with torch.no_grad():
+        tokens = image_tower(pixels).last_hidden_state
+        expected = {
+            "AutoModelForTextEncoding": model.text_model(ids).last_hidden_state,
+            "AutoModel": tokens,
+            "AutoBackbone": HFCLIPBackbone.from_pretrained(repositories / "whole").eval()(pixels).feature_maps[0],
+            "AutoModelForImageClassification": classifier(pixels).logits,
+        }
+    names = ("text", "image", "image", "classifier")
+    given = [ids, pixels, pixels, pixels]
+    return {kind: (f"owner/{name}", one) for kind, name, one in zip(expected, names, given, strict=True)}, expected
 
 
 def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
@@ -153,9 +194,11 @@ def test_every_kind_of_model_loads_by_its_code_and_can_be_saved_again(tmp_path):
     model.save_pretrained(tmp_path / "repository")
     processor.save_pretrained(tmp_path / "repository")
     expected["owner/model"] = expected_scores(model, processor)
-    with running_hub({"owner/model": tmp_path / "repository"}) as hub:
-        found = without_the_package(tmp_path, list(expected), hub.environment(tmp_path / "home"))
-    expected |= {f"{name} again": scores for name, scores in expected.items()}
+    parts, made = saved_parts(tmp_path / "parts")
+    repositories = {source: tmp_path / "parts" / source.partition("/")[2] for source, _ in parts.values()}
+    with running_hub({"owner/model": tmp_path / "repository", **repositories}) as hub:
+        found = without_the_package(tmp_path, list(expected), hub.environment(tmp_path / "home"), parts)
+    expected |= {f"{name} again": scores for name, scores in expected.items()} | made
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     ids = processor.tokenizer(ODD)["input_ids"]
     assert all(found == [ids, ids] for found in json.loads((tmp_path / "odd_ids.json").read_text()).values())

@@ -87,7 +87,8 @@ def test_quantized_models_classify_evaluate_and_keep(name, clip, folder, tmp_pat
         exact = HFCLIPModel.from_pretrained(folder).eval()(**batch)
         found = model(**batch)
     for one in ("image_embeds", "text_embeds"):
-        assert torch.nn.functional.cosine_similarity(exact[one], found[one]).min() > 0.999
+        cosines = torch.nn.functional.cosine_similarity(exact[one], found[one])
+        torch.testing.assert_close(cosines, torch.ones_like(cosines), atol=1e-3, rtol=0)
     classifier = ZeroShotClassifier(model, processor, LABELS)
     image = Image.new("RGB", (40, 32), "red")
     expected = classifier.predict([image])
