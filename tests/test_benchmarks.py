@@ -27,6 +27,7 @@ SMALLEST = {
     "loader": ["--quick"],
     "locate": ["--quick"],
     "start": ["--runs", "1"],
+    "stream": ["--quick"],
     "search": ["--rows", "2000", "--width", "16", "--queries", "4", "--files", "10"],
     "serve": ["--quick"],
     # It measures a trained model, and says so where there is none.

@@ -69,11 +69,13 @@ class DataConfig:
     """A keyword text is 1 to this many of a row's keywords, in random order."""
     lanes: int | None = None
     """Logical shards, fixed for a run, that processes share; the order of the pairs depends on their number, which
-    divides `batch_size` and is divided by the number of processes. Null chooses one of up to 32 that most do."""
+    divides `batch_size` and is divided by the number of processes. Null chooses one of up to 32 that most do, or of up
+    to 4 a process where there are more than 8; a resumed run keeps it."""
     workers: int | None = None
     """Threads of each process that decode. Null takes one a core, 0 decodes between the steps."""
-    shuffle_block: int = 8192
-    """Pairs, over all lanes, that wait as undecoded bytes to be shuffled together; as many are read ahead."""
+    shuffle_block: int | None = None
+    """Pairs, over all lanes, that wait as undecoded bytes to be shuffled together; as many are read ahead. Null takes
+    8192, and at least 256 of each lane."""
     decoded_cache_gb: float = 1.0
     """Data whose images, at the model's size, fit into this many gigabytes of each process is decoded once."""
     max_bad_fraction: float = 0.05

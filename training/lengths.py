@@ -29,8 +29,8 @@ def resolve_epochs(config: TrainConfig, data: TrainingData) -> TrainConfig:
 
 def pairs_in_epoch(data: TrainingData, validation_fraction: float | None = None) -> float | None:
     """Rows times weights over all sources, less what is held out; None where a source does not know its rows."""
-    lengths = [[shard.num_rows for shard in shards] for shards in data.shards]
-    if any(rows is None for of_source in lengths for rows in of_source):
+    lengths = [shards.lengths for shards in data.shards]
+    if any((rows < 0).any() for rows in lengths):
         return None
-    pairs = sum(weight * sum(map(int, rows)) for weight, rows in zip(data.weights, lengths, strict=True))  # type: ignore
+    pairs = sum(weight * int(rows.sum()) for weight, rows in zip(data.weights, lengths, strict=True))
     return pairs * (1 - (validation_fraction or 0.0))

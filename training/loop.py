@@ -16,6 +16,7 @@ from torch import nn
 from hf_clip.messages import in_callers_words
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.sources import SourceError
+from hf_clip.sources.columns import Share, on_its_own
 
 from .best import keep_best, release_best, take_over_best
 from .build import build_again, build_start
@@ -38,6 +39,7 @@ from .signals import StopNow
 from .stages import Stage, common_batch_size, stage_processor, stages_of
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
+from .stream.coordination import Coordinator
 from .texts import tokens_of
 from .trackers import trackers_of
 from .trainer import Progress, Trainer, TrainingDiverged
@@ -114,7 +116,7 @@ def _train(
     try:
         for note in run_folder.notes:
             log.say(f"{note}.")
-        data = open_training_data(config.data)
+        data = open_training_data(config.data, Coordinator(decisions.processes).share)
         config = resolve_epochs(config, data)
         log.steps = config.total_steps
         evaluations = open_evaluations(config)
@@ -138,10 +140,10 @@ def _train(
     return results
 
 
-def open_training_data(config: DataConfig) -> TrainingData:
-    """The recipe's training data. Raises SourceError in the recipe's words."""
+def open_training_data(config: DataConfig, share: Share = on_its_own) -> TrainingData:
+    """The recipe's training data, as `open_training_source` has it. Raises SourceError in the recipe's words."""
     try:
-        return open_training_source(config)
+        return open_training_source(config, share)
     except SourceError as error:
         keys = {name: f"data.{name}" for name in DataConfig.__dataclass_fields__} | {"data": "data.train"}
         raise SourceError(in_callers_words(str(error), keys)) from error
@@ -199,7 +201,7 @@ def run_stages(trainer: Trainer, data: TrainingData, evaluations: dict[str, Eval
     config = trainer.config
     stages = stages_of(config)
     left = [stage for stage in stages if stage.last > trainer.progress.step] or stages[-1:]
-    lanes = config.data.lanes
+    lanes = config.data.lanes or trainer.progress.position.get("lanes")
     if lanes is None and len(stages) > 1:
         lanes = make_stream(trainer, data, replace(stages[0], batch_size=common_batch_size(config)), None).lanes
     for stage in left:

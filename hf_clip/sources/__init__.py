@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .image_files import find_images
     from .opening import open_source
     from .sample import ROW_KEY, Sample, Source, clean_captions, iterate_samples, to_sample
-    from .shards import Shard, list_shards
+    from .shards import Shard, Shards, list_shards
     from .spec import DataSpec
     from .values import ValueKindError, as_text, class_index, spellings
 
@@ -24,6 +24,7 @@ _HOME = {
     "ROW_KEY": "sample",
     "Sample": "sample",
     "Shard": "shards",
+    "Shards": "shards",
     "Source": "sample",
     "SourceError": "errors",
     "ValueKindError": "values",
@@ -43,6 +44,7 @@ __all__ = [
     "ROW_KEY",
     "Sample",
     "Shard",
+    "Shards",
     "Source",
     "SourceError",
     "ValueKindError",

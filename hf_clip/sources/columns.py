@@ -1,6 +1,6 @@
 """Which columns hold the images, the captions, the labels and the concepts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,15 @@ COLUMN_NAMES = {
 }
 
 
+# Calls what it is given on one process, and gives the result, or raises the error, on all.
+Share = Callable[[Callable[[], Any]], Any]
+
+
+def on_its_own(make: Callable[[], Any]) -> Any:
+    """The `Share` of a process that works alone."""
+    return make()
+
+
 IMAGE_KINDS = ("image", "bytes", "text", "texts")
 # Objects are chosen too, so that the message is about them.
 TEXT_KINDS = ("text", "texts", "object", "other")
@@ -45,6 +54,7 @@ class Request:
     concept_column: str | None
     where: dict[str, tuple[str, ...]]
     mask_column: str | None = None
+    share: Share = on_its_own
 
 
 @dataclass(frozen=True)

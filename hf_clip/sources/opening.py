@@ -12,19 +12,19 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import config
 from datasets.iterable_dataset import ExamplesIterable
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES
 
-from .columns import Columns, Request, choose_columns, kind_of_feature, kind_of_values
+from .columns import Columns, Request, Share, choose_columns, kind_of_feature, kind_of_values, on_its_own
 from .errors import SourceError, different_columns, first_names, how_to_set, logger, one_line
 from .files import choose_files, choose_split, format_of_folder, is_hub_id, is_saved_to_disk, list_files, only_format
 from .marks import PROBLEM
 from .readers import generate_images, generate_row_groups, generate_rows, read_rows, require_files
+from .row_groups import find_row_groups, index_parquet
 from .sample import ROW_KEY, Source, image_of, iterate_samples
-from .shards import Keep, find_indexed_rows, find_marked_rows, find_row_groups
+from .shards import Keep, find_indexed_rows, find_marked_rows
 from .tables import csv_header, looks_like_a_row
 from .tars import explain_columns, require_whole_samples
 from .values import ValueKindError, as_text, spellings, whole_number
@@ -48,6 +48,7 @@ def open_source(
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
     mask_column: str | None = None,
+    share: Share = on_its_own,
 ) -> Source:
     """Open `data` as a stream of undecoded images with captions, labels or both.
 
@@ -67,6 +68,8 @@ def open_source(
         extra_columns: further columns, whose fields samples hold as they are; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
         mask_column: images whose pixels are indices of classes; none by default.
+        share: calls what it is given on one of several processes, which open `data` together, and gives the result on
+            all: files are listed and looked into once. By default each process does so by itself.
 
     Returns:
         The source. Its first row was read, so that what is wrong with the data as a whole shows at once.
@@ -84,6 +87,7 @@ def open_source(
         concept_column=concept_column,
         where={column: _accepted_values(column, value) for column, value in (where or {}).items()},
         mask_column=mask_column,
+        share=share,
     )
     if isinstance(data, str) and is_hub_id(data):
         return _open_hub(data, request)
@@ -91,7 +95,7 @@ def open_source(
 
 
 def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> Source:
-    files, root = list_files(data)
+    files, root = request.share(partial(list_files, data))
     if root is not None and is_saved_to_disk(root):
         return _open_saved_to_disk(root, request)
     name = str(data) if isinstance(data, str | Path) else first_names([str(item) for item in data], 3)
@@ -116,55 +120,22 @@ def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
-    schema, features, starts, groups, total = None, None, [], [], 0
-    for file in files:
-        try:
-            parquet = pq.ParquetFile(file)
-        except (OSError, pa.ArrowException) as error:
-            raise SourceError(
-                f"{str(file)!r} is no readable parquet file ({one_line(error)}). Fetch it again."
-            ) from error
-        with parquet:
-            found, start = parquet.schema_arrow.remove_metadata(), 0
-            starts.append((str(file), total))
-            total += parquet.metadata.num_rows
-            for group in range(parquet.num_row_groups):
-                groups.append((str(file), group, start))
-                start += parquet.metadata.row_group(group).num_rows
-            if schema is None or features is None:
-                schema, features = found, _features_of(parquet.schema_arrow)
-        if set(found.names) != set(schema.names):
-            raise different_columns(str(files[0]), schema.names, str(file), found.names)
-    assert features is not None
+    index = request.share(partial(index_parquet, [str(file) for file in files]))
+    features = index.features
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) in ("text", "texts"):
         return _open_rows(files, name, request)
-    if not groups:
+    if not index.num_rows:
         raise SourceError(f"{name!r} has no rows. Check that it was written to its end.")
     read = {column: features[column] for column in columns.read}
-    # One shard a row group, so that no more than one is in memory, and lanes and workers share a single file.
     dataset = _stream(
         generate_row_groups,
         {**read, **dict.fromkeys(columns.images, UNDECODED), ROW_KEY: TEXT},
-        {"groups": groups, "columns": columns},
+        {"files": list(index.files), "columns": columns},
     )
-    find_rows = partial(find_row_groups, files, columns)
-    known = {"num_rows": total, "file_starts": tuple(starts)}
+    find_rows = partial(find_row_groups, index, columns)
+    known = {"num_rows": index.num_rows, "file_starts": index.file_starts}
     return _finish(dataset, name, columns, request, all_columns=features, find_rows=find_rows, **known)
-
-
-def _features_of(schema: pa.Schema) -> datasets.Features:
-    """Types of the columns that `datasets` has a type for: one of maps, which nothing reads, refuses no file."""
-    try:
-        return datasets.Features.from_arrow_schema(schema)
-    except (ValueError, NotImplementedError, TypeError):
-        pass
-    for field in list(schema):
-        try:
-            datasets.Features.from_arrow_schema(pa.schema([field]))
-        except (ValueError, NotImplementedError, TypeError):
-            schema = schema.remove(schema.get_field_index(field.name))
-    return datasets.Features.from_arrow_schema(schema)
 
 
 def _stream(generate: Callable, features: Mapping[str, Any], arguments: dict[str, Any]) -> datasets.IterableDataset:
@@ -299,7 +270,7 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
     }
     arguments = {"files": [str(each) for each in files], "columns": columns}
     dataset = _stream(generate_rows, {**features, **dict.fromkeys(columns.images, UNDECODED)}, arguments)
-    find_rows = partial(find_marked_rows, files, columns)
+    find_rows = partial(find_marked_rows, [str(each) for each in files], columns)
     return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
 
 
@@ -370,7 +341,7 @@ def _finish(
     num_rows: int | None = None,
     file_starts: tuple[tuple[str, int], ...] = (),
     folder: str | None = None,
-    find_rows: Callable[[Keep | None], list] | None = None,
+    find_rows: Callable[[Keep | None], Sequence] | None = None,
 ) -> Source:
     """Cast the images, keep the rows asked for, read the first."""
     features = dataset.features
@@ -405,7 +376,7 @@ def _finish(
         folder=folder,
         find_rows=None if find_rows is None else partial(find_rows, keep),
     )
-    if next(iterate_samples(source), None) is None:
+    if request.share(lambda: next(iterate_samples(source), None) is None):
         raise _no_rows(unfiltered, name, request)
     return source
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .columns import Columns
 from .errors import SourceError, one_line, report_row
 from .marks import PROBLEM, Mark, MarkedRows
+from .parquet_files import open_row_group, read_footer
+from .remote import folder_of, suffix_of
 from .sample import ROW_KEY, image_of, single_text, texts_of
 from .tables import read_csv, read_json, read_parquet, require_utf8_units
 from .tars import read_tar
@@ -59,7 +60,7 @@ def read_marked_rows(file: str, start: Mark | None = None) -> MarkedRows:
     Raises:
         SourceError: the file cannot be read any further.
     """
-    read = _READERS.get(Path(file).suffix.lower(), read_json)
+    read = _READERS.get(suffix_of(file), read_json)
     try:
         if read in (read_csv, read_json):
             require_utf8_units(file)
@@ -97,7 +98,7 @@ def arrange_row(file: str, key: str, row: dict[str, Any], columns: Columns) -> d
             items = value if isinstance(value, list) else [value]
             arranged[column] = [single_text(item, column, key, file) for item in items]
     for column in columns.images:
-        arranged[column] = image_of(row.get(column), os.path.dirname(os.path.abspath(file)), key, file)
+        arranged[column] = image_of(row.get(column), folder_of(file), key, file)
     return arranged
 
 
@@ -108,10 +109,13 @@ def generate_images(shards: list[tuple[str, ...]]) -> Iterator[tuple[str, dict[s
             yield path, {"image": {"bytes": None, "path": path}, "label": Path(path).parent.name, ROW_KEY: path}
 
 
-def generate_row_groups(groups: list[tuple[str, int, int]], columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of parquet files with images inside: (file, row group, index of its first row in the file)."""
-    for file, group, start in groups:
-        yield from read_row_group(file, group, start, columns)
+def generate_row_groups(files: list[str], columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of parquet files with images inside, one row group after the other."""
+    for file in files:
+        footer, start = read_footer(file), 0
+        for group in range(footer.num_row_groups):
+            yield from read_row_group(file, group, start, columns)
+            start += footer.row_group(group).num_rows
 
 
 def read_row_group(
@@ -121,10 +125,8 @@ def read_row_group(
 
     `kept`: in rising order, the rows of the group to read; all by default.
     """
-    folder = os.path.dirname(os.path.abspath(file))
-    stop = 0
-    # Unbuffered, pyarrow would hold the whole group for each of those who read in it.
-    with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as parquet:
+    folder, stop = folder_of(file), 0
+    with open_row_group(file, group, columns.read) as parquet:
         for batch in parquet.iter_batches(IMAGES_AT_A_TIME, row_groups=[group], columns=columns.read):
             first, stop = stop, stop + len(batch)
             chosen: Sequence[int] = range(first, stop)

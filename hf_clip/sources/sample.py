@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ class Source:
     num_rows: int | None = None
     columns: tuple[str, ...] = ()
     file_starts: tuple[tuple[str, int], ...] = ()
-    find_rows: Callable[[], list] | None = None
+    find_rows: Callable[[], Sequence] | None = None
     folder: str | None = None
 
     def require_captions(self) -> "Source":

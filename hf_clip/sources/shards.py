@@ -8,17 +8,19 @@ on the Hub, a tar that is compressed or one of very many) is a part of unknown l
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from .cache import fetch_ahead
 from .columns import Columns
 from .errors import SourceError, one_line
 from .marks import Mark
-from .readers import arrange_row, read_marked_rows, read_row_group
+from .readers import arrange_row, read_marked_rows
+from .remote import is_address, suffix_of
 from .sample import ROW_KEY, Sample, Source, to_sample
 from .tars import marks_of_tar
 
@@ -32,6 +34,16 @@ Rows = Callable[[int], Iterator[tuple[str | None, Mapping[str, Any]]]]
 Keep = Callable[[Mapping[str, Any]], bool]
 
 
+class Part(NamedTuple):
+    """What a shard of any source has: its name, its length where that is known, (key, row) of each row from the given
+    one on, and what brings it to this machine before it is read."""
+
+    name: str
+    num_rows: int | None
+    rows: Rows
+    fetch_ahead: Callable[[], None] = lambda: None
+
+
 @dataclass(frozen=True)
 class Shard:
     """Consecutive rows of a source.
@@ -42,6 +54,7 @@ class Shard:
         first_index: the `Sample.index` of its first row; those of the others follow it.
         num_rows: how many there are; None where only reading to the end would tell.
         rows: (key, row) of each row from the given one on.
+        fetch_ahead: begins to bring it to this machine, where it is not.
     """
 
     source: Source
@@ -49,6 +62,7 @@ class Shard:
     first_index: int
     num_rows: int | None
     rows: Rows
+    fetch_ahead: Callable[[], None] = lambda: None
 
     def read(self, first: int = 0) -> Iterator[Sample]:
         """The samples from row `first` on, images undecoded. Without `num_rows`, those before it are read over.
@@ -56,34 +70,50 @@ class Shard:
         Raises:
             SourceError: the file itself cannot be read any further.
         """
-        with _as_source_error(self.name):
+        with as_source_error(self.name):
             left = None if self.num_rows is None else max(self.num_rows - first, 0)
             for index, (key, row) in enumerate(islice(self.rows(first), left), start=first):
                 yield to_sample(self.source, row, self.first_index + index, key)
 
 
-def list_shards(source: Source) -> list[Shard]:
+class Shards(Sequence[Shard]):
+    """The shards of a source, each made when it is asked for: of a million, numbers alone are kept.
+
+    Attributes:
+        lengths: (shards,) int64, the rows of each; -1 where only reading to the end would tell.
+    """
+
+    def __init__(self, source: Source, parts: Sequence[Part]):
+        self._source, self._parts = source, parts
+        lengths = getattr(parts, "lengths", None)
+        if lengths is None:
+            lengths = np.array([-1 if part.num_rows is None else part.num_rows for part in parts], np.int64)
+        self.lengths: np.ndarray = lengths
+        indices = np.where(lengths < 0, MAX_UNKNOWN_ROWS, lengths)
+        self._first_indices = np.cumsum(indices) - indices
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> Shard:  # type: ignore[override]
+        part = self._parts[number]
+        first = int(self._first_indices[number])
+        return Shard(self._source, part.name, first, part.num_rows, part.rows, part.fetch_ahead)
+
+
+def list_shards(source: Source) -> Shards:
     """All shards of `source`, in the order of its rows; together they hold each row once."""
     if source.find_rows is not None:
-        return _numbered(source, source.find_rows())
+        return Shards(source, source.find_rows())
     if hasattr(source.dataset, "__len__"):
-        return _numbered(source, find_indexed_rows(source.dataset))
+        return Shards(source, find_indexed_rows(source.dataset))
     count = source.dataset.num_shards
-    return [
-        Shard(source, f"{source.name} shard {index}", index * MAX_UNKNOWN_ROWS, None, _stream(source, count, index))
-        for index in range(count)
-    ]
+    names = [f"{source.name} shard {number}" for number in range(count)]
+    parts = [Part(name, None, _stream(source, count, number)) for number, name in enumerate(names)]
+    return Shards(source, parts)
 
 
-def _numbered(source: Source, found: Sequence[tuple[str, int | None, Rows]]) -> list[Shard]:
-    shards, index = [], 0
-    for name, num_rows, rows in found:
-        shards.append(Shard(source, name, index, num_rows, rows))
-        index += MAX_UNKNOWN_ROWS if num_rows is None else num_rows
-    return shards
-
-
-def find_indexed_rows(rows: Any, keep: Keep | None = None) -> list[tuple[str, int, Rows]]:
+def find_indexed_rows(rows: Any, keep: Keep | None = None) -> list[Part]:
     """Shards of what has a length and rows by index: a list, a `datasets.Dataset`."""
     kept = range(len(rows)) if keep is None else [index for index in range(len(rows)) if keep(rows[index])]
 
@@ -91,48 +121,27 @@ def find_indexed_rows(rows: Any, keep: Keep | None = None) -> list[tuple[str, in
         return lambda first: ((None, rows[index]) for index in indices[first:])
 
     parts = [kept[start : start + ROWS_PER_SHARD] for start in range(0, len(kept), ROWS_PER_SHARD)]
-    return [(f"row {indices[0]} on", len(indices), part(indices)) for indices in parts]
+    return [Part(f"row {indices[0]} on", len(indices), part(indices)) for indices in parts]
 
 
-def find_row_groups(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int, Rows]]:
-    """Shards of parquet files with images inside: their row groups."""
-    found = []
-    for file in files:
-        with _as_source_error(str(file)), pq.ParquetFile(file) as parquet:
-            start = 0
-            for group in range(parquet.num_row_groups):
-                kept: Sequence[int] = range(parquet.metadata.row_group(group).num_rows)
-                stop = start + len(kept)
-                if keep is not None:
-                    table = parquet.read_row_group(group, columns=list(columns.where))
-                    kept = [index for index, row in enumerate(table.to_pylist()) if keep(row)]
-                rows = _row_group(file, group, start, kept, columns)
-                found.append((f"{file} row group {group}", len(kept), rows))
-                start = stop
-    return [part for part in found if part[1]]
-
-
-def _row_group(file: Path, group: int, start: int, kept: Sequence[int], columns: Columns) -> Rows:
-    return lambda first: read_row_group(str(file), group, start, columns, kept[first:])
-
-
-def find_marked_rows(files: Sequence[Path], columns: Columns, keep: Keep | None) -> list[tuple[str, int | None, Rows]]:
+def find_marked_rows(files: Sequence[str], columns: Columns, keep: Keep | None) -> list[Part]:
     """Shards of tables of image paths and of tars."""
-    found: list[tuple[str, int | None, Rows]] = []
-    reads_tars = files[0].suffix.lower() == ".tar"
-    for file in map(str, files):
+    found: list[Part] = []
+    reads_tars = suffix_of(files[0]) == ".tar"
+    for file in files:
         if not reads_tars:
             marks = _marks_by_reading(file, columns, keep)
-        elif len(files) > MAX_TARS_TO_INDEX:
+        elif len(files) > MAX_TARS_TO_INDEX or is_address(file):
             marks = None
         elif (marks := marks_of_tar(file)) is not None and keep is not None:
             marks = _marks_by_reading(file, columns, keep)
         if marks is None:
-            found.append((file, None, _marked(file, None, columns, keep)))
+            found.append(Part(file, None, _marked(file, None, columns, keep), partial(fetch_ahead, file)))
             continue
         for start in range(0, len(marks), ROWS_PER_SHARD):
             part = marks[start : start + ROWS_PER_SHARD]
-            found.append((f"{file} row {part[0].number} on", len(part), _marked(file, part[0], columns, keep)))
+            name = f"{file} row {part[0].number} on"
+            found.append(Part(name, len(part), _marked(file, part[0], columns, keep)))
     return found
 
 
@@ -160,7 +169,7 @@ def _stream(source: Source, count: int, index: int) -> Rows:
 
 
 @contextmanager
-def _as_source_error(name: str) -> Iterator[None]:
+def as_source_error(name: str) -> Iterator[None]:
     try:
         yield
     except SourceError:

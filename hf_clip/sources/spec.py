@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .columns import Share, on_its_own
 from .opening import open_source
 from .sample import Source
 
@@ -37,7 +38,7 @@ class DataSpec:
     concept_column: str | None = None
     mask_column: str | None = None
 
-    def open(self) -> Source:
+    def open(self, share: Share = on_its_own) -> Source:
         """The data as a stream of undecoded samples. Raises SourceError for whatever is wrong with it."""
         return open_source(
             self.data,
@@ -50,4 +51,5 @@ class DataSpec:
             concept_column=self.concept_column,
             where=self.where,
             mask_column=self.mask_column,
+            share=share,
         )

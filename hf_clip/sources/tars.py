@@ -4,14 +4,14 @@ The stock reader refuses shards whose samples differ in their members. What a me
 name does not.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_image
 
+from .cache import open_file
 from .errors import SourceError, one_line, report_row
 from .marks import Mark, MarkedRows
 from .tables import LARGEST_FIELD
@@ -30,7 +30,7 @@ def read_tar(file: str, start: Mark | None) -> MarkedRows:
     """Samples of a tar, from a mark that `marks_of_tar` or an earlier pass gave, or from the first."""
     mark, current, row = start or Mark(0, 0), None, {}
     first, ended = mark.offset, set()
-    with open(file, "rb") as stream:
+    with open_file(file) as stream:
         stream.seek(first)
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
             for member in archive:
@@ -84,7 +84,7 @@ def _is_image_field(value: Any) -> bool:
     return isinstance(value, dict) and "bytes" in value
 
 
-def _require_end(file: str, archive: tarfile.TarFile, stream: io.BufferedReader, first: int = 0) -> None:
+def _require_end(file: str, archive: tarfile.TarFile, stream: BinaryIO, first: int = 0) -> None:
     """Raises where no end mark follows the last member: tarfile takes a damaged header for the end."""
     # What is compressed as a whole has a checksum and an end of its own.
     if getattr(archive.fileobj, "comptype", "tar") == "tar":

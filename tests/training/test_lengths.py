@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_clip.sources import iterate_samples
+from hf_clip.sources import Shards, iterate_samples
+from hf_clip.sources.shards import Part
 from hf_clip.training import RecipeError, load_recipe, train
 from hf_clip.training.checkpoint import load_state
 from hf_clip.training.evaluate import open_evaluations
@@ -48,7 +49,7 @@ def test_epochs_count_the_pairs_of_all_sources_by_their_weights(file, tmp_path):
 
 def test_data_of_unknown_length_has_no_epochs(file):
     class Unknown(TrainingData):
-        shards = property(lambda self: [[type("Shard", (), {"num_rows": None})()]])  # type: ignore
+        shards = property(lambda self: [Shards(self.sources[0], [Part("toys", None, iter)])])  # type: ignore
 
     data = Unknown(as_data([row(0)]).sources, (1.0,))
     assert pairs_in_epoch(data) is None

@@ -73,6 +73,14 @@ def test_what_changes_weights_is_refused_key_by_key(file, stopped):
     assert not (stopped / ".lock").exists()
 
 
+def test_lanes_stay_those_that_it_began_with(file, stopped, monkeypatch):
+    """More processes would have begun with more."""
+    begun = load_state(list_checkpoints(stopped / "checkpoints")[-1])["position"]["lanes"]
+    monkeypatch.setattr("hf_clip.training.stream.batches.choose_lanes", lambda *args: begun * 2)
+    train(load_recipe(file), stopped, resume=True)
+    assert load_state(list_checkpoints(stopped / "checkpoints")[-1])["position"]["lanes"] == begun
+
+
 def test_other_data_of_the_same_name_is_refused(file, stopped, tmp_path):
     kept = (tmp_path / "train.parquet").read_bytes()
     write_parquet(tmp_path / "train.parquet", rows(3))

@@ -21,7 +21,7 @@ from .coordination import Coordinator, LaneState, Position, merge_positions
 from .data import TrainingData
 from .decoding import BadPair, Decoder, Pair
 from .errors import DataError, LaneStopped
-from .order import choose_lanes, deal, require_lanes
+from .order import choose_lanes, choose_shuffle_block, deal, require_lanes, rows_of_lane
 from .prefetch import choose_workers, prefetch, prefetch_one
 from .reading import LaneReader
 from .validation import is_held_out
@@ -110,15 +110,17 @@ class PairStream:
         self.data, self.config, self.image_processor = data, config, image_processor
         self.batch_size, self.seed, self.is_stopped = batch_size, seed, is_stopped
         self.shards = data.shards
-        rows = [[shard.num_rows for shard in shards_of_source] for shards_of_source in self.shards]
-        unknown_lengths = [len(shards_of_source) for shards_of_source in rows if None in shards_of_source]
-        self.num_rows = None if unknown_lengths else sum(length or 0 for lengths in rows for length in lengths)
-        fewest = min(unknown_lengths, default=None)
-        self.lanes = config.lanes or choose_lanes(batch_size, self.num_rows, fewest)
+        lengths = [shards_of_source.lengths for shards_of_source in self.shards]
+        unknown = [len(of_source) for of_source in lengths if (of_source < 0).any()]
+        self._totals = None if unknown else [int(of_source.sum()) for of_source in lengths]
+        self.num_rows = None if self._totals is None else sum(self._totals)
+        fewest = min(unknown, default=None)
+        self.lanes = config.lanes or choose_lanes(batch_size, self.num_rows, fewest, world_size)
         require_lanes(self.lanes, batch_size, world_size)
         self._check_num_shards(fewest)
+        self.shuffle_block = config.shuffle_block or choose_shuffle_block(self.lanes)
         self.own_lanes = range(rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size)
-        self.pieces = deal(rows, self.lanes)
+        self.pieces = dict(zip(self.own_lanes, deal(lengths, self.lanes, self.own_lanes), strict=True))
         if self.num_rows is not None:
             for lane in range(self.lanes):
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
@@ -183,7 +185,7 @@ class PairStream:
         return rows * 3 * self.image_processor.most_pixels <= self.config.decoded_cache_gb * 1e9
 
     def _rows_of(self, lane: int) -> int:
-        return sum(piece.num_rows for of_source in self.pieces[lane] for piece in of_source)
+        return sum(len(rows_of_lane(total, lane, self.lanes)) for total in self._totals or ())
 
     def _states(self, position: Position | None) -> dict[int, LaneState]:
         if not position:
@@ -219,7 +221,7 @@ class PairStream:
 
     def _pairs(self, lane: int, state: LaneState, workers: ThreadPoolExecutor | None) -> Iterator[tuple[Pair, int]]:
         """Every readable pair of a lane with its pass, endlessly; `state` is kept."""
-        block_rows = max(self.config.shuffle_block // self.lanes, 1)
+        block_rows = max(self.shuffle_block // self.lanes, 1)
         pieces, weights = self.pieces[lane], self.data.weights
         kept, is_stopped = self.decoder.kept, self.is_stopped
         held_out = partial(is_held_out, fraction=self.config.validation_fraction)
@@ -288,7 +290,7 @@ class PairStream:
         if failed:
             self.coordinator.raise_on_all(None if is_stopped else error)
         # A fraction of the first few pairs says little, unless there are no more.
-        least = min(self.config.shuffle_block, self.num_rows or self.config.shuffle_block) if in_first_epoch else 0
+        least = min(self.shuffle_block, self.num_rows or self.shuffle_block) if in_first_epoch else 0
         if bad > self.config.max_bad_fraction * max(read, least):
             all_lanes = self.gather(position)
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped(all_lanes).most_common())

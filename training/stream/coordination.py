@@ -1,16 +1,18 @@
 """What the processes of a run tell each other of their data: how far the lanes are, and that one cannot go on."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from .errors import DataError
 from .order import LanePosition
+
+_T = TypeVar("_T")
 
 # JSON-able: "lanes" is how many there are, "states" has what `LaneState.to_json` gives by the index of a lane as text.
 Position = dict[str, Any]
@@ -76,6 +78,23 @@ class Coordinator:
                 "lines say why; resume the run once that is fixed."
             ) from error
         return total.tolist()
+
+    def share(self, make: Callable[[], _T]) -> _T:
+        """What `make` gives on the first process, on all, or its error: what takes long is done once."""
+        if self.group is None:
+            return make()
+        found: list[Any] = [None, None]
+        problem = None
+        if dist.get_rank(self.group) == 0:
+            try:
+                found[0] = make()
+            except Exception as error:
+                problem = error
+                found[1] = error if isinstance(error, ValueError) else DataError(f"Process 0: {error}")
+        dist.broadcast_object_list(found, src=0, group=self.group)
+        if found[1] is not None:
+            raise problem or found[1]
+        return cast(_T, found[0])
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all processes."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from hf_clip.sources import DataSpec, Shard, Source, SourceError, clean_captions, list_shards
+from hf_clip.sources import DataSpec, Shards, Source, SourceError, clean_captions, list_shards
+from hf_clip.sources.columns import Share, on_its_own
 from hf_clip.sources.errors import UnlikeColumnsError
 from hf_clip.training.config import DataConfig
 
@@ -29,7 +30,7 @@ class TrainingData:
         return sum(rows) if len(rows) == len(self.sources) else None
 
     @property
-    def shards(self) -> list[list[Shard]]:
+    def shards(self) -> list[Shards]:
         """The parts of each source that are read on their own, found again."""
         return [list_shards(source) for source in self.sources]
 
@@ -59,8 +60,12 @@ def label_captions(templates: Sequence[str], labels: Sequence[str]) -> list[str]
     return [template.replace("{}", label) for label in labels for template in templates]
 
 
-def open_training_source(config: DataConfig) -> TrainingData:
+def open_training_source(config: DataConfig, share: Share = on_its_own) -> TrainingData:
     """The recipe's training data: with `weights`, each entry of `train` is a source; else files of a kind are one.
+
+    Args:
+        config: the recipe's data section.
+        share: as for `open_source`; `Coordinator.share` where several processes open it together.
 
     Raises:
         SourceError: for what is wrong with it as a whole.
@@ -70,7 +75,7 @@ def open_training_source(config: DataConfig) -> TrainingData:
         groups = [list(group) for _, group in groupby(config.train, _kind)]
     else:
         groups = [[item] for item in config.train]
-    sources = tuple(_open(group, config) for group in groups)
+    sources = tuple(_open(group, config, share) for group in groups)
     weights = tuple(config.weights or [1.0] * len(sources))
     return TrainingData(sources, weights, tuple(config.label_templates or ()))
 
@@ -80,7 +85,7 @@ def _kind(item: str) -> str:
     return Path(item).suffix.lower() or item
 
 
-def _open(items: Sequence[str], config: DataConfig) -> Source:
+def _open(items: Sequence[str], config: DataConfig, share: Share) -> Source:
     spec = DataSpec(
         items[0] if len(items) == 1 else items,
         split=config.split,
@@ -93,7 +98,7 @@ def _open(items: Sequence[str], config: DataConfig) -> Source:
         concept_column=config.concept_column,
     )
     try:
-        source = spec.open()
+        source = spec.open(share)
     except UnlikeColumnsError as error:
         raise SourceError(
             f"{str(error).removesuffix('.')}, or set `weights`, such as {[1] * len(items)}: each entry of `data` is "

@@ -8,7 +8,7 @@ from typing import Any
 from hf_clip.sources import Sample, Shard
 
 from .errors import DataError, LaneStopped
-from .order import LanePosition, Pass, Piece, order_of_block, order_of_epoch
+from .order import EpochOrder, LanePosition, Pass, Piece, order_of_block
 
 # Sample ids of several sources: those of each begin here.
 IDS_PER_SOURCE = 2**56
@@ -92,7 +92,7 @@ class LaneReader:
     def _blocks(self, at: LanePosition) -> Iterator[_Block]:
         epoch, block, piece, row = at.epoch, at.block, at.piece, at.row
         while True:
-            order = order_of_epoch(self.pieces, self.weights, (self.seed, epoch, self.lane))
+            order = EpochOrder(self.pieces, self.weights, (self.seed, epoch, self.lane))
             is_empty = (block, piece, row) == (0, 0, 0)
             while piece < len(order):
                 start, rows, passed = LanePosition(epoch, block, piece, row), [], 0
