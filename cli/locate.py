@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,10 @@ def _locate(classifier: Any, images: list[str], options: argparse.Namespace) -> 
     # A sheet is drawn for those who read no rows as well.
     sys.stdout.stops = options.sheet is None  # pyright: ignore[reportAttributeAccessIssue]
     looks = Looks(options.attention, options.scales, options.resolution, options.batch_size)
-    write = WRITERS[options.format]
+    width = max(len("image"), *(len(printable(image)) for image in images))
+    if options.format == "table":
+        print(f"{'image':<{width}}   xmin  ymin  xmax  ymax  score  label")
+    write = partial(_write_table, width) if options.format == "table" else _write_jsonl
     unreadable, drawn, shown = 0, [], set()
     found = score_maps(classifier, images, looks, return_errors=True, show_progress=False)
     for image, answer in zip(images, found, strict=True):
@@ -115,16 +118,13 @@ def _locate(classifier: Any, images: list[str], options: argparse.Namespace) -> 
     return unreadable
 
 
-def _write_table(image: str, boxes: list[dict]) -> None:
+def _write_table(width: int, image: str, boxes: list[dict]) -> None:
     if not boxes:
-        print(f"{printable(image)}  -")
+        print(f"{printable(image):<{width}}  -")
     for one in boxes:
         corners = " ".join(f"{one['box'][name]:>5}" for name in ("xmin", "ymin", "xmax", "ymax"))
-        print(f"{printable(image)}  {corners}  {one['score']:.3f}  {printable(one['label'])}")
+        print(f"{printable(image):<{width}}  {corners}  {one['score']:.3f}  {printable(one['label'])}")
 
 
 def _write_jsonl(image: str, boxes: list[dict]) -> None:
     print(json.dumps({"image": image, "boxes": boxes}, ensure_ascii=False, allow_nan=False))
-
-
-WRITERS: dict[str, Callable[[str, list[dict]], None]] = {"table": _write_table, "jsonl": _write_jsonl}
