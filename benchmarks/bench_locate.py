@@ -1,6 +1,7 @@
 """Does a model that was trained on whole images point at their parts? Emoji on canvases, in a style that it never saw.
 
     python benchmarks/bench_locate.py [--model runs/emoji] [--canvases 100] [--modes] [--quick]
+    python benchmarks/bench_locate.py --style noto --canvases 20 --scales 0.5 0.25   # how default scales are chosen
 
 Four emoji of Twemoji, of different concepts, stand on a canvas of 256 pixels at random offsets, 48 to 128 pixels a
 side, apart from one another; the windows know nothing of where. The four names are the labels. Printed: how often the
@@ -139,6 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--canvases", type=int, default=100)
+    parser.add_argument("--style", default="twemoji", help="another than the measured one, to choose settings on")
+    parser.add_argument("--scales", type=float, nargs="+", help="sizes of windows, else the defaults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", action="store_true", help="measure each attention of a vision transformer")
     parser.add_argument("--quick", action="store_true", help="a tiny model of random weights, and no repeats")
@@ -149,7 +152,7 @@ def main() -> None:
     from hf_clip.model.modeling_dense_hf_clip import ATTENTIONS
 
     torch.set_num_threads(1)
-    rows = read_style("twemoji")
+    rows = read_style(options.style)
     tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     tiny |= {"image_size": 32, "patch_size": 8}
     if options.quick:
@@ -161,7 +164,8 @@ def main() -> None:
         model = processor = None
         print(f"{options.model} holds no model: `make demo` trains one from {EMOJI}.")
     for attention in (ATTENTIONS if options.modes else ("query",)) if model is not None else ():
-        hits, mean_iou, seconds = measure(model, processor, rows, options.canvases, options.seed, attention=attention)
+        looks = {"attention": attention} | ({"scales": tuple(options.scales)} if options.scales else {})
+        hits, mean_iou, seconds = measure(model, processor, rows, options.canvases, options.seed, **looks)
         told = f"attention {attention}: " if options.modes else ""
         print(
             f"{told}points into the right emoji {hits:.3f}, mean IoU of its box {mean_iou:.3f} "
