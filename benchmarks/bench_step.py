@@ -89,9 +89,10 @@ def our_step(options: argparse.Namespace) -> Callable[[], float]:
 
     def with_a_forward_more() -> float:
         """As each micro-batch, the first too, would be embedded once without and once with a graph."""
-        texts = train_step._texts(batch, 2)
+        half = slice(0, options.pairs // 2)
+        texts = train_step._texts(batch, [half, slice(half.stop, options.pairs)])
         with torch.no_grad():
-            train_step.objective(train_step._images(batch, slice(0, options.pairs // 2), 0.0), texts.parts[0])
+            train_step.objective(train_step._images(batch, half, 0.0), texts.parts[0])
         return train_step.update(batch, 0).loss.item()
 
     return with_a_forward_more

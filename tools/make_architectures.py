@@ -18,8 +18,8 @@ A file holds:
 - `preprocessing`: `mean`, `std`, `interpolation`, and `resize_mode`, "shortest" (the shorter side, then a crop of the
   middle) or "squash" (both sides).
 - `tokenizer`: "clip" (OpenAI's vocabulary) or the Hub id of a tokenizer, with the options that OpenCLIP gives it.
-- `parameters` of the `image` and the `text` tower, projections included, and in `total` (a temperature, and for
-  SigLIP a bias, beyond the two).
+- `parameters` of the `image` and the `text` tower, projections included, of the `decoder` of a CoCa, and in `total` (a
+  temperature, and for SigLIP a bias, beyond those).
 - `gflops` of the forward pass of one `image` at the architecture's size, and of one `text` of full context length:
   10^9 floating-point operations, as `torch.utils.flop_counter` counts them. Matrix products and convolutions count,
   two operations to a multiplication with its addition, attention over all pairs of tokens even where a mask hides
@@ -42,7 +42,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from hf_clip.conversion.coca import split_model_cfg
+from hf_clip.conversion.errors import ConversionError
 from hf_clip.conversion.timm_towers import timm_tower
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 
@@ -144,8 +147,11 @@ def load_published(package: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def why_left_out(theirs: dict[str, Any]) -> str | None:
     if "multimodal_cfg" in theirs:
-        return "CoCa, a captioner"
-    if "hf_model_name" in theirs["text_cfg"]:
+        try:
+            split_model_cfg(theirs)
+        except ConversionError as error:
+            return str(error)
+    elif "hf_model_name" in theirs["text_cfg"]:
         return f"its text tower is transformers' {theirs['text_cfg']['hf_model_name']}"
     return None
 
@@ -165,11 +171,13 @@ def describe(name: str, theirs: dict[str, Any], published: dict) -> dict[str, An
         aliases = [name, f"openai/{ours}", *aliases]
     trunk = theirs["vision_cfg"].get("timm_model_name", "")
     is_siglip = siglip_trunk(trunk) is not None
+    is_coca = "multimodal_cfg" in theirs
     config = {
-        "model_type": "hf_clip_siglip" if is_siglip else "hf_clip",
+        "model_type": "hf_clip_siglip" if is_siglip else "hf_clip_coca" if is_coca else "hf_clip",
         "projection_dim": theirs["embed_dim"],
         "vision_config": (siglip_vision if is_siglip else timm_vision if trunk else vision)(theirs),
         "text_config": text(theirs, is_siglip),
+        **(decoder(theirs) if is_coca else {}),
     }
     return {
         "name": ours,
@@ -207,9 +215,21 @@ def vision(theirs: dict[str, Any]) -> dict[str, Any]:
         "has_pre_norm": not cfg.get("no_ln_pre", False),
         "pooling": {"tok": "class", "avg": "average"}[cfg.get("pool_type", "tok")],
     }
+    if cfg.get("attentional_pool"):
+        fields["pooling"] = "queries"
+        fields |= {"num_queries": cfg.get("attn_pooler_queries", 256), "pooling_heads": cfg["attn_pooler_heads"]}
     if fields["pooling"] == "average":
         fields["norm_before_pooling"] = not cfg.get("final_ln_after_pool", False)
     return without_defaults(fields, HFCLIPVisionConfig)
+
+
+def decoder(theirs: dict[str, Any]) -> dict[str, Any]:
+    cfg = theirs["multimodal_cfg"]
+    return {
+        "num_decoder_layers": cfg["layers"],
+        "num_decoder_heads": cfg["heads"],
+        "decoder_intermediate_size": 4 * cfg["width"],
+    }
 
 
 def siglip_vision(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -250,6 +270,7 @@ def text(theirs: dict[str, Any], is_siglip: bool) -> dict[str, Any]:
     if "hf_tokenizer_name" in cfg:
         pad, start, end = next(ids for name, ids in SPECIAL_IDS if re.fullmatch(name, cfg["hf_tokenizer_name"]))
     activation = "gelu_pytorch_tanh" if "act_kwargs" in cfg else "gelu"
+    own = {"tower": "class_token", "pooling": "class", "pad_token_id": 0} if cfg.get("embed_cls") else {}
     fields = {
         "vocab_size": cfg["vocab_size"],
         "hidden_size": cfg["width"],
@@ -267,6 +288,7 @@ def text(theirs: dict[str, Any], is_siglip: bool) -> dict[str, Any]:
         # SigLIP's projection is a part of the text tower, as transformers' SiglipModel has it.
         "projection_size": theirs["embed_dim"] if is_siglip and cfg.get("proj_type") != "none" else None,
         "projection_type": "none" if is_siglip else "linear",
+        **own,
     }
     return without_defaults(fields, HFCLIPTextConfig)
 
@@ -305,6 +327,8 @@ def measure(shape: dict[str, Any]) -> dict[str, Any]:
         "text": count_parameters(model.text_model) + count_parameters(model.text_projection),
         "total": count_parameters(model),
     }
+    if isinstance(config, HFCLIPCoCaConfig):
+        parameters["decoder"] = count_parameters(model.text_decoder) + count_parameters(model.lm_head)
     # The counter follows modules by their gradients where there are any, and fails at bare parameters as inputs.
     model.requires_grad_(False)
     side, length = config.vision_config.image_size, config.text_config.max_position_embeddings
@@ -318,7 +342,8 @@ def measure(shape: dict[str, Any]) -> dict[str, Any]:
 
 def config_of(shape: dict[str, Any]) -> Any:
     fields = {key: value for key, value in shape.items() if key != "model_type"}
-    return {"hf_clip": HFCLIPConfig, "hf_clip_siglip": HFCLIPSiglipConfig}[shape["model_type"]](**fields)
+    kinds = {kind.model_type: kind for kind in (HFCLIPConfig, HFCLIPSiglipConfig, HFCLIPCoCaConfig)}
+    return kinds[shape["model_type"]](**fields)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from hf_clip.conversion.confirm import class_of
 from hf_clip.joining_towers import join_towers
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel, with_other_loss
+from hf_clip.model.modeling_hf_clip import HFCLIPModel, with_other_loss
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
@@ -28,6 +31,13 @@ def model_config(config: ModelConfig) -> HFCLIPConfig:
         if config.architecture is not None:
             return HFCLIPConfig.from_architecture(config.architecture, **config.config)
         kind = HFCLIPConfig if config.config.get("logit_bias_init_value") is None else HFCLIPSiglipConfig
+        if config.config.get("text_config", {}).get("tower") == "class_token":
+            kind = HFCLIPCoCaConfig
+        if alone := [name for name in config.config if name not in kind.__dataclass_fields__]:
+            raise RecipeError(
+                f"model.config.{alone[0]} is of models that write captions: set model.config.text_config.tower to "
+                "class_token, or remove it."
+            )
         return kind(**config.config)
     except (ValueError, TypeError, StrictDataclassError) as error:
         # The strict config wraps the reason, in an error that is no ValueError.
@@ -110,11 +120,14 @@ def build_processor(config: ModelConfig, captions: Iterable[str]) -> HFCLIPProce
     """The processor that fits the model, its vocabulary trained on the captions where the recipe says so."""
     shape = model_config(config)
     context = shape.text_config.max_position_embeddings
+    # CoCa's text tower tells padding by its id.
+    is_coca = isinstance(shape, HFCLIPCoCaConfig)
+    options: dict[str, Any] = {"pad_token": "!"} if is_coca else {}
     if config.vocabulary_size is None:
-        tokenizer = HFCLIPTokenizer(model_max_length=context)
+        tokenizer = HFCLIPTokenizer(model_max_length=context, **options)
     else:
         captions = islice(captions, MAX_CAPTIONS_FOR_VOCABULARY)
-        tokenizer = HFCLIPTokenizer.train(captions, config.vocabulary_size, model_max_length=context)
+        tokenizer = HFCLIPTokenizer.train(captions, config.vocabulary_size, model_max_length=context, **options)
     size = shape.vision_config.image_size
     colors = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
     if shape.vision_config.tower == "naflex":
@@ -125,7 +138,7 @@ def build_processor(config: ModelConfig, captions: Iterable[str]) -> HFCLIPProce
         square = {"height": size, "width": size}
         image_processor = HFCLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **colors)
     # Nothing that the end token sees lies behind it: only there may padding come and go.
-    sees_padding = shape.text_config.pooling != "eos" or not shape.text_config.is_causal
+    sees_padding = not is_coca and (shape.text_config.pooling != "eos" or not shape.text_config.is_causal)
     return HFCLIPProcessor(image_processor, tokenizer, text_padding="max_length" if sees_padding else "longest")
 
 
@@ -138,4 +151,4 @@ def build_model(config: ModelConfig, processor: HFCLIPProcessor, seed: int) -> H
     shape.text_config.eos_token_id = tokenizer.eos_token_id
     shape.text_config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    return (HFCLIPSiglipModel if isinstance(shape, HFCLIPSiglipConfig) else HFCLIPModel)(shape)
+    return class_of(shape)(shape)

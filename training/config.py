@@ -30,12 +30,16 @@ _READING = ("architecture", "hidden_act", "revision")
 
 WARMUP_STEPS = 100
 
+WRITES_CAPTIONS = "contrastive + caption"
+OBJECTIVES = ("contrastive", WRITES_CAPTIONS)
+
 # The evaluation of what `data` keeps for validation.
 VALIDATION = "validation"
 _OF_RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_reciprocal_rank")
 # What can name the best checkpoint, by an evaluation's task; and those of them of which less is better.
 NUMBERS_OF_TASKS = {
     "retrieval": [f"{way}.{name}" for way in ("image_to_text", "text_to_image") for name in _OF_RETRIEVAL],
+    "captions": ["exact", "bleu_4", "rouge_l", "cider_d"],
     "zero-shot": ["top_1", "top_5", "mean_per_class", "calibration_error", "mean_average_precision"],
 }
 LESS_IS_BETTER = ("median_rank", "calibration_error")
@@ -270,7 +274,8 @@ class EvaluationConfig:
     """One evaluation of the model, at the end of the run, or on the way too."""
 
     task: str = "retrieval"
-    """"retrieval" (images among captions, captions among images) or "zero-shot" (images among classes)."""
+    """"retrieval" (images among captions, captions among images), "zero-shot" (images among classes) or "captions"
+    (what the model writes of images, beside the data's captions)."""
     data: list[str] = field(default_factory=list)
     """Files, a folder, or a Hub id."""
     split: str | None = None
@@ -280,7 +285,7 @@ class EvaluationConfig:
     image_column: str | None = None
     """The column of images. Null finds it by its name."""
     caption_columns: list[str] | None = None
-    """For retrieval, the columns of captions. Null finds them by their names."""
+    """For retrieval and captions, the columns of captions. Null finds them by their names."""
     label_column: str | None = None
     """For zero-shot classification, the column of classes. Null finds it by its name."""
     concept_column: str | None = None
@@ -293,8 +298,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         require(
-            self.task in ("retrieval", "zero-shot"),
-            f"`task={self.task!r}` is not known: use 'retrieval' or 'zero-shot'.",
+            self.task in NUMBERS_OF_TASKS,
+            f"`task={self.task!r}` is not known: use {', '.join(map(repr, NUMBERS_OF_TASKS))}.",
         )
         require(bool(self.data), "`data` is empty: give it at least one file, folder or Hub id.")
         _require_templates(self.templates)
@@ -404,6 +409,9 @@ class TrainConfig:
     """Trades a third more time for the activations of one layer at a time."""
     torch_compile: bool = False
     """Compiles the towers."""
+    objective: str = "contrastive"
+    """What is minimized: "contrastive", or "contrastive + caption" for a model that writes captions (CoCa); the weight
+    of the latter beside 1 is `model.config.caption_loss_weight`."""
     label_smoothing: float = 0.0
     """The fraction of a softmax's targets that is spread over the whole batch."""
     loss_products: str = "float32"
@@ -455,6 +463,7 @@ class TrainConfig:
             self.micro_batch_size is None or self.micro_batch_size > 0,
             f"micro_batch_size={self.micro_batch_size} must be 1 or more, or null for all of a process's part.",
         )
+        self._require_an_objective()
         require(
             0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing} must be 0 or more, and below 1."
         )
@@ -501,6 +510,25 @@ class TrainConfig:
             f"{other}={getattr(self, other)} and stages are two lengths of one run, whose steps are those of the "
             f"stages: remove {other}.",
         )
+
+    def _require_an_objective(self) -> None:
+        require(
+            self.objective in OBJECTIVES,
+            f"objective={self.objective!r} is not known: use {' or '.join(map(repr, OBJECTIVES))}.",
+        )
+        mixup = self.augmentation.mixup
+        require(
+            mixup == 0 or self.objective != WRITES_CAPTIONS,
+            f"augmentation.mixup={mixup} makes images that no caption describes: set it to 0 with "
+            f"objective={self.objective}.",
+        )
+
+        for name, evaluation in self.evaluations.items():
+            require(
+                evaluation.task != "captions" or self.objective == WRITES_CAPTIONS,
+                f"evaluations.{name}.task=captions is for a model that writes captions: set objective to "
+                f"{WRITES_CAPTIONS}, or another task.",
+            )
 
     def _require_what_goes_with_adapters(self) -> None:
         if self.lora is None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ from hf_clip.evaluation import (
     evaluate_zero_shot,
     plot_retrievals,
 )
+from hf_clip.evaluation.captions import CaptionResult, evaluate_captions
 from hf_clip.evaluation.labeled_images import names_of_labels
 from hf_clip.messages import in_callers_words
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
@@ -23,6 +25,7 @@ from hf_clip.sources import Source, SourceError, iterate_samples
 
 from .config import VALIDATION, EvaluationConfig, TrainConfig
 from .progress import one_line
+from .recipe_error import RecipeError
 from .signals import StopNow
 from .stream import open_training_source
 from .stream.validation import held_out_part, held_out_parts
@@ -32,6 +35,10 @@ from .trainer import Trainer
 LABELS_TO_CHECK = 1000
 # Of the best retrievals, and of the worst.
 IMAGES_IN_SHEET = 6
+# What scores captions, as it is imported.
+SCORERS = ("sacrebleu", "rouge_score")
+
+Result = RetrievalResult | ZeroShotResult | CaptionResult
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,15 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
 
     Raises:
         SourceError: data is not there, lacks a column, or has labels that cannot be classes; in the recipe's words.
+        RecipeError: captions are to be evaluated, and what scores them is not installed.
     """
     opened = {}
     for name, evaluation in config.evaluations.items():
         try:
             source = _open_source(config, name)
-            if evaluation.task == "retrieval":
+            if evaluation.task == "captions":
+                _require_scorers(name)
+            if evaluation.task in ("retrieval", "captions"):
                 source = source.require_captions()
             else:
                 source = source.require_label()
@@ -62,6 +72,14 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
             raise SourceError(_in_recipes_words(name, error)) from error
         opened[name] = Evaluation(name, evaluation, source)
     return opened
+
+
+def _require_scorers(name: str) -> None:
+    if missing := [module for module in SCORERS if find_spec(module) is None]:
+        raise RecipeError(
+            f"evaluations.{name}: captions are scored by {' and '.join(missing)}, not installed: pip install "
+            "'hf_clip[captions]'."
+        )
 
 
 def _open_source(config: TrainConfig, name: str) -> Source:
@@ -104,14 +122,14 @@ def _in_recipes_words(name: str, error: BaseException) -> str:
 
 def run_evaluations(
     trainer: Trainer, evaluations: dict[str, Evaluation], *, during_training: bool = False
-) -> dict[str, RetrievalResult | ZeroShotResult]:
+) -> dict[str, Result]:
     """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those.
 
     One that fails is reported and lacks. A signal ends them, logs none and is left to the caller: whoever sent it may
     not wait as long as they take.
     """
     due = [each for each in evaluations.values() if each.config.during_training or not during_training]
-    results: dict[str, RetrievalResult | ZeroShotResult] = {}
+    results: dict[str, Result] = {}
     with trainer.released_model() as model:
         if trainer.decisions.is_main:
             try:
@@ -130,7 +148,7 @@ def run_evaluations(
     return results
 
 
-def _show_retrievals(trainer: Trainer, name: str, result: RetrievalResult | ZeroShotResult, source: Source) -> None:
+def _show_retrievals(trainer: Trainer, name: str, result: Result, source: Source) -> None:
     """The best and the worst retrievals as an image of the run's tracker, where there is one that shows images."""
     if not trainer.log.shows_images or not isinstance(result, RetrievalResult) or len(result.rows) < 2:
         return
@@ -161,7 +179,7 @@ def _run_one(
         )
 
 
-def number_of(results: Mapping[str, RetrievalResult | ZeroShotResult], name: str) -> float | None:
+def number_of(results: Mapping[str, Result], name: str) -> float | None:
     """A number by the name of its evaluation and its own, as `checkpoints.best` has it; None where it is not there."""
     evaluation, *path = name.split(".")
     if evaluation not in results:
@@ -172,11 +190,11 @@ def number_of(results: Mapping[str, RetrievalResult | ZeroShotResult], name: str
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def evaluate_one(
-    model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str
-) -> RetrievalResult | ZeroShotResult:
+def evaluate_one(model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str) -> Result:
     """The result of one evaluation of a recipe."""
     if evaluation.config.task == "retrieval":
         return evaluate_retrieval(model, processor, evaluation.source, title=title)
+    if evaluation.config.task == "captions":
+        return evaluate_captions(model, processor, evaluation.source, title=title)
     templates = evaluation.config.templates or templates_of(model)
     return evaluate_zero_shot(model, processor, evaluation.source, templates=templates, title=title)

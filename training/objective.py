@@ -18,6 +18,7 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel, unit_embeddings
 
 from .augmentation import swap_neighbours
 from .distillation import TeacherEmbeddings, distillation_loss, negatives_loss
+from .texts import StepTexts, TextTokens, texts_of_step
 
 
 class ContrastiveObjective(nn.Module):
@@ -66,10 +67,12 @@ class ContrastiveObjective(nn.Module):
         mixed_fraction: float = 0.0,
         has_negative: torch.Tensor | None = None,
         teachers: Sequence[TeacherEmbeddings] = (),
-    ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes.
+        **own: Any,
+    ) -> torch.Tensor | tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """The loss of the global batch, a scalar; without `concept_ids`, the embeddings and factors that `loss` takes,
+        and losses that are just added.
 
-        Those of texts are then in the order of `texts`, which need not be those of `images`.
+        Embeddings of texts are then in the order of `texts`, which need not be those of `images`.
 
         Args:
             images: pixels (B, 3, rows, columns), or all that the model takes of images by its arguments' names.
@@ -81,20 +84,34 @@ class ContrastiveObjective(nn.Module):
             mixed_fraction: of its neighbour, in each image (`mix_neighbours`).
             has_negative: (B,) which pairs have a hard negative.
             teachers: what each makes of the batch.
+            own: further arguments of `encode`.
         """
         inputs: dict[str, Any] = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
-        image_BD = self._unit(self.model.get_image_features(**inputs, pooled_only=True))
-        chunks: list[dict[str, Any]] = [{**chunk, "pooled_only": True} for chunk in texts]
-        text_ND = torch.cat([self._unit(self.model.get_text_features(**chunk)) for chunk in chunks])
+        image_BD, text_ND, added = self.encode(inputs, texts, **own)
         factors = [self.model.logit_scale.exp()]
         if self.model.logit_bias is not None:
             # Not the parameter itself, which FSDP takes away behind the forward.
             factors.append(self.model.logit_bias + 0)
         if concept_ids is None:
-            return [image_BD, text_ND], factors
+            return [image_BD, text_ND], factors, added
         if places is not None:
             text_ND = text_ND.index_select(0, places)
-        return self.loss(image_BD, text_ND, factors, concept_ids, mixed_fraction, has_negative, teachers)
+        contrastive = self.loss(image_BD, text_ND, factors, concept_ids, mixed_fraction, has_negative, teachers)
+        return contrastive + sum(added)
+
+    def encode(
+        self, images: dict[str, Any], texts: list[dict[str, torch.Tensor]], **own: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Unit embeddings of images and of texts, and losses that are sums over pairs: none here."""
+        image_BD = self._unit(self.model.get_image_features(**images, pooled_only=True))
+        chunks: list[dict[str, Any]] = [{**chunk, "pooled_only": True} for chunk in texts]
+        return image_BD, torch.cat([self._unit(self.model.get_text_features(**chunk)) for chunk in chunks]), []
+
+    def deal_texts(
+        self, tokens: TextTokens, spans: list[slice], device: torch.device, has_one_chunk: bool
+    ) -> StepTexts:
+        """The texts of a step in as many parts as there are micro-batches, whose images are `spans`."""
+        return texts_of_step(tokens, len(spans), device, has_one_chunk)
 
     @staticmethod
     def _unit(output: BaseModelOutputWithPooling) -> torch.Tensor:

@@ -18,12 +18,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPSiglipConfig
+from hf_clip.conversion.confirm import class_of
+from hf_clip.model.caption_loss_hf_clip import TILE_NUMBERS
+from hf_clip.model.configuration_hf_clip import HFCLIPConfig
 from hf_clip.model.loss_hf_clip import _CPU_TILE, _GPU_TILE
-from hf_clip.model.modeling_hf_clip import HFCLIPModel, HFCLIPSiglipModel
+from hf_clip.model.modeling_coca_hf_clip import HFCLIPCoCaModel
+from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.modeling_layers_hf_clip import blind
 
 from .build import build_start, model_config
+from .captions import CaptionObjective, require_objective
 from .config import TrainConfig
 from .device import choose_precision, fastest_attention
 from .layer_groups import freeze, recompute_activations
@@ -61,13 +65,13 @@ activations      m times what a pair keeps for the backward pass, counted with t
 images         12 m rows columns: a micro-batch in float32
 embeddings          4 (1 + T) b D, three times with micro-batches (parts, whole, gradients), else twice
 loss             T (twice with mixup) times 4 D (2 B + b), and 5 tiles of 4 min(b, r) min(B, r') bytes, where r and
-                 r' are 4,096 on a GPU and 512 and 1,024 on a CPU
+                 r' are 4,096 on a GPU and 512 and 1,024 on a CPU; 3 tiles of 32 MiB for the caption loss
 total            all lines: the first micro-batch's activations are there while the loss is computed
 host             3 b rows columns bytes for each batch of images: 3 of them on a GPU, 1 on a CPU, where they are part
                  of the total. To that come data.decoded_cache_gb and 2 x data.shuffle_block undecoded pairs.
 arithmetic       forward of each tower, once more with micro-batches (of all but the first) and with
                  gradient_checkpointing, and twice that for backward where any of the tower learns; the loss
-                 8 T B^2 D. Two operations to a multiply-add.
+                 8 T B^2 D; three times the forward of a decoder for each caption. Two operations to a multiply-add.
 fits             at most 90% of the memory: the rest is left for what is not counted. On a CPU, glibc's malloc wastes
                  far more with micro-batches: docs/training.md says how to stop it."""
 
@@ -83,6 +87,7 @@ class Footprint:
 
     image_parameters: int
     text_parameters: int
+    decoder_parameters: int
     parameters: int
     learned: int
     by_muon: int
@@ -93,10 +98,16 @@ class Footprint:
     copy_bytes: int
     image_flops: int
     text_flops: int
+    decoder_flops: int
     image_learns: bool
     text_learns: bool
     dimensions: int
     image_numbers: int
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a decoder, and a caption loss."""
+        return self.decoder_parameters > 0
 
 
 @dataclass(frozen=True)
@@ -147,9 +158,11 @@ def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
         kind, shape = type(model), model.config
     else:
         shape = model_config(config.model)
-        kind = HFCLIPSiglipModel if isinstance(shape, HFCLIPSiglipConfig) else HFCLIPModel
+        kind = class_of(shape)
         shape.text_config.vocab_size = config.model.vocabulary_size or _OPENAI_TOKENS
         shape.text_config.eos_token_id = shape.text_config.vocab_size - 1
+        if kind is HFCLIPCoCaModel:
+            shape.text_config.pad_token_id = 0
     if shape.text_config.tower == "clip":
         # Pooled at the highest id: no text is searched for its end, which tokens without content do not have.
         shape.text_config.eos_token_id = 2
@@ -160,6 +173,7 @@ def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
 
 def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig, device: str) -> Footprint:
     model = kind(shape)
+    require_objective(model, config)
     # As `arrange_for_speed` has it, but for the layout in memory, which changes no count.
     precision = precision_of(config, device)
     model.set_attn_implementation(fastest_attention(device, precision))
@@ -187,10 +201,11 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
             warnings.simplefilter("ignore", FutureWarning)
             recompute_activations(model, preserve_rng_state=False)
         pair = (_kept_bytes(objective, [], 4, precision)[0] - _kept_bytes(objective, [], 2, precision)[0]) // 2
-    image_flops, text_flops, dimensions = _flops(model)
+    image_flops, text_flops, decoder_flops, dimensions = _flops(model)
     return Footprint(
         image_parameters=_count(image),
         text_parameters=_count(text),
+        decoder_parameters=_count(_decoder(model)),
         parameters=parameters,
         learned=_count(learned),
         by_muon=_count(each for each in learned if each in by_muon),
@@ -201,6 +216,7 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
         copy_bytes=copies,
         image_flops=image_flops,
         text_flops=text_flops,
+        decoder_flops=decoder_flops,
         image_learns=any(each.requires_grad for each in image),
         text_learns=any(each.requires_grad for each in text),
         dimensions=dimensions,
@@ -210,6 +226,13 @@ def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(each.numel() for each in parameters)
+
+
+def _decoder(model: HFCLIPModel) -> list[nn.Parameter]:
+    """The parameters of what writes captions, where the model does."""
+    if not isinstance(model, HFCLIPCoCaModel):
+        return []
+    return [each for part in (model.text_decoder, model.token_projection, model.lm_head) for each in part.parameters()]
 
 
 def _units(objective: ContrastiveObjective) -> list[nn.Module]:
@@ -255,7 +278,11 @@ def _kept_bytes(
         return sum(storage.nbytes() for storage in kept.values())
 
     images, texts = _inputs(objective.model, size)
-    texts = {name: torch.cat([each] * objective.texts_per_image) for name, each in texts.items()}
+    chunks, own = [{name: torch.cat([each] * objective.texts_per_image) for name, each in texts.items()}], {}
+    if isinstance(objective, CaptionObjective):
+        chunks = [texts] * objective.texts_per_image
+        own["image_rows"] = [torch.arange(size)] * objective.captions_per_image
+        own["caption_factor"] = torch.ones(())
     half = _DTYPES.get(precision)
     with (
         _totals_of(units, total) as of_units,
@@ -263,7 +290,7 @@ def _kept_bytes(
         torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None),
     ):
         # What it returns is held until all is counted.
-        outcome = objective(images, [texts])
+        outcome = objective(images, chunks, **own)
     del outcome
     return total(), of_units
 
@@ -289,24 +316,34 @@ def _totals_of(units: list[nn.Module], total: Callable[[], int]) -> Iterator[lis
 
 
 @torch.no_grad()
-def _flops(model: HFCLIPModel) -> tuple[int, int, int]:
-    """Operations of one image's and one text's forward, and the dimensions of the shared space."""
+def _flops(model: HFCLIPModel) -> tuple[int, int, int, int]:
+    """Operations of one image's, one text's and the decoder's forward, and the dimensions of the shared space."""
     # Written out, the counter sees attention's products.
     model.set_attn_implementation("eager")
     images, texts = _inputs(model, 2)
-    counts, dimensions = [], 0
+    counts: list[int] = []
+    dimensions = 0
     learned = [each for each in model.parameters() if each.requires_grad]
     # Without a graph, a view of a parameter (SigLIP's probe) still says that it has one, and the counter looks for it.
     for each in learned:
         each.requires_grad_(False)
-    for run in (lambda: model.encode_image(**images), lambda: model.encode_text(**texts)):
+    # A decoder reads all tokens of the towers.
+    writes = isinstance(model, HFCLIPCoCaModel)
+    outputs = []
+    for run, inputs in ((model.get_image_features, images), (model.get_text_features, texts)):
         with FlopCounterMode(display=False) as counter:
-            embeddings_BD = run()
-        counts.append(counter.get_total_flops() // len(embeddings_BD))
-        dimensions = embeddings_BD.shape[1]
+            outputs.append(run(**inputs, pooled_only=not writes))
+        counts.append(counter.get_total_flops() // 2)
+        dimensions = outputs[-1].pooler_output.shape[1]
+    counts.append(0)
+    if writes:
+        image, text = (output.last_hidden_state for output in outputs)
+        with FlopCounterMode(display=False) as counter:
+            model.lm_head(model.caption_states(text, model.tokens_for_decoder(image))[:, :-1])
+        counts[-1] = counter.get_total_flops() // 2
     for each in learned:
         each.requires_grad_(True)
-    return counts[0], counts[1], dimensions
+    return counts[0], counts[1], counts[2], dimensions
 
 
 def _pairs_per_process(config: TrainConfig, processes: int) -> int:
@@ -350,6 +387,7 @@ def plan_memory(
     sides = _GPU_TILE if device == "cuda" else _CPU_TILE
     tile = FLOAT * min(pairs, sides[0]) * min(config.batch_size, sides[1])
     losses = texts * (2 if config.augmentation.mixup else 1)
+    caption_tiles = 3 * FLOAT * TILE_NUMBERS if model.writes else 0
     lines = {
         "weights": FLOAT * model.parameters // parts,
         "weights at work": at_work,
@@ -360,7 +398,7 @@ def plan_memory(
         "activations": micro * (model.pair_bytes + model.again_bytes),
         "images": FLOAT * micro * model.image_numbers,
         "embeddings": (3 if is_cached else 2) * FLOAT * (1 + texts) * pairs * model.dimensions,
-        "loss": losses * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile,
+        "loss": losses * FLOAT * model.dimensions * (2 * config.batch_size + pairs) + 5 * tile + caption_tiles,
     }
     host = pairs * model.image_numbers * (3 if device == "cuda" else 1)
     return MemoryPlan(lines, sum(lines.values()) + (host if device == "cpu" else 0), host)
@@ -377,7 +415,9 @@ def flops_of_step(config: TrainConfig, model: Footprint, processes: int) -> int:
     for flops, learns in ((model.image_flops, model.image_learns), (texts * model.text_flops, model.text_learns)):
         towers += flops * (forwards + (2 + config.gradient_checkpointing) * learns)
     losses = texts * (2 if config.augmentation.mixup else 1)
-    return round(config.batch_size * (towers + 8 * losses * config.batch_size * model.dimensions))
+    # Without a graph nothing is written.
+    written = (3 + config.gradient_checkpointing) * config.data.captions_per_image * model.decoder_flops
+    return round(config.batch_size * (towers + written + 8 * losses * config.batch_size * model.dimensions))
 
 
 def largest_micro_batch(
@@ -415,9 +455,10 @@ def describe_plan(
     pieces = f"in micro-batches of {size:,}" if size < pairs else "at once"
     precision = precision_of(config, device).replace("no", "fp32")
     operations = flops_of_step(config, model, processes)
+    decoder = f", {model.decoder_parameters / 1e6:,.1f}M of the decoder" if model.writes else ""
     lines = [
         f"{'parameters':17}{model.image_parameters / 1e6:,.1f}M of images, {model.text_parameters / 1e6:,.1f}M of "
-        f"texts; {model.learned / 1e6:,.1f}M learn",
+        f"texts{decoder}; {model.learned / 1e6:,.1f}M learn",
         f"{'a step':17}{config.batch_size:,} pairs on {processes:,} process{'es' if processes > 1 else ''}: "
         f"{pairs:,} each, {pieces}",
         f"{'a pair':17}{model.pair_bytes / 1e6:,.1f} MB of activations in {precision}, for {device}",

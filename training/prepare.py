@@ -5,8 +5,10 @@ import warnings
 import torch
 from torch import nn
 
+from hf_clip.model.modeling_coca_hf_clip import HFCLIPCoCaModel
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
+from .captions import CaptionObjective, require_objective
 from .config import TrainConfig
 from .decisions import Decisions
 from .deepspeed import autocast_forward, runs_deepspeed, take_over_steps
@@ -23,13 +25,15 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
     """The model's objective and its optimizer, ready for steps as it was decided.
 
     Raises:
-        RecipeError: a tower has fewer groups than `trainable_groups`; a sigmoid's labels are to be smoothed.
+        RecipeError: a tower has fewer groups than `trainable_groups`; a sigmoid's labels are to be smoothed; the model
+            has another objective.
     """
     if config.label_smoothing and model.logit_bias is not None:
         raise RecipeError(
             f"label_smoothing={config.label_smoothing} is for the softmax's targets, and this model has the sigmoid "
             "loss: set label_smoothing=0."
         )
+    require_objective(model, config)
     accelerator = decisions.accelerator
     arrange_for_speed(model, decisions.device, decisions.precision)
     freeze(model, config.optimizer)
@@ -61,7 +65,8 @@ def prepare(model: HFCLIPModel, config: TrainConfig, decisions: Decisions) -> tu
 
 def make_objective(model: HFCLIPModel, config: TrainConfig) -> ContrastiveObjective:
     """What a step of the recipe minimizes."""
-    return ContrastiveObjective(
+    kind = CaptionObjective if isinstance(model, HFCLIPCoCaModel) else ContrastiveObjective
+    return kind(
         model,
         config.data.keyword_weight,
         config.label_smoothing,

@@ -4,13 +4,14 @@ import difflib
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hf_clip.model.configuration_hf_clip import HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
+from hf_clip.model.configuration_hf_clip import HFCLIPTextConfig, HFCLIPVisionConfig
 
 from .recipe_error import RecipeError
 
 # What the recipe keeps as free tables, but the model reads field by field.
 SHAPES = {
-    "model.config.": HFCLIPConfig,
+    "model.config.": HFCLIPCoCaConfig,
     "model.config.text_config.": HFCLIPTextConfig,
     "model.config.vision_config.": HFCLIPVisionConfig,
 }
@@ -77,7 +78,7 @@ SYNONYMS = {
     **dict.fromkeys(("val_split", "eval_split", "validation_split_name"), "Use data.validation_split."),
     **dict.fromkeys(("val_fraction", "test_size", "validation_size", "val_size"), "Use data.validation_fraction."),
     **dict.fromkeys(("eval_on_start", "eval_on_begin", "val_at_start"), "Use eval_at_start."),
-    **dict.fromkeys(("protocol", "metric", "kind"), "Use task: retrieval or zero-shot."),
+    **dict.fromkeys(("protocol", "metric", "kind"), "Use task: retrieval, zero-shot or captions."),
     **dict.fromkeys(("prompts", "prompt", "template", "zero_shot_templates"), "Use templates, a list."),
     **dict.fromkeys(
         ("val_frequency", "zeroshot_frequency", "eval_steps", "eval_strategy", "val_check_interval", "eval_frequency"),
@@ -134,6 +135,10 @@ SYNONYMS = {
     **dict.fromkeys(("vocab_size",), "Use model.vocabulary_size."),
     **dict.fromkeys(("embed_dim", "embedding_dim", "output_dim"), "Use model.config.projection_dim."),
     **dict.fromkeys(("temperature", "init_temperature", "logit_scale", "init_logit_scale"), _SCALE),
+    **dict.fromkeys(
+        ("coca_caption_loss_weight", "caption_loss_weight", "coca_contrastive_loss_weight", "coca"),
+        "Use objective: contrastive + caption, and model.config.caption_loss_weight.",
+    ),
     **dict.fromkeys(("siglip", "loss", "loss_type"), "Use model.config.logit_bias_init_value: a sigmoid's bias."),
     **dict.fromkeys(("patch_dropout", "force_patch_dropout"), "Use model.config.vision_config.patch_dropout."),
     **dict.fromkeys(("aug_cfg", "augment", "augmentations", "transforms"), "Use augmentation, a table of strengths."),

@@ -26,6 +26,7 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 
 from .augmentation import DRAWS_PER_IMAGE, augment, mix_neighbours, mixed_fraction, uniforms
+from .captions import caption_factor
 from .config import AugmentationConfig, TrainConfig
 from .decisions import Decisions
 from .distillation import TeacherEmbeddings
@@ -34,11 +35,12 @@ from .ema import WeightAverage
 from .layer_groups import BatchStatistics, frozen_modules
 from .lora import adapter_tensors, frozen_by_adapters, load_adapter_tensors
 from .native_aspect import in_patches, rows_of_one_size
+from .objective import ContrastiveObjective
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
 from .recipe_error import RecipeError
 from .stages import Stage
 from .stream import Batch
-from .texts import StepTexts, texts_of_step, tokens_of
+from .texts import StepTexts, tokens_of
 
 
 class StepResult(NamedTuple):
@@ -183,20 +185,21 @@ class TrainStep:
     def backward(self, batch: Batch, step: int) -> torch.Tensor:
         """The global batch's loss; its gradients are in the parameters, averaged over ranks."""
         spans = self._micro_batches(len(batch.sample_ids))
-        texts = self._texts(batch, len(spans))
+        texts = self._texts(batch, spans)
+        own = self._own_arguments(texts)
         concept_ids = batch.concept_ids.to(self.accelerator.device)
         more = self._further_facts(batch, texts, spans)
         fraction = mixed_fraction(self.config.seed, step, self.config.augmentation.mixup)
         if len(spans) == 1:
             self._seed(step, 0)
             images = self._images(batch, spans[0], fraction)
-            loss = self.objective(images, texts.parts[0], texts.places, concept_ids, fraction, **more)
+            loss = self.objective(images, texts.parts[0], texts.places, concept_ids, fraction, **more, **own[0])
             self._pull_back(loss)
-            return loss.detach()
+            return self._over_ranks(loss.detach(), own)
 
-        def embed(index: int):
+        def embed(index: int, **own: Any):
             self._seed(step, index)
-            return self.objective(self._images(batch, spans[index], fraction), texts.parts[index])
+            return self.objective(self._images(batch, spans[index], fraction), texts.parts[index], **own)
 
         def syncs(index: int):
             is_last = index == len(spans) - 1
@@ -205,26 +208,40 @@ class TrainStep:
         with torch.no_grad(), self._statistics.kept():
             others = [embed(index) for index in range(1, len(spans))]
         with syncs(0):
-            first = embed(0)
+            first = embed(0, **own[0])
         image_BD, text_ND = (
             torch.cat([part.detach() for part in parts])
-            for parts in zip(first[0], *(embeddings for embeddings, _ in others), strict=True)
+            for parts in zip(first[0], *(embeddings for embeddings, _, _ in others), strict=True)
         )
         cached = [each.requires_grad_() for each in (image_BD, text_ND.index_select(0, texts.places))]
         factors = [factor.detach().requires_grad_() for factor in first[1]]
         loss = self.accelerator.unwrap_model(self.objective).loss(*cached, factors, concept_ids, fraction, **more)
         of_image_BD, of_text_ND, *of_factors = torch.autograd.grad(loss, cached + factors)
+        loss = loss.detach()
         for index, rows in enumerate(spans):
             with syncs(index):
-                embeddings, scalars = embed(index) if index else first
+                embeddings, scalars, added = embed(index, **own[index]) if index else first
                 # Its graph goes with its backward pass.
-                first = ([], [])
+                first = ([], [], [])
                 # A scalar is part of each micro-batch, and its gradient of all of them together.
                 parts = [of_image_BD[rows], of_text_ND[texts.rows[index]]]
                 parts += [gradient / len(spans) for gradient in of_factors]
                 pairs = zip(embeddings + scalars, parts, strict=True)
-                self._pull_back(cast(torch.Tensor, sum((value * part).sum() for value, part in pairs)))
-        return loss.detach()
+                self._pull_back(cast(torch.Tensor, sum(added) + sum((value * part).sum() for value, part in pairs)))
+                loss = loss + sum(each.detach() for each in added)
+        return self._over_ranks(loss, own)
+
+    def _own_arguments(self, texts: StepTexts) -> list[dict[str, Any]]:
+        """What the objective takes of each micro-batch to compute all of its losses. Collective."""
+        if texts.images is None:
+            return [{}] * len(texts.parts)
+        weight = cast(Any, self.model.config).caption_loss_weight
+        factor = caption_factor(texts, self.model, weight, self.accelerator)
+        return [{"image_rows": rows, "caption_factor": factor} for rows in texts.images]
+
+    def _over_ranks(self, loss: torch.Tensor, own: list[dict[str, Any]]) -> torch.Tensor:
+        """The global batch's loss. The contrastive loss is; what is added to it is a rank's part."""
+        return cast(torch.Tensor, self.accelerator.reduce(loss, "mean")) if own[0] else loss
 
     @torch.no_grad()
     def _further_facts(self, batch: Batch, texts: StepTexts, spans: list[slice]) -> dict[str, Any]:
@@ -338,11 +355,12 @@ class TrainStep:
                     excessive.append(f"augmentation.{name} (now {value})")
         return " and ".join(excessive) or "its strengths"
 
-    def _texts(self, batch: Batch, parts: int) -> StepTexts:
-        """Tokens of captions and, where there are any, of keywords, for so many micro-batches."""
+    def _texts(self, batch: Batch, spans: list[slice]) -> StepTexts:
+        """Tokens of captions and, where there are any, of keywords, for each micro-batch."""
         tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.further_texts)
+        objective: ContrastiveObjective = self.accelerator.unwrap_model(self.objective)
         # Sharded weights are put together for each chunk, by all processes together.
-        return texts_of_step(tokens, parts, self.accelerator.device, has_one_chunk=self._is_sharded)
+        return objective.deal_texts(tokens, spans, self.accelerator.device, has_one_chunk=self._is_sharded)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Collective where weights are sharded."""

@@ -39,11 +39,14 @@ class StepTexts(NamedTuple):
         parts: the arguments of the text tower, for each micro-batch, for each of its chunks.
         rows: the texts of each micro-batch, in the order of its chunks.
         places: where each text is among all that the micro-batches hold.
+        images: of each micro-batch whose first chunks are its images' captions: for each of those chunks, which of
+            its images each caption belongs to. None where texts and images of a micro-batch are not pairs.
     """
 
     parts: list[list[dict[str, torch.Tensor]]]
     rows: list[torch.Tensor]
     places: torch.Tensor
+    images: list[list[torch.Tensor]] | None = None
 
 
 def tokens_of(processor: HFCLIPProcessor, captions: Sequence[str], further: Sequence[str] | None) -> TextTokens:
@@ -64,24 +67,41 @@ def texts_of_step(tokens: TextTokens, parts: int, device: torch.device, has_one_
         has_one_chunk: a single chunk each, so that all processes compute as many.
     """
     order = np.argsort(tokens.lengths, kind="stable")
-    lengths = tokens.lengths[order]
-    all_padded = len(lengths) * int(lengths[-1])
-    cost = all_padded if has_one_chunk else CHUNK_IN_TOKENS["cpu" if device.type == "cpu" else "gpu"]
+    cost = chunk_cost(tokens, device, has_one_chunk)
     made, rows = [], []
-    for first, last in _even_parts(lengths, parts):
-        chunks = []
-        for start, end in _chunks(lengths[first:last], cost):
-            some = torch.from_numpy(order[first + start : first + end])
-            longest = int(lengths[first + end - 1])
-            chunk = {"input_ids": tokens.input_ids[some, :longest].to(device)}
-            if tokens.attention_mask is not None:
-                chunk["attention_mask"] = tokens.attention_mask[some, :longest].to(device)
-            chunks.append(chunk)
-        made.append(chunks)
-        rows.append(torch.from_numpy(order[first:last]).to(device))
+    for first, last in _even_parts(tokens.lengths[order], parts):
+        made.append([chunk for _, chunk in in_chunks(tokens, order[first:last], cost, device)])
+        rows.append(order[first:last])
+    return StepTexts(made, [torch.from_numpy(each).to(device) for each in rows], places_of(rows).to(device))
+
+
+def chunk_cost(tokens: TextTokens, device: torch.device, has_one_chunk: bool) -> int:
+    """What a further chunk costs in tokens; more than all there are where there is to be one chunk."""
+    if has_one_chunk:
+        return len(tokens.lengths) * int(tokens.lengths.max())
+    return CHUNK_IN_TOKENS["cpu" if device.type == "cpu" else "gpu"]
+
+
+def in_chunks(
+    tokens: TextTokens, order: np.ndarray, cost: int, device: torch.device
+) -> list[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """Texts in an order of rising length in chunks: which they are, and the arguments of the text tower."""
+    chunks, lengths = [], tokens.lengths[order]
+    for start, end in _chunks(lengths, cost):
+        some, longest = torch.from_numpy(order[start:end]), int(lengths[end - 1])
+        chunk = {"input_ids": tokens.input_ids[some, :longest].to(device)}
+        if tokens.attention_mask is not None:
+            chunk["attention_mask"] = tokens.attention_mask[some, :longest].to(device)
+        chunks.append((order[start:end], chunk))
+    return chunks
+
+
+def places_of(rows: list[np.ndarray]) -> torch.Tensor:
+    """Where each text is in all rows, one micro-batch's behind the other's."""
+    order = np.concatenate(rows)
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    return StepTexts(made, rows, torch.from_numpy(places).to(device))
+    return torch.from_numpy(places)
 
 
 def _even_parts(lengths: np.ndarray, parts: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from hf_clip.conversion.errors import ConversionError
 from hf_clip.conversion.export_configs import open_clip_preprocess_cfg
 from hf_clip.conversion.loading import load
 from hf_clip.conversion.preprocessing import build_image_processor
+from hf_clip.model.configuration_coca_hf_clip import HFCLIPCoCaConfig
 from hf_clip.model.configuration_hf_clip import HFCLIPConfig, find_architecture, read_architectures
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
@@ -97,9 +98,10 @@ class CreateOptions:
 
 @functools.cache
 def known_models() -> tuple[str, ...]:
-    """OpenCLIP's names of the architectures that this package knows, sorted as OpenCLIP sorts them."""
+    """OpenCLIP's names of the architectures that this drop-in makes, sorted as OpenCLIP sorts them: no CoCa's."""
     prefix = "open_clip/"
-    spelled = [alias for one in read_architectures().values() for alias in one["aliases"] if alias.startswith(prefix)]
+    made = [one for one in read_architectures().values() if one["config"]["model_type"] != HFCLIPCoCaConfig.model_type]
+    spelled = [alias for one in made for alias in one["aliases"] if alias.startswith(prefix)]
     names = [alias.removeprefix(prefix) for alias in spelled]
     # Numbers by their size: B-16 before B-16-plus before B-32.
     return tuple(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 # Numbers of a tile's logits: 32 MiB in float32, of which three are there at a time.
-_TILE_NUMBERS = 2**23
+TILE_NUMBERS = 2**23
 IGNORED = -100
 
 
@@ -40,7 +40,7 @@ def caption_loss(
     states_NW, labels_N = states.reshape(-1, states.shape[-1]), labels.reshape(-1)
     if states_NW.shape[0] != labels_N.shape[0]:
         raise ValueError(f"`states` has {states_NW.shape[0]} tokens and `labels` {labels_N.shape[0]}: pass as many.")
-    tile = tile_tokens or max(1, _TILE_NUMBERS // weight.shape[0])
+    tile = tile_tokens or max(1, TILE_NUMBERS // weight.shape[0])
     loss: Any = _TiledCrossEntropy.apply(states_NW, weight, labels_N, tile)
     return loss
 

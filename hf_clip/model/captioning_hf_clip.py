@@ -56,14 +56,10 @@ def stream_captions(
         ValueError: for `num_return_sequences`; what `image_batches` and `generate` raise.
     """
     _check(model, generate)
-    tokenizer: Any = cast(Any, processor).tokenizer
     begin_1T = processor(text=[begins_with], return_tensors="pt")["input_ids"] if begins_with else None
 
     def written(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[str]:
-        pixel_values = inputs["pixel_values"].to(model.device)
-        begin_BT = None if begin_1T is None else begin_1T.expand(len(pixel_values), -1).to(model.device)
-        ids_BT = model.generate(pixel_values, begin_BT, **generate)
-        return [text.strip() for text in tokenizer.batch_decode(ids_BT, skip_special_tokens=True)]
+        return write_captions(model, processor, inputs["pixel_values"], begin_1T, **generate)
 
     batches = image_batches(
         cast(Any, model),
@@ -86,9 +82,29 @@ def stream_captions(
     return answers()
 
 
+def write_captions(
+    model: HFCLIPCoCaModel,
+    processor: Processor,
+    pixel_values: torch.Tensor,
+    begin: torch.Tensor | None = None,
+    **generate: Any,
+) -> list[str]:
+    """A caption for each of a batch of images (B, channels, rows, columns), each begun by the ids `begin` (1, T)."""
+    pixel_values = pixel_values.to(model.device)
+    begin_BT = None if begin is None else begin.expand(len(pixel_values), -1).to(model.device)
+    ids_BT = model.generate(pixel_values, begin_BT, **generate)
+    texts = cast(Any, processor).tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def writes_captions(model: Any) -> bool:
+    """Whether it is a model that writes captions."""
+    return hasattr(model, "encode_image_tokens")
+
+
 def _check(model: Any, generate: Mapping[str, Any]) -> None:
     """Raises what `stream_captions` says."""
-    if not hasattr(model, "encode_image_tokens"):
+    if not writes_captions(model):
         raise TypeError(
             f"`model` is {type(model).__name__}, which writes no captions: load a CoCa, such as "
             "laion/CoCa-ViT-B-32-laion2B-s13B-b90k, or train one."

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from .errors import RequestError
 from .guard import LOOPBACK, Guard
 from .requests import (
+    CaptionRequest,
     ClassifyRequest,
     EmbeddingsRequest,
     SearchRequest,
@@ -66,6 +67,7 @@ def create_app(service: Service, **guarding: Any) -> Guard:
     _add_errors(app)
     _add_embeddings(app, service, in_thread)
     _add_classification(app, service, in_thread)
+    _add_captions(app, service, in_thread)
     _add_search(app, service, in_thread)
     _add_page(app, service, in_thread)
     return Guard(app, limits=service.limits, **{"hosts": LOOPBACK, **guarding})
@@ -139,10 +141,7 @@ def _add_classification(app: FastAPI, service: Service, in_thread: Callable[...,
         return JSONResponse(await in_thread(answer, request))
 
     def answer(request: ClassifyRequest) -> dict[str, Any]:
-        urls = listed(request.images)
-        if not urls:
-            raise RequestError(400, "`images` is empty: send data URLs.", "images")
-        check_images(len(urls), "images", service.limits)
+        urls = _image_urls(request.images, service)
         _check_words(request, service)
         images = [service.read_image(image_bytes(url, "images"), "images") for url in urls]
         found, templates = service.classify(
@@ -155,6 +154,27 @@ def _add_classification(app: FastAPI, service: Service, in_thread: Callable[...,
         )
         data = [{"object": "classification", "index": at, "labels": labels} for at, labels in enumerate(found)]
         return {"object": "list", "data": data, "model": service.name, "templates": templates}
+
+
+def _image_urls(images: str | list[str], service: Service) -> list[str]:
+    urls = listed(images)
+    if not urls:
+        raise RequestError(400, "`images` is empty: send data URLs.", "images")
+    check_images(len(urls), "images", service.limits)
+    return urls
+
+
+def _add_captions(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -> None:
+    @app.post("/v1/caption")
+    async def caption(request: CaptionRequest) -> JSONResponse:
+        _check_model(service, request.model)
+        return JSONResponse(await in_thread(answer, request))
+
+    def answer(request: CaptionRequest) -> dict[str, Any]:
+        urls = _image_urls(request.images, service)
+        images = [service.read_image(image_bytes(url, "images"), "images") for url in urls]
+        data = [{"object": "caption", "index": at, "caption": text} for at, text in enumerate(service.caption(images))]
+        return {"object": "list", "data": data, "model": service.name}
 
 
 def _check_words(request: ClassifyRequest, service: Service) -> None:

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from hf_clip.search.models import LazyModel
 
 # Items encoded at once; one request of more is encoded in several parts by the encoder itself.
-TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 32
+TEXTS_AT_ONCE, IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 256, 32, 16
 
 
 @dataclass
@@ -32,11 +32,11 @@ class Batcher:
     Nothing waits for company: while the worker encodes, others queue, and it takes them together when it is done.
 
     Args:
-        encoders: for each kind of items what gives their (N, D) embeddings, in their order.
+        encoders: for each kind of items what gives their (N, D) embeddings, or captions, in their order.
         limits: how many items of a kind it takes together.
     """
 
-    def __init__(self, encoders: Mapping[str, Callable[[list[Any]], np.ndarray]], limits: Mapping[str, int]):
+    def __init__(self, encoders: Mapping[str, Callable[[list[Any]], Any]], limits: Mapping[str, int]):
         self._encoders, self._limits = dict(encoders), dict(limits)
         self._waiting: deque[Asked] = deque()
         self._changed = threading.Condition()
@@ -46,8 +46,11 @@ class Batcher:
         self._worker = threading.Thread(target=self._work, name="hf-clip-batches", daemon=True)
         self._worker.start()
 
-    def encode(self, kind: str, items: Sequence[Any], timeout: float | None = None) -> np.ndarray:
-        """(N, D) embeddings of the items. Raises what their encoder does, TimeoutError, RuntimeError once closed."""
+    def encode(self, kind: str, items: Sequence[Any], timeout: float | None = None) -> Any:
+        """(N, D) embeddings of the items, or their captions.
+
+        Raises what their encoder does, TimeoutError, RuntimeError once closed.
+        """
         asked = Asked(kind, list(items))
         with self._changed:
             if self._is_closed:
@@ -109,7 +112,7 @@ class Batcher:
             asked.answer.set_result(found_ND[first : first + len(asked.items)])
             first += len(asked.items)
 
-    def _answer_alone(self, encode: Callable[[list[Any]], np.ndarray], asked: Asked) -> None:
+    def _answer_alone(self, encode: Callable[[list[Any]], Any], asked: Asked) -> None:
         try:
             asked.answer.set_result(encode(asked.items))
         except Exception as error:
@@ -122,8 +125,9 @@ class BatchedModel(LazyModel):
     def __init__(self, model: LazyModel):
         super().__init__(model.source, None, model.options, model.device)
         self._loaded = model.load()
-        encoders = {"texts": super().embed_texts, "images": self._encode_images}
-        self.batcher = Batcher(encoders, {"texts": TEXTS_AT_ONCE, "images": IMAGES_AT_ONCE})
+        encoders = {"texts": super().embed_texts, "images": self._encode_images, "captions": self._write}
+        limits = {"texts": TEXTS_AT_ONCE, "images": IMAGES_AT_ONCE, "captions": CAPTIONS_AT_ONCE}
+        self.batcher = Batcher(encoders, limits)
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         return self.batcher.encode("texts", texts)
@@ -135,6 +139,22 @@ class BatchedModel(LazyModel):
     def _encode_images(self, inputs: list) -> np.ndarray:
         firsts = range(0, len(inputs), IMAGES_AT_ONCE)
         return np.concatenate([self.embed_pixels(inputs[first : first + IMAGES_AT_ONCE]) for first in firsts])
+
+    def caption(self, inputs: list[Mapping[str, Any]]) -> list[str]:
+        """A caption, the likeliest word by word, for what `prepare` made of each image."""
+        return self.batcher.encode("captions", inputs)
+
+    def _write(self, inputs: list) -> list[str]:
+        from hf_clip.model.captioning_hf_clip import write_captions
+        from hf_clip.model.embedding_hf_clip import evaluation_mode, stack_inputs
+
+        model, processor = cast(Any, self._loaded)
+        texts: list[str] = []
+        with evaluation_mode(model):
+            for first in range(0, len(inputs), CAPTIONS_AT_ONCE):
+                pixels = stack_inputs(inputs[first : first + CAPTIONS_AT_ONCE])["pixel_values"]
+                texts += write_captions(model, processor, pixels)
+        return texts
 
 
 def is_prepared(image: Any) -> bool:

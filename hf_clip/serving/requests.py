@@ -39,6 +39,10 @@ class ClassifyRequest(_Request):
     top_k: Count | None = None
 
 
+class CaptionRequest(_Request):
+    images: Texts
+
+
 class SearchRequest(_Request):
     query: Texts = []
     images: Texts = []

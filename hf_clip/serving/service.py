@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_clip.model.captioning_hf_clip import writes_captions
 from hf_clip.model.embedding_hf_clip import dual_encoder
 from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
 from hf_clip.model.text_batches_hf_clip import text_lengths, tokenized
@@ -115,6 +116,20 @@ class Service:
         _, processor = self.model.load()
         ids, mask = tokenized(processor, texts)
         return sum(text_lengths(processor, ids, mask))
+
+    # Captions.
+
+    @property
+    def writes_captions(self) -> bool:
+        return writes_captions(self.model.load()[0])
+
+    def caption(self, images: list[ImageInputs]) -> list[str]:
+        """A caption for each image. Raises RequestError where the model writes none."""
+        if not self.writes_captions:
+            raise RequestError(
+                404, f"{self.name} writes no captions: start the server with a CoCa.", None, "no_captions"
+            )
+        return self.model.caption(images)
 
     # Classification.
 
@@ -225,8 +240,9 @@ class Service:
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        """What there is: the model, and how many images the index holds."""
+        """What there is: the model, whether it writes captions, and how many images the index holds."""
         described: dict[str, Any] = {"status": "ok", "model": self.name, "width": self.width, "index": None}
+        described["captions"] = self.writes_captions
         if self.index is not None:
             described["index"] = {"name": Path(self.index.root).resolve().name, "rows": len(self.index)}
         return described

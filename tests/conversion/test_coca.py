@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from hf_clip import HFCLIPCoCaModel
+from hf_clip import HFCLIPCoCaModel, HFCLIPConfig
 from hf_clip.conversion import ConversionError, export_configs, load
 from hf_clip.conversion.coca import COCA_RULES, published_config
 from hf_clip.conversion.open_clip import config_from_model_cfg
 from hf_clip.conversion.rules import export_tensors, renamed_shapes
+from hf_clip.model.configuration_hf_clip import find_architecture
 from hf_clip.model.modeling_timm_hf_clip import NothingDrawn
 from tests.helpers.checkpoints import IMAGES, TEXTS, unit_embeddings
 from tests.helpers.coca import coca_model_cfg, load_coca, write_coca_folder
@@ -72,6 +73,10 @@ def test_published_configs_are_read_and_written(name):
     assert {key: tensor.shape for key, tensor in ours.items()} == {key: t.shape for key, t in theirs.items()}
     shapes = renamed_shapes({key: tensor.shape for key, tensor in theirs.items()}, COCA_RULES)
     assert published_config(shapes).to_dict() == config.to_dict()
+    assert HFCLIPConfig.from_architecture(name).to_dict() == config.to_dict()
+    said = find_architecture(name)["parameters"]
+    assert said["total"] == sum(tensor.numel() for tensor in theirs.values())
+    assert said["total"] == said["image"] + said["text"] + said["decoder"] + 1
     assert export_configs.missing_in_open_clip(config) == []
     assert config_from_model_cfg(export_configs.open_clip_model_cfg(config)).to_dict() == config.to_dict()
 

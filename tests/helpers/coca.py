@@ -1,9 +1,13 @@
-"""A small CoCa with random weights, made and saved by OpenCLIP's own code."""
+"""Small CoCas with random weights: one of OpenCLIP's own code, and one of ours as recipes make it."""
 
 import torch
 
 from hf_clip.conversion import load
+from hf_clip.training.build import build_start
+from hf_clip.training.config import ModelConfig
 from tests.helpers.checkpoints import open_clip_config, tokenizer, write_open_clip_folder
+from tests.helpers.coca_recipes import coca_recipe
+from tests.helpers.squares import NAMES
 
 WIDTH = 48
 
@@ -35,3 +39,9 @@ def load_coca(folder):
     """Our model and processor of the folder, and OpenCLIP's model."""
     peer = write_coca_folder(folder)
     return *load(folder), peer
+
+
+def small_coca(seed: int = 0):
+    """A model of ours and its processor, which writes a caption of some letters."""
+    config = ModelConfig(vocabulary_size=540, config=coca_recipe("none")["model"]["config"])
+    return build_start(config, NAMES, seed)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from hf_clip.search import Index
+from hf_clip.search.models import LazyModel
 from hf_clip.serving import Service, create_app
 from hf_clip.serving.batching import BatchedModel
 from hf_clip.serving.limits import Limits
@@ -34,6 +36,11 @@ def service_of(index: Index, limits: Limits | None = None) -> Service:
     model = BatchedModel(index.warm())
     index.warm(lambda _: model)
     return Service(model, index, limits)
+
+
+def model_service(model: Any, processor: Any) -> Service:
+    """Of a model alone."""
+    return Service(BatchedModel(LazyModel(model, processor)))
 
 
 def data_url(image: Image.Image | bytes, style: str = "PNG") -> str:

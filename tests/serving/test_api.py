@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from hf_clip import ZeroShotClassifier, embed_images, embed_texts
+from hf_clip import ZeroShotClassifier, caption_images, embed_images, embed_texts
 from hf_clip.serving import create_app
 from hf_clip.serving.batching import Asked
 from hf_clip.serving.limits import Limits
+from tests.helpers.coca import small_coca
 from tests.helpers.counts import soak_count
 from tests.helpers.search_toys import GrayEncoder
-from tests.helpers.served import TOKEN, data_url, gray_index, service_of
+from tests.helpers.served import TOKEN, data_url, gray_index, model_service, service_of
 
 VALUES = range(0, 200, 4)
 
@@ -86,6 +87,22 @@ def test_classification_is_the_classifiers(client, encoder):
     for found, row in zip(answer["data"], wanted, strict=True):
         assert [one["label"] for one in found["labels"]] == [one["label"] for one in row]
         np.testing.assert_allclose([one["score"] for one in found["labels"]], [one["score"] for one in row], atol=1e-6)
+
+
+def test_captions_are_those_of_python(client):
+    error = error_of(client.post("/v1/caption", json={"images": data_url(square(8))}), 404)
+    assert "writes no captions: start the server with a CoCa" in error["message"]
+    model, processor = small_coca()
+    service, images = model_service(model, processor), [square(8), square(90), square(200)]
+    with TestClient(create_app(service), base_url="http://localhost:7860") as own:
+        assert own.get("/v1/status").json()["captions"] is True
+        with ThreadPoolExecutor(3) as threads:
+            answers = list(threads.map(lambda image: post(own, "/v1/caption", images=data_url(image)), images))
+        together = post(own, "/v1/caption", images=[data_url(image) for image in images])["data"]
+        assert error_of(own.post("/v1/caption", json={"images": []}), 400)["param"] == "images"
+    wanted = caption_images(model, processor, images)
+    assert [answer["data"][0]["caption"] for answer in answers] == wanted
+    assert [one["caption"] for one in together] == wanted and all(wanted)
 
 
 def test_a_search_is_the_indexs(client, service):

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from hf_clip import caption_images
+from tests.helpers.coca import small_coca
 from tests.helpers.search_toys import write_gray
-from tests.helpers.served import TOKEN, gray_index, running, service_of
+from tests.helpers.served import TOKEN, gray_index, model_service, running, service_of
 
 pytestmark = pytest.mark.slow
 
@@ -191,3 +193,24 @@ def test_a_token_opens_the_page(browser, service):
         page.get_by_role("button", name="Enter").click()
         page.get_by_text("images ·").wait_for()
         page.close()
+
+
+def test_a_model_that_writes_has_a_tab_for_it(browser, page):
+    assert page.locator("#tab-caption").is_hidden()
+    model, processor = small_coca()
+    service = model_service(model, processor)
+    content = png(40)
+    [caption] = caption_images(model, processor, [Image.open(io.BytesIO(content))])
+    with running(service) as address:
+        page = browser.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(address)
+        page.get_by_role("tab", name="Caption").click()
+        page.locator("#untitled").set_input_files({"name": "bad.png", "mimeType": "image/png", "buffer": b"no image"})
+        page.locator("#caption-status.bad").wait_for()
+        page.locator("#untitled").set_input_files({"name": "mine.png", "mimeType": "image/png", "buffer": content})
+        page.locator("#written:not(:empty)").wait_for()
+        assert page.locator("#written").text_content() == caption != ""
+        assert page.locator("#caption-status.bad").count() == 0 and page.locator("#untitled-image").is_visible()
+        page.close()
+    service.close()

@@ -178,7 +178,7 @@ def test_an_unknown_key_names_the_nearest(file, override, message):
         ("data.keyword_weight=1", "data.keyword_columns.*data.keyword_weight=1.0 go together"),
         (
             "evaluations.seen.task=guess",
-            "^evaluations.seen.task='guess' is not known: use 'retrieval' or 'zero-shot'",
+            "^evaluations.seen.task='guess' is not known: use 'retrieval', 'captions', 'zero-shot'",
         ),
         ("evaluations.new.task=zero-shot", "^evaluations.new.data is empty"),
         ("evaluations.classes.templates=[a cat]", "^evaluations.classes.templates: 'a cat' has no {}"),
@@ -268,7 +268,7 @@ def test_nothing_of_the_environment_is_put_in(file, monkeypatch):
         ("output_dir", "It is not here, because one recipe serves many runs"),
         ("keep_best", "Use checkpoints.best: an evaluation's name and its number"),
         ("learning_rate", r"Did you mean optimizer\.learning_rate\?"),
-        ("evaluations.seen.protocol", "Use task: retrieval or zero-shot"),
+        ("evaluations.seen.protocol", "Use task: retrieval, zero-shot or captions"),
         ("warmup_ratio", r"Use optimizer\.warmup_steps"),
     ],
 )

@@ -43,11 +43,12 @@ def test_both_passes_draw_the_same(tmp_path):
     train_step.optimizer.zero_grad()
 
     parts, share = [], mixed_fraction(train_step.config.seed, 3, train_step.config.augmentation.mixup)
-    texts = train_step._texts(batch, 3)
-    for index, rows in enumerate((slice(0, 10), slice(10, 20), slice(20, 24))):
+    spans = [slice(0, 10), slice(10, 20), slice(20, 24)]
+    texts = train_step._texts(batch, spans)
+    for index, rows in enumerate(spans):
         train_step._seed(3, index)
         parts.append(train_step.objective(train_step._images(batch, rows, share), texts.parts[index]))
-    image_BD, text_ND = (torch.cat(column) for column in zip(*(embeddings for embeddings, _ in parts), strict=True))
+    image_BD, text_ND = (torch.cat(column) for column in zip(*(embeddings for embeddings, *_ in parts), strict=True))
     in_one_graph = train_step.objective.loss(image_BD, text_ND[texts.places], parts[0][1], batch.concept_ids, share)
     in_one_graph.backward()
     assert loss == in_one_graph

@@ -10,7 +10,9 @@ const $ = (id) => document.getElementById(id);
 let asked = null;
 let image = null;
 let subject = null;
+let untitled = null;
 let generation = 0;
+let writing = 0;
 
 function make(tag, options = {}, ...children) {
   const made = Object.assign(document.createElement(tag), options);
@@ -258,9 +260,13 @@ function walk(event) {
 function chooseSubject(read) {
   if (subject) URL.revokeObjectURL(subject.shown);
   subject = read;
-  $("subject-image").src = read.shown;
-  $("subject-image").hidden = false;
-  $("subject-name").textContent = read.name;
+  showChosen("subject", read);
+}
+
+function showChosen(name, read) {
+  $(`${name}-image`).src = read.shown;
+  $(`${name}-image`).hidden = false;
+  $(`${name}-name`).textContent = read.name;
 }
 
 const lines = (text, separator) => text.split(separator).map((line) => line.trim()).filter(Boolean);
@@ -303,12 +309,33 @@ function scoreLine({ label, score }) {
   return make("li", {}, facts, make("div", { className: "bar" }, bar));
 }
 
+// Caption.
+
+async function caption(read) {
+  if (untitled) URL.revokeObjectURL(untitled.shown);
+  untitled = read;
+  showChosen("untitled", read);
+  const mine = ++writing;
+  $("written").textContent = "";
+  tell($("caption-status"), "Writing …");
+  try {
+    const found = await call("/v1/caption", { images: [read.url] });
+    if (mine !== writing) return;
+    $("written").textContent = found.data[0].caption;
+    tell($("caption-status"), found.data[0].caption ? "" : "It has no word for it.");
+  } catch (error) {
+    if (mine === writing) tell($("caption-status"), error.message, true);
+  }
+}
+
 // Begin.
 
 async function begin() {
   addTabs();
   addDrop($("drop"), $("image"), (read) => { chooseImage(read); search(); }, $("status"));
   addDrop($("subject-drop"), $("subject"), chooseSubject, $("classify-status"));
+  addDrop($("untitled-drop"), $("untitled"), caption, $("caption-status"));
+  $("describe").addEventListener("submit", (event) => event.preventDefault());
   $("question").addEventListener("submit", (event) => { event.preventDefault(); search(); });
   $("words").addEventListener("submit", (event) => { event.preventDefault(); classify(); });
   $("drop-it").addEventListener("click", () => { chooseImage(null); $("image").focus(); });
@@ -322,6 +349,7 @@ async function begin() {
   $("title").textContent = status.index ? status.index.name : "hf_clip";
   const count = status.index ? `${status.index.rows.toLocaleString("en")} images · ` : "";
   $("about").textContent = `${count}${status.model}`;
+  $("tab-caption").hidden = !status.captions;
   if (status.index) {
     $("query").focus();
   } else {
