@@ -13,9 +13,13 @@ SEARCH = ["lancedb>=0.40", "filelock>=3.20", "pyarrow>=24", "tqdm>=4.67"]
 RAY = [*SEARCH, "ray>=2.50"]
 # The last two are what FastAPI is built on.
 APP = [*SEARCH, "fastapi", "uvicorn", "pydantic>=2", "starlette"]
+# Of fsspec's own release: each asks for the other's.
+S3 = ["s3fs>=2024.6"]
 EVAL = [
     "datasets>=5",
     "accelerate>=1.15",
+    # Names of many shards.
+    "braceexpand>=0.1.7",
     "fsspec>=2024.6",
     "pyarrow>=24",
     "scikit-learn>=1.6",
@@ -111,6 +115,7 @@ setup(
         "eval": EVAL,
         # filelock keeps a second process out of a run's folder.
         "train": [*EVAL, "filelock>=3.20"],
+        "s3": S3,
         "search": SEARCH,
         "ray": RAY,
         "captions": CAPTIONS,

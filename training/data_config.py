@@ -20,7 +20,7 @@ class DataConfig:
     """Where the training pairs come from, and in what order they are read."""
 
     train: list[str] = field(default_factory=list)
-    """Files, folders or Hub ids (see `hf_clip.open_source`)."""
+    """Files, folders, addresses or Hub ids (see `hf_clip.open_source`)."""
     weights: list[float] | None = None
     """One number for each entry of `train`: how often an epoch passes through it (2 is twice, 0.5 every other epoch).
     Null reads all files of a kind as one source."""
@@ -78,6 +78,9 @@ class DataConfig:
     8192, and at least 256 of each lane."""
     decoded_cache_gb: float = 1.0
     """Data whose images, at the model's size, fit into this many gigabytes of each process is decoded once."""
+    shard_cache_gb: float = 16.0
+    """Row groups and tars at addresses that each process keeps on its disk (in TMPDIR), those fetched ahead among
+    them."""
     max_bad_fraction: float = 0.05
     """The run stops where a larger fraction of the pairs cannot be read."""
 
@@ -93,7 +96,7 @@ class DataConfig:
                 f"data.weights: {weight} must lie in 0.001 to 1000: it counts passes an epoch. Remove the entry of "
                 "data.train to give it none.",
             )
-        for name in ("workers", "decoded_cache_gb"):
+        for name in ("workers", "decoded_cache_gb", "shard_cache_gb"):
             value = getattr(self, name)
             require(value is None or 0 <= value < math.inf, f"data.{name}={value} must be 0 or more, and finite.")
         require(self.keyword_weight >= 0, f"data.keyword_weight={self.keyword_weight} must be 0 or more.")

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 from hf_clip.sources import SourceError
-from hf_clip.sources.files import is_hub_id, list_files
+from hf_clip.sources.files import is_hub_id, list_files, size_of_file
 
 # Of more files than these, only a hash of names and sizes is kept.
 MAX_NAMED_FILES = 1000
@@ -26,7 +26,7 @@ def fingerprint(data: Sequence[str], num_rows: int | None) -> dict[str, int | st
     for item in data:
         # As with `open_source`, a file or a folder goes before an id of its name.
         try:
-            sizes |= {str(file): file.stat().st_size for file in list_files(item)[0]}
+            sizes |= {str(file): size_of_file(file) for file in list_files(item)[0]}
         except SourceError:
             if not is_hub_id(item):
                 raise

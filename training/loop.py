@@ -40,6 +40,7 @@ from .stages import Stage, common_batch_size, stage_processor, stages_of
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
 from .stream.coordination import Coordinator
+from .stream.data import describe_fetching
 from .texts import tokens_of
 from .trackers import trackers_of
 from .trainer import Progress, Trainer, TrainingDiverged
@@ -173,7 +174,8 @@ def _start(
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
     teacher = build_teacher(config, data, decisions)
     train_step = TrainStep(config, decisions, objective, optimizer, processor, average, teacher)
-    trainer = Trainer(config, folder, train_step, progress, log, fingerprint(config.data.train, data.num_rows))
+    marks = Coordinator(decisions.processes).share(partial(fingerprint, config.data.train, data.num_rows))
+    trainer = Trainer(config, folder, train_step, progress, log, marks)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         take_over_best(trainer)
@@ -342,6 +344,8 @@ def finish(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evaluati
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         trainer.log.say(f"Skipped {skipped.total()} pairs that cannot be read: {reasons}.")
+    if fetched := stream.fetched():
+        trainer.log.say(describe_fetching(fetched))
     export_model(trainer)
     evaluated = run_evaluations(trainer, evaluations)
     signal, _ = trainer.agree(trainer.stop.signal)

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -148,6 +148,11 @@ class PartCache:
 
 
 cache = PartCache()
+
+
+def fetching() -> Counter[str]:
+    """What this process fetched: parts, their bytes, and by the reason the requests that it made again."""
+    return Counter(parts=cache.fetched, bytes=cache.fetched_bytes, **remote.repeated_requests())
 
 
 class _Reader(io.RawIOBase):

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, is_image_file
 
-from .errors import SourceError, first_names
+from .errors import SourceError, first_names, one_line
 from .image_files import walk_files
+from .remote import Address, is_address, list_address, read_bytes, size_of
+
+File = Path | Address
 
 FORMAT_OF_SUFFIX = {
     ".parquet": "parquet",
@@ -55,25 +58,63 @@ def is_saved_to_disk(folder: Path) -> bool:
     )
 
 
-def list_files(data: str | Path | Sequence[str | Path]) -> tuple[list[Path], Path | None]:
-    """The sorted files of `data`, and the folder if `data` is one."""
-    items = [data] if isinstance(data, str | Path) else list(data)
+def list_files(data: str | Path | Sequence[str | Path]) -> tuple[list[File], File | None]:
+    """The sorted files of `data`, and the folder if `data` is one.
+
+    An item may be a file, a folder, a pattern, an address (`remote.py`), some of these by braces
+    ("{00..31}.tar"), or "@" and a file with one a line.
+    """
+    items = [name for item in ([data] if isinstance(data, str | Path) else data) for name in _spelled_out(item)]
     if not items:
         raise SourceError("data is an empty list. Name a file, a folder or the id of a data set.")
-    paths = []
-    for item in items:
-        path = Path(item).expanduser()
-        if os.path.exists(path):
-            paths.append(path)
-            continue
+    found = [list_address(item) if is_address(item) else _list_local(item) for item in items]
+    if len(found) == 1 and found[0][1] is not None:
+        return found[0]
+    return list(dict.fromkeys(file for files, _ in found for file in files)), None
+
+
+def _list_local(item: str | Path) -> tuple[list[File], File | None]:
+    path = Path(item).expanduser()
+    matches = [path]
+    if not os.path.exists(path):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         if not matches:
             raise _missing(str(item), path)
-        paths.extend(matches)
-    if len(paths) == 1 and paths[0].is_dir():
-        return walk_files(paths[0]), paths[0]
-    files = [file for path in paths for file in (walk_files(path) if path.is_dir() else [path])]
-    return list(dict.fromkeys(files)), None
+    if len(matches) == 1 and matches[0].is_dir():
+        return [*walk_files(matches[0])], matches[0]
+    return [file for match in matches for file in (walk_files(match) if match.is_dir() else [match])], None
+
+
+def _spelled_out(item: str | Path) -> list[str | Path]:
+    """What an item stands for: the lines of a file, the names that braces make, mostly itself."""
+    if isinstance(item, Path) or os.path.exists(item):
+        return [item]
+    if item.startswith("@"):
+        lines = (line.strip() for line in _text_of(item[1:]).splitlines())
+        return [name for line in lines if line and not line.startswith("#") for name in _spelled_out(line)]
+    if "{" not in item:
+        return [item]
+    try:
+        from braceexpand import UnbalancedBracesError, braceexpand
+    except ImportError as error:
+        raise SourceError(f"{item!r}: braces need a package. Install it: pip install braceexpand.") from error
+    try:
+        return [*braceexpand(item)]
+    except UnbalancedBracesError as error:
+        raise SourceError(f"{item!r}: {error}. Close each brace, as in 'shard-{{00..31}}.tar'.") from error
+
+
+def _text_of(file: str) -> str:
+    try:
+        content = read_bytes(file) if is_address(file) else Path(file).expanduser().read_bytes()
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"'@{file}' is no list of files ({one_line(error)}). Give a text file in UTF-8.") from error
+
+
+def size_of_file(file: File) -> int:
+    """The bytes that a file has, here or at an address."""
+    return size_of(file) if isinstance(file, Address) else file.stat().st_size
 
 
 def _missing(item: str, path: Path) -> SourceError:
@@ -90,14 +131,14 @@ def _missing(item: str, path: Path) -> SourceError:
     return SourceError(f"no such file or folder: {item!r}; {there} An id on the Hub is 'owner/name'.")
 
 
-def format_of_file(file: Path) -> str | None:
+def format_of_file(file: File) -> str | None:
     """ "parquet", "table", "tar" or "images"; None for a file that is no data."""
     return FORMAT_OF_SUFFIX.get(file.suffix.lower()) or ("images" if is_image_file(file) else None)
 
 
-def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path], list[Path]]:
+def format_of_folder(folder: File, files: list[File]) -> tuple[str, list[File], list[File]]:
     """The one format that a folder holds, its files, and the images beside them, which a table names."""
-    by_format: dict[str, list[Path]] = {}
+    by_format: dict[str, list[File]] = {}
     for file in files:
         # A folder's .json files are rarely data (configurations, class indices); one that is must be named.
         if file.suffix.lower() != ".json" and (found := format_of_file(file)):
@@ -115,13 +156,13 @@ def format_of_folder(folder: Path, files: list[Path]) -> tuple[str, list[Path], 
         found = "; ".join(f"{kind}: {first_names([file.name for file in group])}" for kind, group in by_format.items())
         raise SourceError(
             f"folder {str(folder)!r} holds several kinds of data ({found}). "
-            f"Name the files to open, such as {str(folder / f'*{files[0].suffix}')!r}."
+            f"Name the files to open, such as '{folder}/*{files[0].suffix}'."
         )
     kind, found_files = next(iter(by_format.items()))
     return kind, found_files, []
 
 
-def only_format(files: list[Path], name: str) -> str:
+def only_format(files: list[File], name: str) -> str:
     """The one format that the files have. Raises SourceError where they have several, or one is no data."""
     found = [(str(file), format_of_file(file)) for file in files]
     unknown = [file for file, kind in found if kind is None]
@@ -137,9 +178,9 @@ def _known_suffixes() -> str:
     return f"{', '.join(FORMAT_OF_SUFFIX)} and images"
 
 
-def choose_files(files: list[Path], root: Path | None, kind: str, split: str | None, name: str) -> list[Path]:
-    by_split: dict[str, list[Path]] = {}
-    without: list[Path] = []
+def choose_files(files: list[File], root: File | None, kind: str, split: str | None, name: str) -> list[File]:
+    by_split: dict[str, list[File]] = {}
+    without: list[File] = []
     for file, found in zip(files, _splits_of_files(files, root, kind), strict=True):
         (without if found is None else by_split.setdefault(found, [])).append(file)
     if root is None and split is None:
@@ -154,7 +195,7 @@ def choose_files(files: list[Path], root: Path | None, kind: str, split: str | N
     return by_split[choose_split(list(by_split), split, name)]
 
 
-def _splits_of_files(files: list[Path], root: Path | None, kind: str) -> list[str | None]:
+def _splits_of_files(files: list[File], root: File | None, kind: str) -> list[str | None]:
     """The split of each file by its folder or name. Class folders are splits only if all of them are."""
     if kind == "images":
         tops = [file.relative_to(root).parts[0].lower() if root else "" for file in files]

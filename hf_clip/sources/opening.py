@@ -19,9 +19,19 @@ from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES
 
 from .columns import Columns, Request, Share, choose_columns, kind_of_feature, kind_of_values, on_its_own
 from .errors import SourceError, different_columns, first_names, how_to_set, logger, one_line
-from .files import choose_files, choose_split, format_of_folder, is_hub_id, is_saved_to_disk, list_files, only_format
+from .files import (
+    File,
+    choose_files,
+    choose_split,
+    format_of_folder,
+    is_hub_id,
+    is_saved_to_disk,
+    list_files,
+    only_format,
+)
 from .marks import PROBLEM
 from .readers import generate_images, generate_row_groups, generate_rows, read_rows, require_files
+from .remote import is_address
 from .row_groups import find_row_groups, index_parquet
 from .sample import ROW_KEY, Source, image_of, iterate_samples
 from .shards import Keep, find_indexed_rows, find_marked_rows
@@ -61,7 +71,8 @@ def open_source(
               class;
             - a folder written by `save_to_disk`;
             - the id of a data set on the Hub, "owner/name" or "owner/name:configuration".
-            Files can be a list or a pattern such as "data/*.parquet".
+            Files can be a list or a pattern such as "data/*.parquet" or "shard-{00..31}.tar"; "@" and the name of a
+            file stand for its lines. Parquet files with images and tars may lie at addresses (s3://, hf://, https://).
         split: which split, of data that has several. Data without splits is all "train".
         image_column, caption_columns, label_column, concept_column: by default found by their names.
         keyword_columns: words for what the image shows, where they are not captions; none by default.
@@ -96,7 +107,7 @@ def open_source(
 
 def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> Source:
     files, root = request.share(partial(list_files, data))
-    if root is not None and is_saved_to_disk(root):
+    if isinstance(root, Path) and is_saved_to_disk(root):
         return _open_saved_to_disk(root, request)
     name = str(data) if isinstance(data, str | Path) else first_names([str(item) for item in data], 3)
     images: list[Path] = []
@@ -105,6 +116,8 @@ def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> So
     else:
         kind, files, images = format_of_folder(root, files)
     files = choose_files(files, root, kind, request.split, name)
+    if kind not in ("parquet", "tar"):
+        _require_local(files)
     if kind == "images":
         return _open_images(files, root, name, request)
     if kind == "parquet":
@@ -115,15 +128,25 @@ def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> So
     return source
 
 
+def _require_local(files: Sequence[File]) -> None:
+    """Raises SourceError where images lie each in a file of its own, and not on this machine."""
+    if remote := [file for file in files if is_address(file)]:
+        raise SourceError(
+            f"{remote[0]!r}: at addresses, parquet files with images inside and tars are read. Write one of these, or "
+            "fetch tables and images to this machine."
+        )
+
+
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
-def _open_parquet(files: list[Path], name: str, request: Request) -> Source:
+def _open_parquet(files: list[File], name: str, request: Request) -> Source:
     index = request.share(partial(index_parquet, [str(file) for file in files]))
     features = index.features
     columns = choose_columns(name, {column: kind_of_feature(features[column]) for column in features}, request)
     if kind_of_feature(features[columns.image]) in ("text", "texts"):
+        _require_local(files)
         return _open_rows(files, name, request)
     if not index.num_rows:
         raise SourceError(f"{name!r} has no rows. Check that it was written to its end.")
@@ -231,8 +254,21 @@ def _undecoded(feature: Any) -> Any:
     return UNDECODED
 
 
-def _open_rows(files: list[Path], name: str, request: Request) -> Source:
+def _open_rows(files: list[File], name: str, request: Request) -> Source:
     """Open tables of image paths and tars."""
+    columns, all_columns = request.share(partial(_look_into_rows, files, name, request))
+    features = {
+        column: datasets.List(TEXT) if column in columns.lists else TEXT for column in (*columns.read, ROW_KEY)
+    }
+    names = [str(each) for each in files]
+    arguments = {"files": names, "columns": columns}
+    dataset = _stream(generate_rows, {**features, **dict.fromkeys(columns.images, UNDECODED)}, arguments)
+    find_rows = partial(find_marked_rows, names, columns)
+    return _finish(dataset, name, columns, request, all_columns=all_columns, find_rows=find_rows)
+
+
+def _look_into_rows(files: list[File], name: str, request: Request) -> tuple[Columns, list[str]]:
+    """The columns to read of tables of image paths and tars, and all that there are, by their first rows."""
     file, suffix = str(files[0]), files[0].suffix.lower()
     first = list(islice(read_rows(file), ROWS_TO_LOOK_AT))
     rows = [(key, row) for key, row in first if PROBLEM not in row]
@@ -264,17 +300,10 @@ def _open_rows(files: list[Path], name: str, request: Request) -> Source:
         folder = os.path.dirname(os.path.abspath(file))
         require_files(file, [image_of(row.get(columns.image), folder, key, file) for key, row in rows])
     holds_lists = (column for column in columns.read if any(isinstance(value, list) for value in head[column]))
-    columns = replace(columns, lists=(*columns.captions, *holds_lists))
-    features = {
-        column: datasets.List(TEXT) if column in columns.lists else TEXT for column in (*columns.read, ROW_KEY)
-    }
-    arguments = {"files": [str(each) for each in files], "columns": columns}
-    dataset = _stream(generate_rows, {**features, **dict.fromkeys(columns.images, UNDECODED)}, arguments)
-    find_rows = partial(find_marked_rows, [str(each) for each in files], columns)
-    return _finish(dataset, name, columns, request, all_columns=head, find_rows=find_rows)
+    return replace(columns, lists=(*columns.captions, *holds_lists)), list(head)
 
 
-def _search_columns(files: Sequence[Path], head: dict[str, list[Any]], request: Request) -> None:
+def _search_columns(files: Sequence[File], head: dict[str, list[Any]], request: Request) -> None:
     """Add to `head` the columns that the caller names and that only later rows have."""
     named = (request.image_column, *(request.caption_columns or ()), *request.keyword_columns, *request.extra_columns)
     named = (*named, *request.where, request.label_column, request.concept_column, request.mask_column)
@@ -306,7 +335,7 @@ def _report_unnamed(images: Sequence[Path], tables: Sequence[Path], name: str, c
         )
 
 
-def _open_images(files: list[Path], root: Path | None, name: str, request: Request) -> Source:
+def _open_images(files: list[File], root: Path | None, name: str, request: Request) -> Source:
     """Open a folder with one folder a class."""
     names = sorted({file.parent.name for file in files})
     if all(label.isascii() and label.isdigit() for label in names):

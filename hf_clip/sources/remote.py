@@ -194,7 +194,8 @@ def _request(address: str, method: str, check: Callable[[Any], Any] = lambda res
         except SourceError:
             raise
         except Exception as error:
-            last, reason = error, _reason_to_repeat(error)
+            reason = _reason_to_repeat(error)
+            last = next(iter(_told(error)), error)
             if reason is None:
                 raise SourceError(_explanation(address, error)) from error
             failures[reason] += 1
@@ -226,6 +227,11 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
+def _told(error: Exception) -> list[BaseException]:
+    """What an error is about: fsspec makes a missing file of a server that does not answer, too."""
+    return [each for each in _chain(error) if not isinstance(each, FileNotFoundError | PermissionError)]
+
+
 def _status(error: BaseException) -> int | None:
     """The status of the answer that an error is about, in the words of boto, aiohttp, requests and httpx."""
     response = getattr(error, "response", None)
@@ -241,14 +247,14 @@ def _reason_to_repeat(error: Exception) -> str | None:
     for each in chain:
         if (status := _status(each)) is not None and status >= 400:
             return f"status_{status}" if status in (408, 429) or status >= 500 else None
-    if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "NoCredentialsError":
+    if type(error).__name__ == "NoCredentialsError":
         return None
     if any(isinstance(each, Truncated) or type(each).__name__ in _TRUNCATED for each in chain):
         return "truncated"
     if any(isinstance(each, TimeoutError) or "Timeout" in type(each).__name__ for each in chain):
         return "timeout"
     is_of_network = any(
-        isinstance(each, OSError) or type(each).__module__.partition(".")[0] in _OF_NETWORKS for each in chain
+        isinstance(each, OSError) or type(each).__module__.split(".")[0] in _OF_NETWORKS for each in _told(error)
     )
     return "connection" if is_of_network else None
 

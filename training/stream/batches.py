@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
+from hf_clip.sources.cache import fetching
 from hf_clip.training.augmentation import DRAWS_PER_IMAGE, uniforms
 from hf_clip.training.config import AugmentationConfig, DataConfig
 from hf_clip.training.distillation import TeacherEmbeddings
@@ -151,6 +152,10 @@ class PairStream:
     def gather(self, position: Position) -> Position:
         """The position of all lanes, from that of each rank. All ranks must call it. JSON-able."""
         return merge_positions(self.coordinator.gather(position))
+
+    def fetched(self) -> Counter[str]:
+        """What all ranks fetched from addresses, as `fetching` has it. All ranks must call it."""
+        return sum(self.coordinator.gather(fetching()), Counter())
 
     @staticmethod
     def epoch(position: Position) -> int:

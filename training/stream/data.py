@@ -1,13 +1,15 @@
 """The sources of a recipe, opened, with their weights."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from hf_clip.sources import DataSpec, Shards, Source, SourceError, clean_captions, list_shards
+from hf_clip.sources.cache import cache
 from hf_clip.sources.columns import Share, on_its_own
 from hf_clip.sources.errors import UnlikeColumnsError
+from hf_clip.sources.remote import suffix_of
 from hf_clip.training.config import DataConfig
 
 
@@ -70,6 +72,7 @@ def open_training_source(config: DataConfig, share: Share = on_its_own) -> Train
     Raises:
         SourceError: for what is wrong with it as a whole.
     """
+    cache.max_bytes = int(config.shard_cache_gb * 1e9)
     groups: list[Sequence[str]]
     if config.weights is None:
         groups = [list(group) for _, group in groupby(config.train, _kind)]
@@ -80,9 +83,17 @@ def open_training_source(config: DataConfig, share: Share = on_its_own) -> Train
     return TrainingData(sources, weights, tuple(config.label_templates or ()))
 
 
+def describe_fetching(fetched: Counter[str]) -> str:
+    """A line on what a run fetched from addresses, and what it had to ask for again."""
+    repeated = Counter({name: count for name, count in fetched.items() if name not in ("parts", "bytes")})
+    reasons = ", ".join(f"{count} {name}" for name, count in repeated.most_common())
+    again = f"; {repeated.total()} requests were made again ({reasons})" if repeated else ""
+    return f"Fetched {fetched['parts']} shards, {fetched['bytes'] / 1e9:.2f} GB{again}."
+
+
 def _kind(item: str) -> str:
     """Alike for files that are read as one source; a folder and an id on the Hub are sources of their own."""
-    return Path(item).suffix.lower() or item
+    return item if item.startswith("@") else suffix_of(item) or item
 
 
 def _open(items: Sequence[str], config: DataConfig, share: Share) -> Source:

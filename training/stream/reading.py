@@ -1,6 +1,6 @@
 """What a lane reads: blocks of undecoded samples, in order, from any position on."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -9,6 +9,9 @@ from hf_clip.sources import Sample, Shard
 
 from .errors import DataError, LaneStopped
 from .order import EpochOrder, LanePosition, Pass, Piece, order_of_block
+
+# So many pieces of a lane are brought to this machine before they are read.
+PIECES_AHEAD = 2
 
 # Sample ids of several sources: those of each begin here.
 IDS_PER_SOURCE = 2**56
@@ -62,7 +65,7 @@ class LaneReader:
         seed: int,
         lane: int,
         block_rows: int,
-        decoded: Container[int] = (),
+        decoded: Collection[int] = (),
         is_stopped: Callable[[], bool] = lambda: False,
         is_held_out: Callable[[Mapping[str, Any]], bool] = lambda image: False,
     ):
@@ -93,10 +96,13 @@ class LaneReader:
         epoch, block, piece, row = at.epoch, at.block, at.piece, at.row
         while True:
             order = EpochOrder(self.pieces, self.weights, (self.seed, epoch, self.lane))
-            is_empty = (block, piece, row) == (0, 0, 0)
+            is_empty, begun = (block, piece, row) == (0, 0, 0), -1
             while piece < len(order):
                 start, rows, passed = LanePosition(epoch, block, piece, row), [], 0
                 while piece < len(order) and passed < self.block_rows:
+                    if piece > begun:
+                        begun = piece
+                        self._fetch_ahead(order, piece)
                     taken, count, is_over = self._take(order[piece], row, self.block_rows - passed)
                     rows += taken
                     passed += count
@@ -109,6 +115,13 @@ class LaneReader:
             if is_empty and epoch == 0:
                 raise DataError(f"Lane {self.lane} has no rows. Lower data.lanes, or add data.")
             epoch, block, piece, row = epoch + 1, 0, 0, 0
+
+    def _fetch_ahead(self, order: Sequence[Pass], piece: int) -> None:
+        """Begins to fetch the pieces that come next; those whose pairs are kept since their first pass stay unread."""
+        for number in range(piece + 1, min(piece + 1 + PIECES_AHEAD, len(order))):
+            of = order[number]
+            if of.index == 0 or not self.decoded:
+                self.shards[of.piece.source][of.piece.shard].fetch_ahead()
 
     def _take(self, of: Pass, row: int, count: int) -> tuple[list[tuple[int, Sample | None, int]], int, bool]:
         """Those to train on of up to `count` rows of a piece from its row `row` on, how many rows that were, and
