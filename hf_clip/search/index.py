@@ -104,7 +104,7 @@ class Index:
         if self._known is not None and self._known[0] == version:
             return self._known[1]
         if "://" not in self.place and not Path(self.place).is_dir():
-            raise SearchError(f"{self.place} holds no index: run `update` first.")
+            raise SearchError(f"{self._missing()} holds no index: run `update` first.")
         entries = self._store.entries()
         wanted = self._asked_for
         if wanted is not None:
@@ -117,6 +117,11 @@ class Index:
             raise SearchError(f"{self.place} holds no index{name}: run `update` first.")
         self._known = version, entries[0], read_calibration(entries[0])
         return entries[0]
+
+    def _missing(self) -> str:
+        """The place where no index is; a root that is not there either is what was misspelt."""
+        is_here = self.place != _place_of(self.root) or Path(self.root).exists()
+        return self.place if is_here else f"{self.root} is no folder or file here, and"
 
     def _calibration(self, entry: ModelEntry) -> Calibration | None:
         return self._known[2] if self._known is not None and self._known[1] is entry else read_calibration(entry)
@@ -184,7 +189,7 @@ class Index:
         begun = time.monotonic()
         items = self._items()
         if self._asked_for is None and not ("://" in self.place or Path(self.place).is_dir()):
-            raise SearchError(f"{self.root} has no index yet: name a `model` to make one with.")
+            raise SearchError(f"{self._missing()} holds no index yet: name a `model` to make one with.")
         report = Update()
         with self._store.locked(), writing(self.place):
             entry = self._entry_to_update()

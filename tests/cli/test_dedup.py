@@ -104,7 +104,7 @@ def test_a_changed_file_is_named_and_nothing_moves(capsys, place):
         ("dedup photos --trash bin", 2, "--trash goes with --apply and --undo"),
         ("dedup photos --plan photos/1.png", 2, "is what IMAGES photos reads"),
         ("dedup photos --sheet model/config.json", 2, "exists and is not a sheet in PNG"),
-        ("dedup bare", 1, "has no index yet: name a --model to make one with"),
+        ("dedup bare", 1, "holds no index yet: name a --model to make one with"),
         ("dedup photos --model model --least-similarity 3", 1, "--least-similarity 3.0 is no cosine"),
         ("dedup photos --model model --against photos/deep", 1, "--against photos/deep share files"),
         ("dedup --apply gone.json", 2, "there is no file gone.json"),

@@ -118,6 +118,7 @@ def test_a_sheet_shows_what_was_found(capsys, place):
         ("index photos --model gone.pt", 2, "--model gone.pt does not exist"),
         ("search photos", 2, "nothing is asked for: give a TEXT"),
         ("search photos dog --liked 1.png", 2, "--liked and --disliked go with each other alone"),
+        ("search nowhere dog", 1, "nowhere is no folder or file here, and holds no index: run hf-clip index first."),
         ("search photos dog --index elsewhere", 1, "elsewhere holds no index: run hf-clip index first."),
         ("search photos dog --where 'nope = 1'", 1, "--where nope = 1 cannot be understood"),
         ("search photos dog --weights 1 2", 1, "--weights has 2 numbers for 1 parts of a question"),
