@@ -25,7 +25,12 @@ def add(verbs) -> None:
     )
     add_recipe(parser)
     parser.add_argument("--output-dir", type=Path, help="folder of the model, its card and its logs")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
+    resume = (
+        "go on with the run in --output-dir; --resume auto starts it where there is none, and ends where it is done"
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const=True, default=False, choices=(True, "auto"), metavar="auto", help=resume
+    )
     explain = "print what a key of recipes means, or a table of keys"
     parser.add_argument("--explain", metavar="KEY", help=explain)
 

@@ -53,7 +53,7 @@ def keep_best(trainer: Trainer, results: dict[str, Any]) -> None:
 
             write_folder(best_folder(trainer.folder), write)
             trainer.log.say(f"The best model so far, by {name}={value:.4g}, is that of step {progress.step}.")
-        trainer.accelerator.wait_for_everyone()
+        trainer.decisions.coordinator.wait()
 
 
 def take_over_best(trainer: Trainer) -> None:

@@ -420,6 +420,9 @@ class TrainConfig:
     """A step whose loss or gradient is not finite changes no weight; after so many in a row the run stops."""
     ema_decay: float | None = None
     """Keeps an exponential moving average of the weights, which is what is evaluated and exported."""
+    timeout_minutes: float = 60.0
+    """How long a process waits for another one before the run ends. NCCL's own ten minutes are less than a file
+    system may take to write a checkpoint."""
     log_every: int = 10
     """Steps from one line of numbers to the next."""
     log_with: list[str] | None = None
@@ -455,6 +458,10 @@ class TrainConfig:
         self._require_one_length()
         require(self.batch_size > 1, f"batch_size={self.batch_size}: a contrastive loss needs 2 pairs or more.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0 to 2**63 - 1.")
+        require(
+            0 < self.timeout_minutes < math.inf,
+            f"timeout_minutes={self.timeout_minutes} must be above 0 and finite.",
+        )
         require(
             self.mixed_precision in ("auto", "no", "bf16", "fp16"),
             f"mixed_precision={self.mixed_precision!r} is not known: use 'auto', 'no', 'bf16' or 'fp16'.",

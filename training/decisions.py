@@ -1,14 +1,15 @@
 """What a recipe leaves to the device and the launcher, decided once, before anything else is made."""
 
 import os
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_deepspeed_available
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .config import TrainConfig
@@ -16,6 +17,7 @@ from .deepspeed import configure_deepspeed, runs_deepspeed
 from .device import choose_precision, fastest_device
 from .recipe_error import RecipeError
 from .stages import stages_of
+from .stream.coordination import Coordinator
 from .stream.images import jpeg_decoder
 
 
@@ -28,12 +30,15 @@ class Decisions:
         precision: "no" (float32), "bf16" or "fp16", of forward and backward.
         pairs_per_process: this process's part of a batch.
         micro_batch_size: pairs whose activations a process holds at once.
+        coordinator: what the processes tell each other, and how they wait for each other, beside the sums of a step:
+            over gloo, which notices a process that has ended, and takes no time of a GPU.
     """
 
     accelerator: Accelerator
     precision: str
     pairs_per_process: int
     micro_batch_size: int
+    coordinator: Coordinator = field(default_factory=lambda: Coordinator(1))
 
     @property
     def device(self) -> torch.device:
@@ -55,8 +60,7 @@ class Decisions:
 
     def on_any_process(self, *flags: bool) -> list[bool]:
         """Whether each flag is set on any process. Collective."""
-        set_here = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        return (cast(torch.Tensor, self.accelerator.reduce(set_here)) > 0).tolist()
+        return [count > 0 for count in self.coordinator.sum([int(flag) for flag in flags])]
 
     def circumstances(self) -> dict[str, Any]:
         """What the bits of the weights depend on, besides recipe and data."""
@@ -80,13 +84,15 @@ def decide(config: TrainConfig) -> Decisions:
     device = fastest_device()
     _require_possible(config, device)
     precision = choose_precision(config.mixed_precision, device)
-    accelerator = _make_accelerator(device, precision)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    accelerator = _make_accelerator(device, precision, timeout)
     pairs_per_process = config.batch_size // accelerator.num_processes
     decisions = Decisions(
         accelerator=accelerator,
         precision=precision,
         pairs_per_process=pairs_per_process,
         micro_batch_size=min(config.micro_batch_size or pairs_per_process, pairs_per_process),
+        coordinator=Coordinator(accelerator.num_processes, timeout),
     )
     _require_even_parts(config, decisions)
     if accelerator.is_fsdp2:
@@ -98,7 +104,7 @@ def decide(config: TrainConfig) -> Decisions:
     return decisions
 
 
-def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
+def _make_accelerator(device: torch.device, precision: str, timeout: timedelta) -> Accelerator:
     # Accelerate keeps the precision of a process's first run, and a second one in the same notebook may have another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -107,7 +113,10 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
         # Without it, Accelerate takes a launcher's processes on a machine with a GPU for separate runs.
         cpu=device.type == "cpu",
         # Position ids never change, and of batch norms' statistics the first process's are kept.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timeout),
+        ],
     )
     for asked_for, is_done in (("FSDP", accelerator.is_fsdp2), ("DEEPSPEED", runs_deepspeed(accelerator))):
         if _is_set(f"ACCELERATE_USE_{asked_for}") and not is_done:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -58,14 +58,16 @@ class TrainingIncomplete(RuntimeError):
     exit_code = 1
 
 
-def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, output_dir: str | Path, *, resume: bool | Literal["auto"] = False) -> dict[str, Any]:
     """Trains a dual encoder and leaves a complete model folder.
 
     Args:
         config: from `load_recipe`.
         output_dir: where the model, its card, `metrics.jsonl`, `recipe.yaml`, `results.json` and `checkpoints/` go.
         resume: go on with the run that is there, from its newest whole checkpoint; the steps that follow are those
-            that an uninterrupted run would have made. A new run that fails before its first step leaves nothing.
+            that an uninterrupted run would have made. "auto" starts where the folder has no run, goes on where it has
+            one, and does nothing where that is finished: one call for a job that a scheduler may start again. A new
+            run that fails before its first step leaves nothing.
 
     Returns:
         What `results.json` holds: measured numbers by evaluation, steps, seconds.
@@ -77,16 +79,16 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         TrainingStopped: a signal came; a checkpoint was saved. RecipeError: what only device and data can tell.
         TrainingIncomplete: the model is exported, but an evaluation or a push failed.
     """
-    progress = Progress()
+    progress, run_folder = Progress(), None
     try:
         decisions = decide(config)
-        run_folder = claim_folder(Path(output_dir), config, resume, decisions.accelerator)
+        run_folder = claim_folder(Path(output_dir), config, resume, decisions)
         try:
-            return _train(config, decisions, run_folder, resume, progress)
+            return _train(config, decisions, run_folder, progress)
         except StopNow:
             raise
         except BaseException:
-            if not resume and progress.step == 0:
+            if not run_folder.resumes and progress.step == 0:
                 run_folder.clear()
             raise
         finally:
@@ -102,7 +104,8 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
             f"{stop}: saved at step {progress.step}. Go on with `resume` and `output_dir={output_dir}`"
         ) from None
     except (RecipeError, DataError) as error:
-        if resume and progress.step == progress.saved_step and (kept := keys_that_stay(str(error))):
+        resumes = run_folder is not None and run_folder.resumes
+        if resumes and progress.step == progress.saved_step and (kept := keys_that_stay(str(error))):
             raise type(error)(
                 f"{error} But a resumed run keeps its {' and '.join(kept)}: resume it on the device and the number of "
                 "processes that it began with, or start another run."
@@ -110,18 +113,20 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool = False) 
         raise
 
 
-def _train(
-    config: TrainConfig, decisions: Decisions, run_folder: RunFolder, resume: bool, progress: Progress
-) -> dict[str, Any]:
+def _train(config: TrainConfig, decisions: Decisions, run_folder: RunFolder, progress: Progress) -> dict[str, Any]:
     log = ProgressLog(run_folder.path, config.steps or 0, decisions.is_main, trackers_of(config.log_with))
     try:
+        if run_folder.results is not None:
+            failed = f" It failed in part: {' '.join(each)}" if (each := run_folder.results.get("failed")) else ""
+            log.say(f"The run in {run_folder.path} is finished: nothing is left to do.{failed}")
+            return run_folder.results
         for note in run_folder.notes:
             log.say(f"{note}.")
         data = open_training_data(config.data, Coordinator(decisions.processes).share)
         config = resolve_epochs(config, data)
         log.steps = config.total_steps
         evaluations = open_evaluations(config)
-        trainer = _start(config, decisions, run_folder.path, data, log, resume, progress)
+        trainer = _start(config, decisions, run_folder, data, log, progress)
         with trainer.stop:
             try:
                 stream = run_stages(trainer, data, evaluations)
@@ -153,16 +158,16 @@ def open_training_data(config: DataConfig, share: Share = on_its_own) -> Trainin
 def _start(
     config: TrainConfig,
     decisions: Decisions,
-    folder: Path,
+    run_folder: RunFolder,
     data: TrainingData,
     log: ProgressLog,
-    resume: bool,
     progress: Progress,
 ) -> Trainer:
     """Model, objective and optimizer, at the first step or at that of the newest checkpoint."""
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS, log.say) if resume else None
+    folder = run_folder.path
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS, log.say) if run_folder.resumes else None
     if checkpoint is None:
-        if resume:
+        if run_folder.resumes:
             log.say("There is no checkpoint to go on from: the run begins again at its first step.")
         model, processor = build_start(config.model, data.captions(), config.seed)
     else:
@@ -232,6 +237,7 @@ def make_stream(trainer: Trainer, data: TrainingData, stage: Stage, lanes: int |
         decisions.processes,
         trainer.stop.is_asked,
         partial(tokens_of, processor),
+        decisions.coordinator,
     )
 
 
@@ -302,7 +308,7 @@ def _save(trainer: Trainer, stream: PairStream, *, is_last: bool) -> None:
     try:
         trainer.save(stream)
     except CheckpointError as error:
-        if not is_last or trainer.decisions.processes > 1:
+        if not is_last:
             raise
         trainer.log.fail(f"The last checkpoint could not be written: {one_line(error)}")
 

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "data.max_bad_fraction",
     "gradient_checkpointing",
     "max_bad_steps",
+    "timeout_minutes",
     "data.workers",
     "data.decoded_cache_gb",
 )

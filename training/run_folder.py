@@ -1,17 +1,18 @@
 """The run's folder: one run a folder, one process at a time in it, and enough free space for it."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import nn
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import CheckpointConfig, TrainConfig
+from .decisions import Decisions
 from .recipe import load_recipe, may_change, recipe_changes, recipe_text
 
 RECIPE = "recipe.yaml"
@@ -22,6 +23,8 @@ BAD_BATCHES = "bad_batches.jsonl"
 TENSORBOARD = "tensorboard"
 # Keys of a recipe of which a run that goes on may have more than it began with.
 LENGTHS = ("steps", "epochs")
+# A run that a scheduler starts again may come before the one before it has cleaned up.
+LOCK_SECONDS = 60.0
 _LOCK = ".lock"
 _UNFINISHED_RECIPE = f".{RECIPE}.partial"
 
@@ -33,17 +36,23 @@ class FolderError(ValueError):
 class RunFolder:
     """A run's folder while a process trains in it. Made by `claim_folder`; `close` gives it free.
 
-    `path` is the folder; `notes` says what a resumed run has otherwise than it began.
+    `path` is the folder; `notes` says what a resumed run has otherwise than it began; `resumes` is whether it goes on
+    with a run; `results` are those of a finished one, with which nothing is left to do.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.notes: list[str] = []
+        self.resumes = False
+        self.results: dict[str, Any] | None = None
         self._lock: BaseFileLock | None = None
         self._is_made_here = False
 
-    def lock(self) -> None:
-        """Makes the folder where there is none, and raises FolderError where another process trains in it."""
+    def lock(self, seconds: float = 0.0) -> None:
+        """Makes the folder where there is none.
+
+        Raises FolderError where another process trains in it, and still does after so many seconds.
+        """
         while self._lock is None:
             try:
                 self.path.mkdir(parents=True)
@@ -51,7 +60,7 @@ class RunFolder:
             except FileExistsError:
                 if not self.path.is_dir():
                     raise FolderError(f"{self.path} is a file: `output_dir` must be a folder.") from None
-            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock = FileLock(self.path / _LOCK, timeout=seconds)
             try:
                 lock.acquire()
             except Timeout:
@@ -67,10 +76,14 @@ class RunFolder:
                     raise
             self._lock = lock
 
-    def check(self, config: TrainConfig, resume: bool) -> None:
-        """Raises FolderError where the folder is not free for a new run, or not that of the run to resume."""
+    def check(self, config: TrainConfig, resume: bool | Literal["auto"]) -> None:
+        """Finds out whether a run is resumed here, or is finished.
+
+        Raises FolderError where the folder is not free for a new run, or not that of the run to resume.
+        """
         has_content = any(item.name not in (_LOCK, _UNFINISHED_RECIPE) for item in self.path.iterdir())
-        if not resume:
+        self.resumes = (self.path / RECIPE).is_file() if resume == "auto" else resume
+        if not self.resumes:
             if has_content:
                 raise FolderError(
                     f"{self.path} is not empty: go on with the run in it by `resume`, or choose another `output_dir`."
@@ -80,7 +93,8 @@ class RunFolder:
             raise FolderError(f"There is no run to resume in {self.path}: start it without `resume`.")
         changes = recipe_changes(load_recipe(self.path / RECIPE), config)
         longer = [key for key, (before, now) in changes.items() if key in LENGTHS and before and now and now > before]
-        if (self.path / RESULTS).is_file() and not longer:
+        is_finished = (self.path / RESULTS).is_file() and not longer
+        if is_finished and resume != "auto":
             raise FolderError(
                 f"The run in {self.path} is finished: go on with more steps (steps or epochs of its recipe), or train "
                 "another one in another `output_dir`."
@@ -91,6 +105,8 @@ class RunFolder:
                 f"The run in {self.path} has another recipe: {'; '.join(refused)}. Resume it with its own "
                 "(recipe.yaml in that folder), or start the changed one in another `output_dir`."
             )
+        if is_finished:
+            self.results = json.loads((self.path / RESULTS).read_text(encoding="utf-8"))
         self.notes = list(shown.values())
         if longer and config.optimizer.schedule != "constant":
             self.notes.append(
@@ -133,34 +149,37 @@ class RunFolder:
         self._lock = None
 
 
-def claim_folder(path: Path, config: TrainConfig, resume: bool, accelerator: Accelerator) -> RunFolder:
+def claim_folder(path: Path, config: TrainConfig, resume: bool | Literal["auto"], decisions: Decisions) -> RunFolder:
     """Locks the run's folder and keeps the recipe in it, or checks that the run there is the one to resume.
 
     A resumed run may have another value of some keys (`hf_clip.training.recipe.MAY_CHANGE`). The main process alone
-    holds the lock, until `close`.
+    holds the lock, until `close`. `resume="auto"` resumes the run that is there, if there is one.
 
     Raises:
         FolderError: another process trains there; the folder holds something, and `resume` is False; there is no run
-        to resume, or it is another one, or it is finished; it cannot be made.
+        to resume, or it is another one, or it is finished; it cannot be made; `resume` is something else.
     """
+    if resume not in (False, True, "auto"):
+        raise FolderError(f"`resume={resume}` is unknown: use True, False or 'auto'.")
     folder, problem = RunFolder(path), None
-    if accelerator.is_main_process:
+    if decisions.is_main:
         try:
-            if resume and not path.is_dir():
+            if resume is True and not path.is_dir():
                 raise FolderError(f"There is no run to resume in {path}: start it without `resume`.")
-            folder.lock()
+            folder.lock(LOCK_SECONDS if resume == "auto" else 0.0)
             folder.check(config, resume)
-            if folder.notes or not resume:
-                folder.keep_recipe(config)
-            # A finished run that goes on is none until it ends again.
-            (path / RESULTS).unlink(missing_ok=True)
+            if folder.results is None:
+                if folder.notes or not folder.resumes:
+                    folder.keep_recipe(config)
+                # A finished run that goes on is none until it ends again.
+                (path / RESULTS).unlink(missing_ok=True)
         # Whatever it is (a recipe that cannot be read as well), or the other ranks would wait for ever.
         except (OSError, ValueError) as error:
             problem = str(error)
             folder.close()
     # Every rank must learn of it, or the others wait for the first.
-    if accelerator.num_processes > 1:
-        problem = broadcast_object_list([problem])[0]
+    found = decisions.coordinator.gather((problem, folder.resumes, folder.results))
+    problem, folder.resumes, folder.results = found[0]
     if problem is not None:
         raise FolderError(problem)
     return folder

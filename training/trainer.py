@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
-from .checkpoint import drop_code, load_state, remove_old_checkpoints, save_state, write_folder
+from .checkpoint import CheckpointError, drop_code, load_state, remove_old_checkpoints, save_state, write_folder
 from .config import TrainConfig
 from .data_fingerprint import require_same_data
 from .decisions import Decisions
@@ -237,11 +237,20 @@ class Trainer:
             "optimizer": optimizer_state(train_step.objective, train_step.optimizer),
             "update": train_step.state_dict(),
         }
-        self.accelerator.wait_for_everyone()
+        problem = None
         if self.decisions.is_main:
-            self._write_checkpoint(model, state)
+            try:
+                self._write_checkpoint(model, state)
+            except CheckpointError as error:
+                problem = error
         # A launcher kills the others as soon as one rank has left: not before the checkpoint is whole.
-        self.accelerator.wait_for_everyone()
+        [is_failed] = self.decisions.on_any_process(problem is not None)
+        if problem is not None:
+            raise problem
+        if is_failed:
+            raise CheckpointError(
+                f"The first process could not write the checkpoint of step {self.progress.step}; its lines say why."
+            )
         self.progress.saved_step = self.progress.step
 
     def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:

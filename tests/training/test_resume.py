@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,60 @@ def stopped(file, tmp_path, monkeypatch):
         with pytest.raises(TrainingStopped):
             train(load_recipe(file), tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_auto_starts_a_run_goes_on_with_it_and_leaves_it_when_it_is_done(file, tmp_path, monkeypatch, capfd):
+    """One call for a job that a launcher or a scheduler starts again, however the last one ended."""
+    config, folder = load_recipe(file), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", stop_at(2))
+        with pytest.raises(TrainingStopped, match="saved at step 2"):
+            train(config, folder, resume="auto")
+    results = train(config, folder, resume="auto")
+    assert "Going on from step 2" in capfd.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train(config, folder, resume="auto") == json.loads((folder / "results.json").read_text()) == results
+    assert "is finished: nothing is left to do." in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} | {folder: 0} == before | {folder: 0}
+    for call, problem in (
+        (lambda: train(load_recipe(file, ["seed=1"]), folder, resume="auto"), "seed was 0 and is 1 now"),
+        (lambda: train(config, folder, resume=True), "is finished"),
+        (lambda: train(config, tmp_path, resume="auto"), "is not empty"),
+        (lambda: train(config, folder, resume="always"), "`resume=always` is unknown"),
+    ):
+        with pytest.raises(FolderError, match=problem):
+            call()
+    # With more steps it is not done.
+    assert train(load_recipe(file, ["steps=5"]), folder, resume="auto")["step"] == 5
+
+
+def test_auto_waits_for_the_run_before_it_to_leave(file, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_clip.training.run_folder.LOCK_SECONDS", 0.1)
+    earlier = RunFolder(tmp_path / "run")
+    earlier.lock()
+    with pytest.raises(FolderError, match="Another process trains in"):
+        train(load_recipe(file), tmp_path / "run", resume="auto")
+    monkeypatch.setattr("hf_clip.training.run_folder.LOCK_SECONDS", 30)
+    leaving = threading.Timer(0.3, earlier.close)
+    leaving.start()
+    assert train(load_recipe(file, ["steps=3"]), tmp_path / "run", resume="auto")["step"] == 3
+    leaving.join()
+
+
+def test_a_crash_in_the_export_loses_nothing(file, tmp_path, monkeypatch):
+    """Behind the last step all is in the last checkpoint: no step is made again, and the files are the same."""
+    config = load_recipe(file, ["ema_decay=0.5"])
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_clip.training.export.write_sentence_files", break_down)
+        with pytest.raises(MemoryError):
+            train(config, tmp_path / "run", resume="auto")
+    assert not (tmp_path / "run/model.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", break_down)
+        train(config, tmp_path / "run", resume="auto")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "modules.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_what_changes_no_weight_may_be_changed_and_is_said_and_kept(file, stopped, capfd):
@@ -204,7 +259,7 @@ def test_a_run_killed_before_it_began_leaves_its_folder_free(file, tmp_path, scr
     assert not (tmp_path / "run" / scrap).exists()
 
 
-def break_down(run, batch):
+def break_down(*_):
     raise MemoryError("no more")
 
 

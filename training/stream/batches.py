@@ -88,6 +88,7 @@ class PairStream:
         rank, world_size: which lanes are read here. All ranks must make their streams together.
         is_stopped: asked between pairs: once it is true on any rank, `batches` ends on all.
         tokens_of: makes the tokens of captions and keywords, in the thread that reads.
+        coordinator: by which the processes agree; None makes one.
 
     Raises:
         DataError: lanes, processes and batch do not divide each other, or a source has fewer shards than lanes; a lane
@@ -106,6 +107,7 @@ class PairStream:
         world_size: int = 1,
         is_stopped: Callable[[], bool] = lambda: False,
         tokens_of: Callable[[list[str], list[str] | None], TextTokens] | None = None,
+        coordinator: Coordinator | None = None,
     ):
         self.tokens_of = tokens_of
         self.data, self.config, self.image_processor = data, config, image_processor
@@ -126,7 +128,7 @@ class PairStream:
             for lane in range(self.lanes):
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
         self.decoder = Decoder(image_processor, self._fits_in_memory(), augmentation, config)
-        self.coordinator = Coordinator(world_size)
+        self.coordinator = coordinator or Coordinator(world_size)
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
         """Batches from `position` on, the start by default, until stopped. The same position gives the same batches.

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 # JSON-able: "lanes" is how many there are, "states" has what `LaneState.to_json` gives by the index of a lane as text.
 Position = dict[str, Any]
 
-# How long a process waits for the pairs of another one: sources on a network may take their time.
+# How long a process waits for another one: sources on a network may take their time.
 TIMEOUT = timedelta(hours=1)
 
 
@@ -58,12 +58,12 @@ class Coordinator:
     Every process must make one, and call each method as often as the others do.
     """
 
-    def __init__(self, world_size: int):
+    def __init__(self, world_size: int, timeout: timedelta = TIMEOUT):
         self.group: dist.ProcessGroup | None = None
         # Without a launcher, each rank is on its own.
         if world_size > 1 and dist.is_available() and dist.is_initialized():
             # Every process is one of this group's, whose members get no number in its place.
-            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT))
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
 
     def sum(self, numbers: list[int]) -> list[int]:
         """The sums over all processes."""
@@ -95,6 +95,10 @@ class Coordinator:
         if found[1] is not None:
             raise problem or found[1]
         return cast(_T, found[0])
+
+    def wait(self) -> None:
+        """Waits for all processes."""
+        self.sum([0])
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all processes."""
