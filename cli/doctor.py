@@ -15,7 +15,7 @@ from typing import Any
 from .arguments import add_verb, check_model
 from .arguments import device as device_type
 from .main import DONE, FAILED
-from .usage import one_line, start_library
+from .usage import UsageError, one_line, start_library
 
 PACKAGES = (
     "hf_clip", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "pillow", "numpy", "ftfy",
@@ -48,6 +48,8 @@ def add(verbs) -> None:
     )
     parser.add_argument("--model", help="run eight texts and images on the device and on the CPU, and compare")
     parser.add_argument("--device", type=device_type, help="of --model: cpu, cuda, mps, ... (default: the fastest)")
+    together = "of a launcher's processes: do they reach each other, how fast, with what clocks and versions"
+    parser.add_argument("--distributed", action="store_true", help=together)
     parser.add_argument("--json", action="store_true", help="print JSON, for bug reports")
     parser.add_argument(
         "--architectures", action="store_true", help="the architectures that can be named, with their sizes"
@@ -55,6 +57,8 @@ def add(verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.distributed:
+        return check_distributed(options.json)
     if options.model is not None:
         return check_model_on_device(options)
     if options.architectures:
@@ -64,6 +68,21 @@ def run(options: argparse.Namespace) -> int:
         findings = examine()
         print(json.dumps(findings, indent=2) if options.json else table(findings))
     return 0
+
+
+def check_distributed(as_json: bool) -> int:
+    """Prints, on the first process, what `check_processes` finds."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UsageError(
+            "--distributed is for several processes: torchrun --nproc-per-node 2 -m hf_clip doctor --distributed."
+        )
+    start_library()
+    from hf_clip.training.check_processes import check_processes
+
+    found = check_processes()
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(found.to_dict(), indent=2) if as_json else found.report())
+    return FAILED if found.problems else DONE
 
 
 def check_model_on_device(options: argparse.Namespace) -> int:

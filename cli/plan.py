@@ -25,6 +25,8 @@ def add(verbs) -> None:
     parser.add_argument("--device-memory", type=amount, metavar="GB", help=memory)
     speed = "speed of a device in training: show how long a step takes"
     parser.add_argument("--tflops", type=amount, metavar="NUMBER", help=speed)
+    network = "10^9 bytes a second that a process sends: show where communication becomes the limit"
+    parser.add_argument("--network", type=amount, metavar="GB", help=network)
     parser.add_argument("--explain", action="store_true", help="print the formula of each line")
 
 
@@ -36,10 +38,12 @@ def run(options: argparse.Namespace) -> int:
     start_library()
     from hf_clip.training import load_recipe
     from hf_clip.training.plan import EXPLANATION, describe_plan
+    from hf_clip.training.plan_network import NETWORK_EXPLANATION
 
     if options.explain:
-        print(EXPLANATION)
+        print(f"{EXPLANATION}\n\n{NETWORK_EXPLANATION}")
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides)
-        print(describe_plan(config, options.processes, options.device, options.device_memory, options.tflops))
+        speeds = options.device_memory, options.tflops, options.network
+        print(describe_plan(config, options.processes, options.device, *speeds))
     return 0

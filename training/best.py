@@ -35,7 +35,7 @@ def keep_best(trainer: Trainer, results: dict[str, Any]) -> None:
     progress = trainer.progress
     value = number_of(results, name)
     is_better = value is not None and (progress.best_value is None or _is_better(name, value, progress.best_value))
-    # The main process alone has the results. An evaluation that failed, or was given up, counts for nothing.
+    # An evaluation that failed, or was given up, counts for nothing.
     is_better, is_measured = trainer.decisions.on_any_process(is_better, value is not None)
     if name.partition(".")[0] in results and value is None:
         trainer.log.say(f"checkpoints.best={name} is no number of this data: no best model is kept.")
@@ -75,12 +75,9 @@ def release_best(trainer: Trainer) -> None:
     if not is_there or progress.best_step is None:
         trainer.log.say("No best model was kept: that of the last step is exported.")
         return
-    # Other processes write and evaluate nothing.
-    trainer.best_model = trainer.model
-    if trainer.decisions.is_main:
-        best, _ = build_again(folder)
-        cast(nn.Module, best).to(trainer.decisions.device)
-        trainer.best_model = best.eval()
+    best, _ = build_again(folder)
+    cast(nn.Module, best).to(trainer.decisions.device)
+    trainer.best_model = best.eval()
     trainer.log.say(f"The model of step {progress.best_step} is exported: {config.best}={progress.best_value:.4g}.")
 
 

@@ -423,6 +423,9 @@ class TrainConfig:
     timeout_minutes: float = 60.0
     """How long a process waits for another one before the run ends. NCCL's own ten minutes are less than a file
     system may take to write a checkpoint."""
+    device_teraflops: float | None = None
+    """The peak of a device, in 10^12 operations a second: the log's `mfu` is the fraction of it that the model's own
+    arithmetic takes. Null takes the maker's for bf16 on GPUs that are known, and logs none on others."""
     log_every: int = 10
     """Steps from one line of numbers to the next."""
     log_with: list[str] | None = None
@@ -458,6 +461,10 @@ class TrainConfig:
         self._require_one_length()
         require(self.batch_size > 1, f"batch_size={self.batch_size}: a contrastive loss needs 2 pairs or more.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0 to 2**63 - 1.")
+        require(
+            self.device_teraflops is None or 0 < self.device_teraflops < math.inf,
+            f"device_teraflops={self.device_teraflops} must be above 0 and finite, or null.",
+        )
         require(
             0 < self.timeout_minutes < math.inf,
             f"timeout_minutes={self.timeout_minutes} must be above 0 and finite.",

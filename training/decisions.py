@@ -62,6 +62,17 @@ class Decisions:
         """Whether each flag is set on any process. Collective."""
         return [count > 0 for count in self.coordinator.sum([int(flag) for flag in flags])]
 
+    def note_on_launcher(self) -> str | None:
+        """A warning about restarts of `torchrun` that would not come up again."""
+        if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or self.processes == 1:
+            return None
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return None
+        return (
+            "torchrun may start the processes again (--max-restarts), and they would look for those before them: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment."
+        )
+
     def circumstances(self) -> dict[str, Any]:
         """What the bits of the weights depend on, besides recipe and data."""
         return {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .distributed import full_tensor, sharded_like
+from .distributed import on_main, sharded_like
 
 
 class WeightAverage:
@@ -50,8 +50,8 @@ class WeightAverage:
             self._averages[name].copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective where weights are sharded."""
-        return {"updates": self.updates, "weights": {name: full_tensor(each) for name, each in self._averages.items()}}
+        """What the main process writes. Collective where weights are sharded."""
+        return {"updates": self.updates, "weights": {name: on_main(each) for name, each in self._averages.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

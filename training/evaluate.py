@@ -3,12 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import nn
+
 from hf_clip.evaluation import (
+    Encoding,
     RetrievalResult,
     ZeroShotResult,
     evaluate_retrieval,
@@ -123,28 +129,36 @@ def _in_recipes_words(name: str, error: BaseException) -> str:
 def run_evaluations(
     trainer: Trainer, evaluations: dict[str, Evaluation], *, during_training: bool = False
 ) -> dict[str, Result]:
-    """Runs the evaluations on the main process and logs them; the other ranks wait. Empty on those.
+    """Runs the evaluations and logs them. Each process encodes a part, and all get the results.
 
     One that fails is reported and lacks. A signal ends them, logs none and is left to the caller: whoever sent it may
     not wait as long as they take.
     """
     due = [each for each in evaluations.values() if each.config.during_training or not during_training]
     results: dict[str, Result] = {}
-    with trainer.released_model() as model:
-        if trainer.decisions.is_main:
-            try:
+    decisions = trainer.decisions
+    # The main process may still write: that is not to be waited for in a sum of tensors.
+    decisions.coordinator.wait()
+    with trainer.released_model(everywhere=True) as model:
+        try:
+            if decisions.processes > 1:
+                share_buffers(model)
+                encoding = _encoding_together(trainer)
+                for evaluation in due:
+                    _run_one(trainer, model, evaluation, during_training, results, encoding)
+            else:
                 with trainer.stop.at_once():
                     for evaluation in due:
                         _run_one(trainer, model, evaluation, during_training, results)
-            except StopNow as stop:
-                trainer.log.say(f"{stop}: the evaluations at step {trainer.progress.step} are given up.")
-                results = {}
-            if results:
-                numbers = {name: result.to_dict() for name, result in results.items()}
-                trainer.log.log_evaluations(trainer.progress.step, numbers)
-                for name, result in results.items():
-                    _show_retrievals(trainer, name, result, evaluations[name].source)
-        trainer.decisions.accelerator.wait_for_everyone()
+        except StopNow as stop:
+            trainer.log.say(f"{stop}: the evaluations at step {trainer.progress.step} are given up.")
+            results = {}
+    if results and decisions.is_main:
+        numbers = {name: result.to_dict() for name, result in results.items()}
+        trainer.log.log_evaluations(trainer.progress.step, numbers)
+        for name, result in results.items():
+            _show_retrievals(trainer, name, result, evaluations[name].source)
+    decisions.coordinator.wait()
     return results
 
 
@@ -165,18 +179,53 @@ def _show_retrievals(trainer: Trainer, name: str, result: Result, source: Source
 
 
 def _run_one(
-    trainer: Trainer, model: HFCLIPModel, evaluation: Evaluation, during_training: bool, results: dict[str, Any]
+    trainer: Trainer,
+    model: HFCLIPModel,
+    evaluation: Evaluation,
+    during_training: bool,
+    results: dict[str, Any],
+    encoding: Encoding | None = None,
 ) -> None:
+    """Of several processes all agree on how it ended. Raises StopNow where a signal came to any."""
     step = f" at step {trainer.progress.step}"
     title = evaluation.name + (step if during_training else "")
+    result = problem = None
+    measure = partial(evaluate_one, model, trainer.train_step.processor, evaluation, title, encoding)
     try:
-        result = evaluate_one(model, trainer.train_step.processor, evaluation, title)
+        # What generates captions does not deal its images to processes.
+        is_dealt = evaluation.config.task != "captions"
+        result = measure() if is_dealt else trainer.decisions.coordinator.share(measure)
+    except StopNow:
+        # The others' parts have ended with this one.
+        pass
+    except Exception as error:
+        problem = _in_recipes_words(evaluation.name, error)
+    signal, _ = trainer.agree(trainer.stop.signal)
+    if signal:
+        raise StopNow(signal)
+    problem = next(filter(None, trainer.decisions.coordinator.gather(problem)), None)
+    if result is None or problem is not None:
+        trainer.log.fail(f"The evaluation {evaluation.name}{step} failed ({problem}).")
+    else:
         trainer.log.say(result.table())
         results[evaluation.name] = result
-    except Exception as error:
-        trainer.log.fail(
-            f"The evaluation {evaluation.name}{step} failed ({_in_recipes_words(evaluation.name, error)})."
-        )
+
+
+def _encoding_together(trainer: Trainer) -> Encoding:
+    """A signal to one process is looked for between batches: amid them it would leave the others waiting."""
+
+    def look() -> None:
+        if trainer.stop.signal is not None:
+            raise StopNow(trainer.stop.signal)
+
+    return Encoding(processes=PartialState(), before_batch=look)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the first one's statistics of batch norms, which is whose are saved. Collective."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, 0)
 
 
 def number_of(results: Mapping[str, Result], name: str) -> float | None:
@@ -190,11 +239,18 @@ def number_of(results: Mapping[str, Result], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def evaluate_one(model: HFCLIPModel, processor: HFCLIPProcessor, evaluation: Evaluation, title: str) -> Result:
+def evaluate_one(
+    model: HFCLIPModel,
+    processor: HFCLIPProcessor,
+    evaluation: Evaluation,
+    title: str,
+    encoding: Encoding | None = None,
+) -> Result:
     """The result of one evaluation of a recipe."""
+    more: dict[str, Any] = {"title": title, "encoding": encoding}
     if evaluation.config.task == "retrieval":
-        return evaluate_retrieval(model, processor, evaluation.source, title=title)
+        return evaluate_retrieval(model, processor, evaluation.source, **more)
     if evaluation.config.task == "captions":
         return evaluate_captions(model, processor, evaluation.source, title=title)
     templates = evaluation.config.templates or templates_of(model)
-    return evaluate_zero_shot(model, processor, evaluation.source, templates=templates, title=title)
+    return evaluate_zero_shot(model, processor, evaluation.source, templates=templates, **more)

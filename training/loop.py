@@ -34,12 +34,12 @@ from .prepare import note_on_batch_statistics, prepare
 from .progress import ProgressLog, one_line
 from .recipe import keys_that_stay
 from .recipe_error import RecipeError
-from .run_folder import CHECKPOINTS, RunFolder, claim_folder, require_space
+from .run_folder import CHECKPOINTS, RECIPE, RunFolder, claim_folder, require_space
 from .signals import StopNow
+from .speed import SpeedMeter
 from .stages import Stage, common_batch_size, stage_processor, stages_of
 from .step import TrainStep
 from .stream import DataError, PairStream, TrainingData, open_training_source
-from .stream.coordination import Coordinator
 from .stream.data import describe_fetching
 from .texts import tokens_of
 from .trackers import trackers_of
@@ -104,7 +104,8 @@ def train(config: TrainConfig, output_dir: str | Path, *, resume: bool | Literal
             f"{stop}: saved at step {progress.step}. Go on with `resume` and `output_dir={output_dir}`"
         ) from None
     except (RecipeError, DataError) as error:
-        resumes = run_folder is not None and run_folder.resumes
+        before = resume is True or (resume == "auto" and (Path(output_dir) / RECIPE).is_file())
+        resumes = before if run_folder is None else run_folder.resumes
         if resumes and progress.step == progress.saved_step and (kept := keys_that_stay(str(error))):
             raise type(error)(
                 f"{error} But a resumed run keeps its {' and '.join(kept)}: resume it on the device and the number of "
@@ -122,7 +123,9 @@ def _train(config: TrainConfig, decisions: Decisions, run_folder: RunFolder, pro
             return run_folder.results
         for note in run_folder.notes:
             log.say(f"{note}.")
-        data = open_training_data(config.data, Coordinator(decisions.processes).share)
+        if note := decisions.note_on_launcher():
+            log.say(note)
+        data = open_training_data(config.data, decisions.coordinator.share)
         config = resolve_epochs(config, data)
         log.steps = config.total_steps
         evaluations = open_evaluations(config)
@@ -246,6 +249,7 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
     config, progress, log = trainer.config, trainer.progress, trainer.log
     clock = SaveClock(config.checkpoints.save_minutes)
     logged_step, seconds = progress.step, 0.0
+    meter = SpeedMeter(trainer.train_step, stream, stage)
     if trainer.is_evaluation_due:
         _evaluate(trainer, stream, evaluations)
     batches = cast(Generator, stream.batches(progress.position, reads_ahead=trainer.decisions.reads_ahead))
@@ -253,7 +257,8 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
         try:
             while not trainer.is_over and progress.step < stage.last:
                 started = time.perf_counter()
-                batch = next(batches, None)
+                with meter.waiting():
+                    batch = next(batches, None)
                 if batch is None:
                     # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
                     if progress.saved_step < progress.step or progress.step == 0:
@@ -270,6 +275,7 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                     numbers["pairs_per_second"] = steps * stage.batch_size / seconds
                     numbers["epoch"] = stream.epoch(progress.position)
                     numbers["train_seconds"] = progress.train_seconds
+                    numbers |= meter.numbers(steps, seconds, log.say)
                     log.log(progress.step, numbers, seconds / steps * (config.total_steps - progress.step))
                     logged_step, seconds = progress.step, 0.0
                 signal, is_late = trainer.agree(trainer.stop.signal, clock.is_due())

@@ -5,7 +5,7 @@ space.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ class ContrastiveObjective(nn.Module):
         self.captions_per_image = captions_per_image
         self.negative_weight = negative_weight
         self.distillation_weight = distillation_weight
+        # Called where a process begins to depend on the others.
+        self.on_loss: Callable[[], object] = lambda: None
 
     @property
     def texts_per_image(self) -> int:
@@ -132,6 +134,7 @@ class ContrastiveObjective(nn.Module):
 
         An image mixed of two is a pair with either's text, by their fractions (Zhang et al. 2018).
         """
+        self.on_loss()
         if mixed_fraction:
             own = self.loss(image_embeds, text_embeds, factors, concept_ids, 0.0, has_negative)
             text_ND, ids_B = swap_neighbours(text_embeds), swap_neighbours(concept_ids)

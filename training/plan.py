@@ -161,14 +161,27 @@ def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
         kind = class_of(shape)
         shape.text_config.vocab_size = config.model.vocabulary_size or _OPENAI_TOKENS
         shape.text_config.eos_token_id = shape.text_config.vocab_size - 1
+<<<<<<< HEAD
         if kind is HFCLIPCoCaModel:
             shape.text_config.pad_token_id = 0
+=======
+    _pool_at_highest_id(shape)
+    return kind, shape
+
+
+def _pool_at_highest_id(shape: HFCLIPConfig) -> None:
+    """No text is searched for its end, which tokens without content do not have."""
+>>>>>>> 3a29763 (Many machines: evaluations on all processes, waits over gloo, who is slow and what of a GPU is used in the log, hf-clip doctor --distributed, the network in hf-clip plan, job scripts and configs; full copies of sharded weights on the first process's CPU alone)
     if shape.text_config.tower == "clip":
-        # Pooled at the highest id: no text is searched for its end, which tokens without content do not have.
         shape.text_config.eos_token_id = 2
         if shape.text_config.pooling == "first_eos":
             shape.text_config.pooling = "eos"
-    return kind, shape
+
+
+def count_tower_flops(kind: type[HFCLIPModel], shape: HFCLIPConfig) -> tuple[int, int, int]:
+    """Operations of one image's and one text's forward in training, and the dimensions of the shared space."""
+    _pool_at_highest_id(shape)
+    return _flops(kind(shape).train())
 
 
 def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig, device: str) -> Footprint:
@@ -438,8 +451,11 @@ def describe_plan(
     device: str = "cuda",
     device_memory: float | None = None,
     teraflops: float | None = None,
+    gigabytes: float | None = None,
 ) -> str:
     """Lines for a terminal. `device_memory` in GB, `teraflops` (10^12 operations a second) that a device reaches.
+
+    `gigabytes` (10^9 bytes a second) is what a process sends, and as much receives, over the network.
 
     Raises:
         RecipeError: what `footprint` and `plan_memory` raise.
@@ -475,20 +491,48 @@ def describe_plan(
         f"{'arithmetic':17}{operations / 1e12:,.1f} TFLOP a step, {operations / processes / 1e12:,.1f} a process",
     ]
     if teraflops is not None:
-        seconds = operations / processes / (teraflops * 1e12)
-        lines.append(f"{'time':17}{seconds:,.2f} s a step at {teraflops:g} TFLOP/s, without communication and data")
+        lines += _times(config, operations / processes / (teraflops * 1e12), teraflops)
     if device_memory is not None:
         for way, is_sharded in ways.items():
             fits = largest_micro_batch(
                 config, model, processes, device_memory * 1e9, is_sharded=is_sharded, device=device
             )
             lines.append(f"{f'{device_memory:g} GB, {way}':17}{_verdict(fits, pairs)}")
+    lines += _further_lines(config, model, processes, teraflops, gigabytes, device)
+    return "\n".join(lines)
+
+
+def _further_lines(
+    config: TrainConfig,
+    model: Footprint,
+    processes: int,
+    teraflops: float | None,
+    gigabytes: float | None,
+    device: str,
+) -> list[str]:
+    """What the data must be like, what the network has to do, and each stage."""
+    lines = []
     lanes = config.data.lanes or choose_lanes(config.batch_size, None, None)
     if lanes % processes:
         lines.append(f"data.lanes={lanes} cannot be divided among {processes} processes: set a multiple of them.")
+    if processes > 1:
+        # It is made of what this module counts.
+        from .plan_network import describe_network
+
+        lines += ["", *describe_network(config, model, processes, teraflops, gigabytes, device)]
     if config.stages:
         lines += ["", *_stage_lines(config, processes, device)]
-    return "\n".join(lines)
+    return lines
+
+
+def _times(config: TrainConfig, seconds: float, teraflops: float) -> list[str]:
+    lines = [f"{'time':17}{seconds:,.2f} s a step at {teraflops:g} TFLOP/s, without communication and data"]
+    if config.steps is not None and not config.stages:
+        pairs = config.steps * config.batch_size
+        lines.append(
+            f"{'run':17}{config.steps:,} steps, {pairs:,} pairs: {config.steps * seconds / 3600:,.1f} hours of it"
+        )
+    return lines
 
 
 def _stage_lines(config: TrainConfig, processes: int, device: str) -> list[str]:

@@ -20,6 +20,9 @@ from tqdm import tqdm
 from .run_folder import METRICS
 from .trackers import open_tracker
 
+# Of the time of steps: less is not worth a word in the terminal.
+NOTABLE_WAIT = 0.05
+
 logger = logging.getLogger("hf_clip.training")
 
 
@@ -78,6 +81,10 @@ class ProgressLog:
             f"loss {numbers['loss']:.3f}  {numbers['pairs_per_second']:.0f} pairs/s  "
             f"learning rate {numbers['learning_rate']:.2e}"
         )
+        if "mfu" in numbers:
+            shown += f"  MFU {numbers['mfu']:.0%}"
+        if numbers.get("waiting_for_data", 0.0) >= NOTABLE_WAIT:
+            shown += f"  {numbers['waiting_for_data']:.0%} waiting for data"
         if self._bar is not None:
             bar = self._bar
             self.attempt("The progress bar", lambda: bar.set_postfix_str(shown))

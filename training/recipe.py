@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "gradient_checkpointing",
     "max_bad_steps",
     "timeout_minutes",
+    "device_teraflops",
     "data.workers",
     "data.decoded_cache_gb",
 )

@@ -38,6 +38,7 @@ from .native_aspect import in_patches, rows_of_one_size
 from .objective import ContrastiveObjective
 from .optimizer import clamp_logit_scale, learning_rate_fraction, set_learning_rate
 from .recipe_error import RecipeError
+from .speed import Stopwatch
 from .stages import Stage
 from .stream import Batch
 from .texts import StepTexts, tokens_of
@@ -93,6 +94,10 @@ class TrainStep:
         if self.config.lora is not None:
             self._frozen += frozen_by_adapters(self.model, self.config.lora)
         self._statistics = BatchStatistics(self.model)
+        # What of a step no other process can hold up: sharded weights are gathered all the way.
+        self.alone = Stopwatch(self.decisions.device)
+        self.text_tokens = 0
+        cast(Any, self.accelerator.unwrap_model(self.objective)).on_loss = self.alone.stop
         self._is_sharded = is_sharded(self.model)
         self._interpolates, self.stage = False, None
         self._own_patch_dropout = self.model.config.vision_config.patch_dropout
@@ -141,10 +146,12 @@ class TrainStep:
         set_learning_rate(self.optimizer, learning_rate_fraction(step, self.config.total_steps, config))
         statistics = self._statistics.take()
         try:
+            self.alone.start()
             loss = self.backward(batch, step)
             norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), config.max_gradient_norm)
             gradient_norm = full_tensor(cast(torch.Tensor, norm))
             is_update = bool((loss + gradient_norm).isfinite())
+            self.alone.add()
         except BaseException:
             # Weights and optimizer are still those of the step before: so must the rest be, which may yet be saved.
             self._statistics.put_back(statistics)
@@ -360,7 +367,13 @@ class TrainStep:
         tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.further_texts)
         objective: ContrastiveObjective = self.accelerator.unwrap_model(self.objective)
         # Sharded weights are put together for each chunk, by all processes together.
+<<<<<<< HEAD
         return objective.deal_texts(tokens, spans, self.accelerator.device, has_one_chunk=self._is_sharded)
+=======
+        texts = texts_of_step(tokens, parts, self.accelerator.device, has_one_chunk=self._is_sharded)
+        self.text_tokens += sum(chunk["input_ids"].numel() for part in texts.parts for chunk in part)
+        return texts
+>>>>>>> 3a29763 (Many machines: evaluations on all processes, waits over gloo, who is slow and what of a GPU is used in the log, hf-clip doctor --distributed, the network in hf-clip plan, job scripts and configs; full copies of sharded weights on the first process's CPU alone)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Collective where weights are sharded."""

@@ -16,7 +16,7 @@ from .checkpoint import CheckpointError, drop_code, load_state, remove_old_check
 from .config import TrainConfig
 from .data_fingerprint import require_same_data
 from .decisions import Decisions
-from .distributed import full_model, full_tensor, load_optimizer_state, optimizer_state
+from .distributed import full_model, full_tensor, load_optimizer_state, optimizer_state, own_part
 from .hub_checkpoints import CheckpointPusher
 from .lora import ADAPTERS, adapter_tensors, merged_adapters, save_adapters, without_adapters
 from .optimizer import learning_rate_fraction
@@ -151,10 +151,11 @@ class Trainer:
             self.log.attempt(BAD_BATCHES, lambda: file.write_text("".join(lines), encoding="utf-8"))
 
     @contextmanager
-    def released_model(self) -> Iterator[HFCLIPModel]:
+    def released_model(self, *, everywhere: bool = False) -> Iterator[HFCLIPModel]:
         """The model as it is evaluated and exported, within the block: averaged where the recipe says so, and whole.
 
-        Collective where weights are sharded. Once the best model is known it is that one, on the main process.
+        Collective where weights are sharded: the main process then has it on its CPU, to write it, or with
+        `everywhere` all have it on their device. Once the best model is known it is that one.
         """
         if self.best_model is not None:
             yield self.best_model
@@ -163,7 +164,7 @@ class Trainer:
         with nullcontext() if average is None else average.in_place(), self.train_step.own_settings():
             self._released_adapters = {name: each.clone() for name, each in adapter_tensors(self.model).items()}
             with merged_adapters(self.model):
-                yield full_model(self.model)
+                yield full_model(self.model, everywhere=everywhere)
 
     def write_release(self, model: HFCLIPModel, folder: Path) -> None:
         """Writes what `released_model` gave, its processor, and the adapters that are merged in it, to a folder."""
@@ -224,14 +225,8 @@ class Trainer:
             TrainingDiverged: a weight is not finite. CheckpointError: the disk is full.
         """
         self.progress.position = stream.gather(self.progress.position)
-        # Every rank looks, so that all leave together. An update can spoil weights whose gradient was in order.
-        for name, parameter in self.model.named_parameters():
-            if not full_tensor(parameter.detach()).isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is not finite after step {self.progress.step}, and nothing of it was saved: "
-                    f"{self.fix_of_divergence}."
-                )
-        model = full_model(self.model)
+        self._require_finite_weights()
+        model = full_model(self.model, everywhere=False)
         train_step = self.train_step
         state = {
             "optimizer": optimizer_state(train_step.objective, train_step.optimizer),
@@ -252,6 +247,16 @@ class Trainer:
                 f"The first process could not write the checkpoint of step {self.progress.step}; its lines say why."
             )
         self.progress.saved_step = self.progress.step
+
+    def _require_finite_weights(self) -> None:
+        # All leave together. An update can spoil weights whose gradient was in order.
+        weights = ((name, own_part(each.detach())) for name, each in self.model.named_parameters())
+        spoilt = next((name for name, weight in weights if not weight.isfinite().all()), None)
+        for name in filter(None, self.decisions.coordinator.gather(spoilt)):
+            raise TrainingDiverged(
+                f"{name} is not finite after step {self.progress.step}, and nothing of it was saved: "
+                f"{self.fix_of_divergence}."
+            )
 
     def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:
         progress, config = self.progress, self.config.checkpoints

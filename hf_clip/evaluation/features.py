@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -32,10 +33,16 @@ if TYPE_CHECKING:
 
 
 SECONDS_BETWEEN_LINES = 30.0
+# Of one process for the others' parts: storage may be slow for one of them.
+TIMEOUT = timedelta(hours=1)
 # Reasons to skip an image that lie with the machine, not with the image.
 PASSING = {"unreadable", "out_of_memory"}
 
 Item = TypeVar("Item")
+
+
+class OtherProcessError(RuntimeError):
+    """What ended the part of another process, and with it the evaluation on all of them."""
 
 
 @dataclass
@@ -66,6 +73,7 @@ class Encoding:
         before_projection: the image tower's pooled features instead of unit embeddings of the shared space: what the
             paper's linear probes stand on (appendix A.3).
         corruption: what is done to the images before the model sees them.
+        before_batch: is called before each batch of images; what it raises ends the evaluation, on all processes.
     """
 
     batch_size: int = 64
@@ -74,6 +82,7 @@ class Encoding:
     processes: "PartialState | None" = None
     before_projection: bool = False
     corruption: Corruption | None = None
+    before_batch: Callable[[], object] | None = None
 
     @property
     def kind(self) -> str:
@@ -130,7 +139,10 @@ def encode_texts(
 ) -> torch.Tensor:
     """(M, D) float32 unit embeddings on the CPU of M texts, `batch_size` at a time.
 
-    With several processes each encodes every so-many-th text. Raises ValueError if `texts` is empty.
+    With several processes each encodes every so-many-th text.
+
+    Raises:
+        ValueError: if `texts` is empty. OtherProcessError: another process failed.
     """
     if not texts:
         raise ValueError("there are no texts to encode: pass at least one.")
@@ -138,8 +150,12 @@ def encode_texts(
     rank, world_size = _rank_and_world_size(processes)
     own = texts[rank::world_size]
     shown = partial(progress, description="texts", total=-(-len(own) // batch_size), unit="batch")
-    parts = [(rank, unit_text_embeds(model, processor, own, batch_size, shown))] if own else []
-    gathered = _gathered(parts, processes)
+
+    def make_part() -> list[tuple]:
+        show = iter if rank else shown
+        return [(rank, unit_text_embeds(model, processor, own, batch_size, show))] if own else []
+
+    gathered = _of_all(make_part, processes)
     text_embeds_MD = gathered[0][1].new_empty(len(texts), gathered[0][1].shape[1])
     for of_rank, embeddings_BD in gathered:
         text_embeds_MD[of_rank::world_size] = embeddings_BD
@@ -168,17 +184,20 @@ def encode_images(
             `IMAGES_PER_FILE` at a time, as they are given, and every process goes through the whole stream.
 
     Raises:
-        ValueError: if no image could be read; the message gives the reasons.
+        ValueError: if no image could be read; the message gives the reasons. OtherProcessError: another process
+            failed.
     """
     encoding = encoding or Encoding(batch_size)
-    shown = progress(images, "images", total=total, unit="image")
+    is_first = _rank_and_world_size(encoding.processes)[0] == 0
+    shown = progress(images, "images", total=total, unit="image") if is_first else images
     encoder = dual_encoder(model)
     encode = _image_encoder(encoder, processor, encoding)
     with evaluation_mode(encoder):
         if encoding.cache is None and encoding.processes is None:
             parts = [(0, encode(shown))]
         else:
-            parts = _gathered(list(_encode_parts(model, processor, shown, encoding, encode)), encoding.processes)
+            make_parts = partial(_encode_parts, model, processor, shown, encoding, encode)
+            parts = _of_all(lambda: list(make_parts()), encoding.processes)
     kept = [index * IMAGES_PER_FILE + position for index, part in parts for position in part.kept]
     features = ImageFeatures(torch.empty(0), kept, sum((part.skipped for _, part in parts), Counter()))
     if not kept:
@@ -206,6 +225,8 @@ def _image_encoder(
     def encode(images: Iterable) -> ImageFeatures:
         features, embeddings = ImageFeatures(torch.empty(0), []), []
         for batch in batched(readable(images, features), encoding.batch_size):
+            if encoding.before_batch is not None:
+                encoding.before_batch()
             inputs = image_inputs(processor, batch)
             if encoding.before_projection:
                 embeddings.append(_pooled(model, inputs))
@@ -258,10 +279,38 @@ def _rank_and_world_size(processes: "PartialState | None") -> tuple[int, int]:
     return (0, 1) if processes is None else (processes.process_index, processes.num_processes)
 
 
-def _gathered(own: list[tuple], processes: "PartialState | None") -> list[tuple]:
-    """The numbered parts of all processes, in order. Parts are of any length: none is padded."""
-    if processes is not None and processes.num_processes > 1:
-        from accelerate.utils import gather_object
+def _of_all(make_parts: Callable[[], list[tuple]], processes: "PartialState | None") -> list[tuple]:
+    """The numbered parts of all processes, in order. Parts are of any length: none is padded.
 
-        own = gather_object(own)
-    return sorted(own, key=lambda item: item[0])
+    What ends one process's part ends all of them, which would wait for it.
+    """
+    if processes is None or processes.num_processes == 1:
+        return sorted(make_parts(), key=lambda item: item[0])
+    own, error = [], None
+    try:
+        own = make_parts()
+    except BaseException as raised:
+        error = raised
+    reason = None if error is None else " ".join(str(error).split())[:300] or type(error).__name__
+    found = _exchange((own, reason))
+    if error is not None:
+        raise error
+    if failed := [f"process {rank}: {reason}" for rank, (_, reason) in enumerate(found) if reason is not None]:
+        raise OtherProcessError(f"The evaluation failed on {'; '.join(failed[:3])}.")
+    return sorted((item for parts, _ in found for item in parts), key=lambda item: item[0])
+
+
+# A group is made once, by all processes together.
+_groups: dict[Any, Any] = {}
+
+
+def _exchange(item: Any) -> list[Any]:
+    """The items of all processes, over gloo: NCCL's waits are short, and tensors would go through GPUs."""
+    import torch.distributed as dist
+
+    world = dist.group.WORLD
+    if dist.get_backend() != "gloo" and world not in _groups:
+        _groups[world] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item, group=_groups.get(world))
+    return items

@@ -16,6 +16,7 @@ from hf_clip.training.build import build_model, build_processor
 from hf_clip.training.device import arrange_for_speed
 from hf_clip.training.objective import ContrastiveObjective
 from hf_clip.training.plan import describe_plan, flops_of_step, footprint, largest_micro_batch, plan_memory
+from hf_clip.training.plan_network import plan_network
 from hf_clip_cli import main as cli
 from hf_clip_cli.running import make_parser
 from tests.helpers.counts import soak_count
@@ -259,3 +260,46 @@ def test_the_table_of_the_page_is_what_is_computed(row, tmp_path):
     said = [float(number.replace(",", "")) for number in numbers if number]
     arithmetic, seconds = re.search(r"step, (.*) a process", text)[1], re.search(r"([\d.]+) s a step", text)[1]
     assert said == pytest.approx([float(each.replace(",", "")) for each in (*whole, arithmetic, seconds)], rel=0.005)
+
+
+def test_bytes_of_the_network_by_hand(file):
+    config = load_recipe(file, ["batch_size=64", "micro_batch_size=4"])
+    model = footprint(config)
+    weights, rows = IMAGE + TEXT + 1, 4 * 64 * DIMENSIONS
+    # A ring of 8: seven eighths of what is gathered, and twice that for a sum that all get.
+    ddp = plan_network(config, model, 8, "DDP")
+    assert ddp.weights == round(2 * 7 / 8 * 4 * weights)
+    # Texts there, their gradients back, and a maximum and a sum of two floats for each column and direction.
+    assert ddp.loss == round(2 * 7 / 8 * rows + 2 * 7 / 8 * 16 * 64) and ddp.gathered_bytes == rows
+    assert ddp.flops == flops_of_step(config, model, 8) // 8
+    # Two micro-batches: three forwards and two backwards gather the weights, in float32 as the recipe has it.
+    sharded = plan_network(config, model, 8, "FSDP2")
+    assert sharded.weights == round(7 / 8 * (4 * weights * 5 + 4 * weights))
+    # Four share a copy, and two copies add up a quarter each.
+    both = plan_network(config, model, 8, "HSDP", group=4)
+    assert both.weights == round(3 / 4 * (4 * weights * 5 + 4 * weights)) + round(2 * 1 / 2 * 4 * weights / 4)
+    assert plan_network(config, model, 8, "HSDP", group=8).weights == sharded.weights
+    assert ddp.seconds(1e-6, 1e-3) == {
+        "arithmetic": ddp.flops / 1e6,
+        "weights and gradients": ddp.weights / 1e6,
+        "loss": ddp.loss / 1e6,
+    }
+
+
+def test_a_big_run_says_what_becomes_its_limit(tmp_path, capsys):
+    """Of 2 billion pairs on 1,024 GPUs: sums of gradients stay what they are, and the loss grows with the batch."""
+    content = recipe("gone.parquet", model={"architecture": "ViT-B/32"}, batch_size=131072, steps=15259)
+    content["data"]["lanes"] = 1024
+    file = write_recipe(tmp_path / "big.yaml", content)
+    speeds = ["--tflops", "300", "--network", "25"]
+    assert cli.main(["plan", "--recipe", str(file), "--processes", "1024", *speeds]) == 0
+    said = capsys.readouterr().out
+    assert "15,259 steps, 2,000,027,648 pairs" in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if re.match(r" +[\d,]+ +\d", line)}
+    assert set(rows) == {"8", "64", "512", "1,024", "4,096"}
+    # 128 pairs a process: arithmetic grows only by the loss's own, the all-reduce nears twice the gradients.
+    assert float(rows["1,024"][2]) == pytest.approx(2 * 1023 / 1024 * 4 * 151.28e6 / 25e9, rel=1e-2)
+    assert float(rows["4,096"][3]) == pytest.approx(8 * float(rows["512"][3]), rel=1e-2)
+    assert rows["1,024"][4:6] == ["weights", "waits"] and rows["4,096"][4] == "loss"
+    assert cli.main(["plan", "--explain"]) == 0
+    assert "ring" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Batches: each process's part of the pairs of a step, drawn from its lanes."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +130,8 @@ class PairStream:
                 self._require_share(lane, LaneState(rows_read=self._rows_of(lane)))
         self.decoder = Decoder(image_processor, self._fits_in_memory(), augmentation, config)
         self.coordinator = coordinator or Coordinator(world_size)
+        # For which this process waited for its own pairs.
+        self.seconds = 0.0
 
     def batches(self, position: Position | None = None, reads_ahead: bool = False) -> Iterator[Batch]:
         """Batches from `position` on, the start by default, until stopped. The same position gives the same batches.
@@ -145,7 +148,9 @@ class PairStream:
         local = self._local_batches(states)
         with closing(prefetch(local) if reads_ahead else local) as local:
             while True:
+                started = time.perf_counter()
                 batch, found, error = next(local)
+                self.seconds += time.perf_counter() - started
                 if not self._all_can_go_on(found, error):
                     return
                 assert batch is not None
