@@ -526,7 +526,8 @@ def _further_lines(
 
 
 def _times(config: TrainConfig, seconds: float, teraflops: float) -> list[str]:
-    lines = [f"{'time':17}{seconds:,.2f} s a step at {teraflops:g} TFLOP/s, without communication and data"]
+    shown = f"{seconds:,.2f}" if seconds >= 0.1 else f"{seconds:.4f}"
+    lines = [f"{'time':17}{shown} s a step at {teraflops:g} TFLOP/s, without communication and data"]
     if config.steps is not None and not config.stages:
         pairs = config.steps * config.batch_size
         lines.append(

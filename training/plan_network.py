@@ -107,6 +107,7 @@ def describe_network(
     times = {way: plan.seconds(teraflops, gigabytes) for way, plan in plans.items()}
     for name in next(iter(times.values())):
         lines.append(f"{name:24}" + "".join(f"{each[name]:10.4f}" for each in times.values()))
+    lines.append(f"{'all, none hidden':24}" + "".join(f"{sum(each.values()):10.4f}" for each in times.values()))
     lines.append(f"{'limit':24}" + "".join(f"{limit_of(each):>10}" for each in times.values()))
     lines += ["", *_growth(config, model, processes, teraflops, gigabytes, device)]
     return lines

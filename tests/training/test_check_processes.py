@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from hf_clip.training import check_processes as checking
 from hf_clip_cli import main as cli
+from tests.helpers.counts import soak_count
 from tests.helpers.ranks import run_on_ranks
 
 
@@ -42,6 +43,7 @@ def test_what_is_wrong_between_processes_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not soak_count(False, True), reason="the same again: make soak")
 def test_processes_that_are_alike_have_no_problem():
     (found, report), _ = run_on_ranks(check, 2, False)
     assert found["problems"] == [] and "problem" not in report and "GB/s a process" in report
