@@ -161,17 +161,14 @@ def _shape(config: TrainConfig) -> tuple[type[HFCLIPModel], HFCLIPConfig]:
         kind = class_of(shape)
         shape.text_config.vocab_size = config.model.vocabulary_size or _OPENAI_TOKENS
         shape.text_config.eos_token_id = shape.text_config.vocab_size - 1
-<<<<<<< HEAD
         if kind is HFCLIPCoCaModel:
             shape.text_config.pad_token_id = 0
-=======
     _pool_at_highest_id(shape)
     return kind, shape
 
 
 def _pool_at_highest_id(shape: HFCLIPConfig) -> None:
     """No text is searched for its end, which tokens without content do not have."""
->>>>>>> 3a29763 (Many machines: evaluations on all processes, waits over gloo, who is slow and what of a GPU is used in the log, hf-clip doctor --distributed, the network in hf-clip plan, job scripts and configs; full copies of sharded weights on the first process's CPU alone)
     if shape.text_config.tower == "clip":
         shape.text_config.eos_token_id = 2
         if shape.text_config.pooling == "first_eos":

@@ -367,13 +367,9 @@ class TrainStep:
         tokens = batch.tokens or tokens_of(self.processor, batch.captions, batch.further_texts)
         objective: ContrastiveObjective = self.accelerator.unwrap_model(self.objective)
         # Sharded weights are put together for each chunk, by all processes together.
-<<<<<<< HEAD
-        return objective.deal_texts(tokens, spans, self.accelerator.device, has_one_chunk=self._is_sharded)
-=======
-        texts = texts_of_step(tokens, parts, self.accelerator.device, has_one_chunk=self._is_sharded)
+        texts = objective.deal_texts(tokens, spans, self.accelerator.device, has_one_chunk=self._is_sharded)
         self.text_tokens += sum(chunk["input_ids"].numel() for part in texts.parts for chunk in part)
         return texts
->>>>>>> 3a29763 (Many machines: evaluations on all processes, waits over gloo, who is slow and what of a GPU is used in the log, hf-clip doctor --distributed, the network in hf-clip plan, job scripts and configs; full copies of sharded weights on the first process's CPU alone)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Collective where weights are sharded."""
