@@ -67,7 +67,7 @@ def metrics(folder: Path) -> list[dict]:
 
 def numbers(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl without what a clock says."""
-    timed = ("pairs_per_second", "train_seconds", "seconds")
+    timed = ("pairs_per_second", "train_seconds", "seconds", "waiting_for_data")
     return [{key: value for key, value in line.items() if key not in timed} for line in metrics(folder)]
 
 
