@@ -51,7 +51,7 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
     """The numbers of a tensor, an array, or of several in a list or a dictionary, one array each."""
     if isinstance(value, Mapping):
         value = [value[key] for key in sorted(value)]
-    is_several = isinstance(value, Sequence) and len(value) > 0 and not isinstance(value[0], int | float)
+    is_several = isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], torch.Tensor | np.ndarray)
     for one in value if is_several else [value]:
         yield np.asarray(one.detach() if isinstance(one, torch.Tensor) else one, dtype=np.float64)
 

@@ -3,7 +3,7 @@
 The model-index is made by huggingface_hub's `eval_results_to_model_index`. Its `metadata_update(overwrite=True)` would
 put it into the card, and does not serve here: it writes a card on the Hub alone, not one in a folder; the tables would
 come by a second commit, and a reader in between (or after a second that failed) sees numbers that contradict each
-other; it writes the whole front matter anew, without its comments and in another form; and of an evaluation that has
+other; it writes the whole front matter again, without its comments and in another form; and of an evaluation that has
 fewer numbers than the last time, it leaves the old ones. Rows are put into the tables one by one, not into a region
 that is written as a whole: only the new result is at hand, and what people wrote around the others' rows is theirs.
 """

@@ -66,6 +66,19 @@ class HFCLIPInputs(BatchFeature):
         return (is_end.cumsum(-1) - is_end == 0).astype(ids.dtype)
 
 
+class _ProcessingKwargs(ProcessingKwargs, total=False):
+    """Arguments of a call, with the defaults of those for texts where transformers before 5.23 looks for them."""
+
+    _defaults = {
+        "text_kwargs": {
+            "padding": True,
+            "truncation": True,
+            "return_attention_mask": False,
+            "return_token_type_ids": False,
+        }
+    }
+
+
 class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     """An image processor and a tokenizer, called and saved as one.
 
@@ -99,7 +112,9 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
-    text_kwargs = {"padding": True, "truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
+    valid_processor_kwargs = _ProcessingKwargs
+    # Where later ones look.
+    text_kwargs = dict(_ProcessingKwargs._defaults["text_kwargs"])
 
     def __init__(
         self,

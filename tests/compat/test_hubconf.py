@@ -1,11 +1,16 @@
 """`hubconf.py`: what `torch.hub.load` finds in a clone."""
 
+import importlib.util
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+import hf_clip
 from tests.helpers.checkpoints import openai_model, write_openai_archive
+from tests.helpers.counts import soak_count
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +26,21 @@ print(model.encode_text(tokenize(["a cat"])).shape, type(preprocess).__name__, s
 """
 
 
+def test_torch_hub_takes_a_clone(tmp_path, monkeypatch):
+    """The packages beside `hf_clip` in it are found where an installed one is not."""
+    write_openai_archive(tmp_path / "ViT-B-32.pt", openai_model())
+    monkeypatch.setattr(hf_clip, "__path__", list(hf_clip.__path__))
+    found = importlib.util.find_spec
+    seen = {"hf_clip.conversion": lambda name: None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: seen.get(name, found)(name))
+    load = partial(torch.hub.load, str(ROOT), source="local")
+    model, preprocess = load("ViT_B_32", device="cpu", download_root=str(tmp_path))
+    assert str(ROOT) in hf_clip.__path__ and type(preprocess).__name__ == "Preprocess"
+    assert model.encode_text(load("tokenize")(["a cat"])).shape == (1, 40)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not soak_count(0, 1), reason="starts a Python without the package for seconds: make soak")
 def test_torch_hub_takes_a_clone_that_is_not_installed(tmp_path):
     write_openai_archive(tmp_path / "ViT-B-32.pt", openai_model())
     command = [*warm_python("libraries"), "-c", SCRIPT, str(ROOT), str(tmp_path)]
