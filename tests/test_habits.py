@@ -1,7 +1,6 @@
 """Files that other programs read, of which nothing here runs: workflow, hooks before a commit, citation."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -49,6 +48,8 @@ def test_targets_are_phony_and_listed_by_make_help():
 
 
 def test_the_hooks_before_a_commit_are_programs_of_the_tools():
+    [dev] = re.findall(r'^ *"dev": \[(.*)\],$', (ROOT / "setup.py").read_text(encoding="utf-8"), re.M)
+    tools = re.findall(r'"([^"]+)"', dev)
     [local] = read(".pre-commit-config.yaml")["repos"]
     # Of another repository a hook would be fetched, in a version of its own.
     assert local["repo"] == "local" and len({hook["id"] for hook in local["hooks"]}) == len(local["hooks"])
@@ -56,7 +57,7 @@ def test_the_hooks_before_a_commit_are_programs_of_the_tools():
         assert hook["language"] == "system" and hook["name"]
         python, *arguments = hook["entry"].split()
         assert python == ".venv/bin/python"
-        assert find_spec(arguments[1]) if arguments[0] == "-m" else (ROOT / arguments[0]).is_file()
+        assert arguments[1] in tools if arguments[0] == "-m" else (ROOT / arguments[0]).is_file()
 
 
 def test_issue_templates_ask_what_can_be_answered():

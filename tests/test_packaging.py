@@ -174,7 +174,12 @@ def test_the_readme_runs_word_for_word_from_the_installed_wheel(unpacked, tmp_pa
 
 def test_constraints_pin_all_that_the_extras_bring():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pinned = {canonicalize_name(re.fullmatch(r"([\w.-]+)==[\w.]+", line)[1]) for line in lines}
+    versions = dict(line.split("==") for line in lines)
+    if importlib.metadata.version("transformers") != versions["transformers"]:
+        pytest.skip(
+            "other versions are installed (make test-oldest, make test-newest), which may bring other packages"
+        )
+    pinned = {canonicalize_name(name) for name in versions}
     waiting, seen = [("hf-clip", extra) for extra in EXTRAS], set()
     while waiting:
         name, extra = asked = waiting.pop()

@@ -474,7 +474,7 @@ def ink(path: Path) -> np.ndarray:
 def no_glyph_is_missing():
     """matplotlib warns of each letter that it draws as a box; letters without a font are our own affair before."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", "no font at hand has")
         yield
 
