@@ -8,8 +8,11 @@ import gc
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +61,39 @@ def fixed_seeds() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+# Those that tests send to their own process, where a run takes them.
+SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _not_taken(number: int, _frame) -> None:
+    raise AssertionError(f"{signal.Signals(number).name} came where no run takes it.")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Such a signal would end the worker without a word; the controller is still ended by one.
+    signal.signal(signal.SIGTERM, _not_taken)
+    signal.signal(signal.SIGHUP, _not_taken)
+
+
+def _dispositions() -> list:
+    """Who takes each of the signals: Python's handler, and whether the kernel has one, or holds the signal back."""
+    found: list = [signal.getsignal(number) for number in SENT]
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
+        if line.startswith(("SigBlk", "SigIgn", "SigCgt")):
+            mask = int(line.split()[1], 16)
+            found.append([line[:6], *(mask >> (number - 1) & 1 for number in SENT)])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """A handler that a test leaves behind, or takes away, would let another test's signal end the process."""
+    before = _dispositions()
+    yield
+    assert _dispositions() == before
 
 
 @pytest.fixture(autouse=True)

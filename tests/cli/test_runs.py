@@ -9,6 +9,7 @@ from PIL import Image
 from hf_clip import load
 from hf_clip.training import load_recipe, train
 from hf_clip_cli import main as cli
+from tests.helpers.quick_ends import end_quickly
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
 from tests.helpers.toys import tiny_clip
 
@@ -33,8 +34,10 @@ def place(tmp_path_factory):
         evaluations={"held_out": {"data": [str(held_out)], "during_training": True}},
     )
     file = write_recipe(place / "recipe.yaml", content)
-    train(load_recipe(file), place / "a/run")
-    train(load_recipe(file, ["seed=1", "steps=4", "checkpoints.best=null"]), place / "b/run")
+    with pytest.MonkeyPatch.context() as patch:
+        end_quickly(patch)
+        train(load_recipe(file), place / "a/run")
+        train(load_recipe(file, ["seed=1", "steps=4", "checkpoints.best=null"]), place / "b/run")
     return place
 
 

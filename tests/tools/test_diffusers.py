@@ -1,7 +1,6 @@
 """Our towers in pipelines of diffusers, beside stock towers of the same weights; and the folders that hold a CLIP."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from hf_clip.model.modeling_hf_clip import with_other_loss
 from hf_clip_cli import main as cli
 from tests.helpers.checkpoints import randomize
 from tests.helpers.toys import tiny_clip
+from tests.helpers.warm_python import warm_python
 
 PROMPTS = ["a red square", "something blue, very long " * 20]
 PARTS = {"text_encoder", "text_encoder_2", "image_encoder", "tokenizer", "feature_extractor"}
@@ -140,7 +140,8 @@ pipe = StableDiffusionPipeline.from_pretrained({str(tmp_path / "pipe")!r}, safet
 image = pipe("a red square", num_inference_steps=1, height=8, width=8).images[0]
 print(type(pipe.text_encoder).__module__, image.size)
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    command = [*warm_python("libraries"), "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.strip() == "transformers.models.clip.modeling_clip (8, 8)", run.stderr[-2000:]
 
 
