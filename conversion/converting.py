@@ -44,7 +44,7 @@ from .chinese_clip import CHINESE_CLIP_RULES
 from .errors import ConversionError, one_line_errors
 from .loading import load
 from .locating import plain_name
-from .open_clip import open_clip_rules
+from .open_clip import OPENAI_VOCABULARY_SIZE, open_clip_rules
 from .openai import openai_rules
 from .rules import export_tensors
 from .sentence_files import write_sentence_files
@@ -271,7 +271,9 @@ def plain_tokenizer(tokenizer, model_input_names: Sequence[str] = ("input_ids", 
 
 def has_openai_vocabulary(tokenizer) -> bool:
     """Whether a tokenizer gives the ids of OpenAI's `simple_tokenizer`."""
-    return isinstance(tokenizer, CLIPTokenizer) and tokenizer.get_vocab() == build_vocabulary(read_openai_merges())
+    if not isinstance(tokenizer, CLIPTokenizer) or len(tokenizer) != OPENAI_VOCABULARY_SIZE:
+        return False
+    return tokenizer.get_vocab() == build_vocabulary(read_openai_merges())
 
 
 # The classes of a model and its processor, by the type of its config.

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The libraries' million objects are not searched for garbage again and again."""
+    """Saves are quick; and the libraries' million objects are not searched for garbage again and again."""
+    # Only where a test file imported them: the tests of the tree's shape run without.
+    if "transformers" in sys.modules:
+        import_module("tests.helpers.saved_code")
     gc.collect()
     gc.freeze()

@@ -70,7 +70,9 @@ def run_on_ranks(function: Callable, world_size: int, *args, timeout_seconds: fl
 def process_context() -> BaseContext:
     """Makes processes from the one server, which has loaded what they all need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch.distributed.nn.functional", "hf_clip.training.loop"])
+    context.set_forkserver_preload(
+        ["pytest", "torch.distributed.nn.functional", "hf_clip.training.loop", "tests.helpers.saved_code"]
+    )
     return context
 
 

@@ -31,7 +31,13 @@ from tests.helpers import warm_client
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = {
-    "package": ("torch.distributed.nn.functional", "hf_clip.training.loop", "hf_clip.hub.push", "hf_clip_cli.tasks"),
+    "package": (
+        "torch.distributed.nn.functional",
+        "hf_clip.training.loop",
+        "hf_clip.hub.push",
+        "hf_clip_cli.tasks",
+        "tests.helpers.saved_code",
+    ),
     # Nothing of Hugging Face's, whose libraries read variables of the environment when they are imported.
     "libraries": (
         "torch.distributed.nn.functional",
