@@ -54,7 +54,7 @@ class PartCache:
         self._warned = False
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """What is there, and what is on its way."""
         return sum(part.size for part in self._parts.values())
 
@@ -127,7 +127,7 @@ class PartCache:
         """Drops parts until `size` bytes fit: those that were read, the oldest first; for a reader, others too."""
         idle = [key for key, part in self._parts.items() if not part.readers and part.file.done()]
         idle.sort(key=lambda key: not self._parts[key].was_read)
-        total = self.bytes
+        total = self.held_bytes
         for key in idle:
             if total + size <= self.max_bytes and len(self._parts) < MAX_PARTS:
                 return True

@@ -11,9 +11,7 @@ from hf_clip.model.image_decoding_hf_clip import IMAGE_SUFFIXES, is_image_file
 
 from .errors import SourceError, first_names, one_line
 from .image_files import walk_files
-from .remote import Address, is_address, list_address, read_bytes, size_of
-
-File = Path | Address
+from .remote import Address, File, is_address, list_address, read_bytes, size_of
 
 FORMAT_OF_SUFFIX = {
     ".parquet": "parquet",
@@ -95,12 +93,12 @@ def _spelled_out(item: str | Path) -> list[str | Path]:
     if "{" not in item:
         return [item]
     try:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import braceexpand
     except ImportError as error:
         raise SourceError(f"{item!r}: braces need a package. Install it: pip install braceexpand.") from error
     try:
         return [*braceexpand(item)]
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise SourceError(f"{item!r}: {error}. Close each brace, as in 'shard-{{00..31}}.tar'.") from error
 
 

@@ -110,7 +110,7 @@ def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> So
     if isinstance(root, Path) and is_saved_to_disk(root):
         return _open_saved_to_disk(root, request)
     name = str(data) if isinstance(data, str | Path) else first_names([str(item) for item in data], 3)
-    images: list[Path] = []
+    images: list[File] = []
     if root is None:
         kind = only_format(files, name)
     else:
@@ -119,12 +119,12 @@ def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> So
     if kind not in ("parquet", "tar"):
         _require_local(files)
     if kind == "images":
-        return _open_images(files, root, name, request)
+        return _open_images([*map(Path, files)], root, name, request)
     if kind == "parquet":
         return _open_parquet(files, name, request)
     source = _open_rows(files, name, request)
     if images:
-        _report_unnamed(images, files, name, source.image_column)
+        _report_unnamed([*map(Path, images)], [*map(Path, files)], name, source.image_column)
     return source
 
 
@@ -335,7 +335,7 @@ def _report_unnamed(images: Sequence[Path], tables: Sequence[Path], name: str, c
         )
 
 
-def _open_images(files: list[File], root: Path | None, name: str, request: Request) -> Source:
+def _open_images(files: list[Path], root: File | None, name: str, request: Request) -> Source:
     """Open a folder with one folder a class."""
     names = sorted({file.parent.name for file in files})
     if all(label.isascii() and label.isdigit() for label in names):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import fsspec
 import fsspec.asyn
@@ -60,15 +60,18 @@ class Address(str):
     def suffix(self) -> str:
         return self._path.suffix
 
-    def relative_to(self, folder: "Address") -> PurePosixPath:
-        return self._path.relative_to(folder._path)
+    def relative_to(self, folder: "Address | Path") -> PurePosixPath:
+        return self._path.relative_to(Address(folder)._path)
+
+
+File = Path | Address
 
 
 class Truncated(OSError):
     """Fewer bytes came than there are."""
 
 
-def is_address(text: Any) -> bool:
+def is_address(text: Any) -> TypeGuard[str]:
     return isinstance(text, str) and "://" in text
 
 
@@ -88,7 +91,7 @@ def repeated_requests() -> Counter[str]:
         return _repeated.copy()
 
 
-def list_address(address: str) -> tuple[list[Address], Address | None]:
+def list_address(address: str) -> tuple[list[File], File | None]:
     """The sorted files that an address or a pattern names, and the folder if it is one.
 
     Raises:
@@ -111,15 +114,14 @@ def list_address(address: str) -> tuple[list[Address], Address | None]:
     return shown, folder
 
 
-def _listed(address: str, found: dict[str, dict[str, Any]]) -> list[Address]:
-    files = []
+def _listed(address: str, found: dict[str, dict[str, Any]]) -> list[File]:
+    files: list[File] = []
     for name, info in found.items():
         if info["type"] == "directory":
             continue
-        file = Address(file_system(address).unstrip_protocol(name))
-        files.append(file)
+        files.append(Address(file_system(address).unstrip_protocol(name)))
         if info.get("size") is not None:
-            _sizes[file] = info["size"]
+            _sizes[str(files[-1])] = info["size"]
     return sorted(files, key=PurePosixPath)
 
 
@@ -190,7 +192,7 @@ def _request(address: str, method: str, check: Callable[[Any], Any] = lambda res
         if number:
             time.sleep(min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT))
         try:
-            return check(_once(system, method, system._strip_protocol(address), options))
+            return check(_once(system, method, cast(str, system._strip_protocol(address)), options))
         except SourceError:
             raise
         except Exception as error:
@@ -215,19 +217,19 @@ def _once(system: fsspec.AbstractFileSystem, method: str, path: str, options: di
     async def within_time() -> Any:
         return await asyncio.wait_for(getattr(system, f"_{method}")(path, **options), SECONDS_OF_REQUEST)
 
-    return fsspec.asyn.sync(system.loop, within_time)
+    return fsspec.asyn.sync(cast(fsspec.asyn.AsyncFileSystem, system).loop, within_time)
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def _chain(error: BaseException | None) -> list[Exception]:
     """An error and those that it came from."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
+    chain: list[Exception] = []
+    while isinstance(error, Exception) and error not in chain:
         chain.append(error)
         error = error.__cause__ or error.__context__
     return chain
 
 
-def _told(error: Exception) -> list[BaseException]:
+def _told(error: Exception) -> list[Exception]:
     """What an error is about: fsspec makes a missing file of a server that does not answer, too."""
     return [each for each in _chain(error) if not isinstance(each, FileNotFoundError | PermissionError)]
 

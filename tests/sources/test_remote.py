@@ -195,13 +195,13 @@ def test_the_cache_keeps_to_its_bound_but_for_what_is_being_read(monkeypatch, ca
         parts.fetch_ahead("x://c", 0, 10)
         parts.fetch_ahead("x://d", 0, 10)
         with parts.borrow("x://c", 0, 10):
-            assert parts.bytes == 20 and not caplog.records
+            assert parts.held_bytes == 20 and not caplog.records
             with parts.borrow("x://e", 0, 10), parts.borrow("x://b", 0, 10):
-                assert parts.bytes == 30
+                assert parts.held_bytes == 30
     assert content.read == ["x://a", "x://b", "x://c", "x://e"]
     assert [record.getMessage() for record in caplog.records] == [
         "The parts of remote files that are read at one time take 0.0 GB, more than `shard_cache_gb`=2e-08. Raise it, "
         "lower `lanes`, or write smaller shards."
     ]
     with parts.borrow("x://f", 0, 10):
-        assert parts.bytes == 20
+        assert parts.held_bytes == 20
