@@ -9,7 +9,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard, cast
@@ -32,6 +33,8 @@ _PACKAGES = {"s3": "'hf-clip[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aioh
 _KNOWN = "s3://, hf://, https://, gs://"
 _TRUNCATED = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 _OF_NETWORKS = ("aiohttp", "botocore", "aiobotocore", "httpx", "httpcore", "requests", "urllib3", "http")
+# What `giving_up` was given; `bool()` is False.
+_is_stopped: Callable[[], bool] = bool
 _repeated: Counter[str] = Counter()
 _sizes: dict[str, int] = {}
 _lock = threading.Lock()
@@ -83,6 +86,17 @@ def suffix_of(file: str) -> str:
 def folder_of(file: str) -> str:
     """The folder that a file lies in, here or at an address."""
     return os.path.dirname(file if is_address(file) else os.path.abspath(file))
+
+
+@contextmanager
+def giving_up(is_stopped: Callable[[], bool]) -> Iterator[None]:
+    """Within the context, what waits for an answer gives up once `is_stopped` is true."""
+    global _is_stopped
+    before, _is_stopped = _is_stopped, is_stopped
+    try:
+        yield
+    finally:
+        _is_stopped = before
 
 
 def repeated_requests() -> Counter[str]:
@@ -190,7 +204,9 @@ def _request(address: str, method: str, check: Callable[[Any], Any] = lambda res
     system, failures, last = file_system(address), Counter(), None
     for number in range(MAX_REQUESTS):
         if number:
-            time.sleep(min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT))
+            _wait(min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT))
+        if number and _is_stopped():
+            break
         try:
             return check(_once(system, method, cast(str, system._strip_protocol(address)), options))
         except SourceError:
@@ -205,9 +221,16 @@ def _request(address: str, method: str, check: Callable[[Any], Any] = lambda res
                 _repeated[reason] += 1
     reasons = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
     raise SourceError(
-        f"{address!r} could not be read in {MAX_REQUESTS} requests ({reasons}; the last: "
+        f"{address!r} could not be read in {failures.total()} requests ({reasons}; the last: "
         f"{one_line(last or OSError())}). Check the network and the store, then resume the run."
     ) from last
+
+
+def _wait(seconds: float) -> None:
+    """Waits for so long, or until it is to give up."""
+    end = time.monotonic() + seconds
+    while not _is_stopped() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.2))
 
 
 def _once(system: fsspec.AbstractFileSystem, method: str, path: str, options: dict[str, Any]) -> Any:

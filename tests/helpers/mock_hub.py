@@ -10,6 +10,7 @@ of their own.
 import base64
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ TOKEN = "hf_" + "canary" * 6
 
 
 class MockHub(ThreadingHTTPServer):
-    """Serves `repositories`: name (owner/name, of a Space spaces/owner/name) to folder.
+    """Serves `repositories`: name (owner/name, of a Space spaces/owner/name, of data datasets/owner/name) to
+    folder.
 
     `branches` has those other than main, by (name, branch).
 
@@ -129,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if self.command in ("GET", "HEAD"):
             self._read(parts)
+        elif parts[-2:-1] == ["paths-info"]:
+            self._read(parts)
         elif path == "/api/validate-yaml":
             problem = problem_of_card(json.loads(body)["content"])
             self._send_json({"errors": [{"message": problem}] if problem else []}, 400 if problem else 200)
@@ -141,10 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(parts, body)
 
     def _read(self, parts: list[str]) -> None:
-        is_api = parts[:2] in (["api", "models"], ["api", "spaces"])
-        name, rest = "/".join(parts[2:4] if is_api else parts[:2]), parts[4 if is_api else 2 :]
-        if parts[:2] == ["api", "spaces"]:
-            name = f"spaces/{name}"
+        is_api = parts[0] == "api"
+        kind = parts[1 if is_api else 0]
+        parts = parts[2:] if is_api else parts[kind in ("spaces", "datasets") :]
+        name, rest = "/".join(parts[:2]), parts[2:]
+        if kind in ("spaces", "datasets"):
+            name = f"{kind}/{name}"
         folder = self.server.folder(name, rest[1] if len(rest) > 1 else "main")
         if folder is None:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -154,15 +160,19 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "GET":
                 self.server.downloaded.append(f"{name}/{file.name}")
             content = file.read_bytes()
-            digest = hashlib.sha1(content).hexdigest()
-            self._send(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": self.server.commit(name)})
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.server.commit(name)}
+            if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+                content = content[first : last + 1]
+            self._send(206 if asked else 200, content, headers)
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def _describe(self, name: str, folder: Path, rest: list[str]) -> dict | list[dict]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
-        if rest[:1] == ["tree"]:
+        if rest[:1] in (["tree"], ["paths-info"]):
             return [{"type": "file", "path": path, "size": size, "oid": "0" * 40} for path, size in names]
         siblings = [{"rfilename": path, "size": size} for path, size in names]
         described = {"sha": self.server.commit(name), "private": self.server.private.get(name, False)}

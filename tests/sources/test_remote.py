@@ -15,6 +15,7 @@ from hf_clip.training.config import DataConfig
 from hf_clip.training.data_fingerprint import fingerprint
 from hf_clip.training.stream import PairStream, open_training_source
 from hf_clip.training.stream.data import describe_fetching
+from tests.helpers.mock_hub import running_hub, use_in_this_process
 from tests.helpers.object_store import BUCKET, object_store
 from tests.training.test_stream import ids, make_stream, row, take, write_parquet, write_tar
 
@@ -113,6 +114,15 @@ def test_the_web_is_read_like_a_store(shards, store):
     ]
 
 
+def test_files_of_the_hub_are_read_by_their_addresses(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_sizes", {})
+    with running_hub({"datasets/owner/pairs": shards}) as hub:
+        use_in_this_process(hub, monkeypatch, tmp_path / "cache")
+        remote._file_system.cache_clear()
+        assert order_of("hf://datasets/owner/pairs") == order_of(str(shards))
+    remote._file_system.cache_clear()
+
+
 def test_what_a_store_does_not_have_is_named_with_its_fix(store):
     remote.file_system("s3://").pipe_file(f"{BUCKET}/table.csv", b"image,caption\n0.png,zero\n")
     for data, message in (
@@ -150,6 +160,20 @@ def test_a_store_that_stays_busy_ends_the_reading(shards, store, monkeypatch):
         open_source(address)
     store.faults = lambda number: None
     assert len(list(iterate_samples(open_source(address)))) == 60
+
+
+def test_a_run_that_is_asked_to_stop_waits_for_no_store(shards, store, monkeypatch):
+    asked = threading.Event()
+
+    def busy(*args):
+        asked.set()
+        raise TimeoutError
+
+    stream = stream_of(upload(shards), workers=0)
+    stream.is_stopped = asked.is_set
+    monkeypatch.setattr(remote, "FIRST_WAIT", 600.0)
+    monkeypatch.setattr(remote, "_once", busy)
+    assert list(stream.batches()) == []
 
 
 def test_a_store_that_is_not_there_is_sought_again(monkeypatch):

@@ -14,6 +14,7 @@ import torch
 
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
 from hf_clip.sources.cache import fetching
+from hf_clip.sources.remote import giving_up
 from hf_clip.training.augmentation import DRAWS_PER_IMAGE, uniforms
 from hf_clip.training.config import AugmentationConfig, DataConfig
 from hf_clip.training.distillation import TeacherEmbeddings
@@ -146,7 +147,7 @@ class PairStream:
         """
         states = self._states(position)
         local = self._local_batches(states)
-        with closing(prefetch(local) if reads_ahead else local) as local:
+        with giving_up(self.is_stopped), closing(prefetch(local) if reads_ahead else local) as local:
             while True:
                 started = time.perf_counter()
                 batch, found, error = next(local)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from hf_clip.sources import Sample, Shard
+from hf_clip.sources import Sample, Shard, SourceError
 
 from .errors import DataError, LaneStopped
 from .order import EpochOrder, LanePosition, Pass, Piece, order_of_block
@@ -163,9 +163,14 @@ class LaneReader:
         return self._opened[2]
 
     def _until_stopped(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        for sample in samples:
+        try:
+            for sample in samples:
+                self.require_not_stopped()
+                yield sample
+        except SourceError:
+            # What waited for a store gave up.
             self.require_not_stopped()
-            yield sample
+            raise
 
     def require_not_stopped(self) -> None:
         if self.is_stopped():
