@@ -122,12 +122,14 @@ def parameter_groups(model: HFCLIPModel, config: OptimizerConfig) -> list[dict]:
 
 
 def hidden_matrices(model: HFCLIPModel) -> set[nn.Parameter]:
-    """Weights of linear and convolutional layers between a tower's first and the projections.
+    """Weights of linear and convolutional layers between a tower's first and the projections, or a decoder's words.
 
     What meets pixels, tokens or the shared space has no even spectrum to strive for: AdamW does better there.
     """
     first = {model.vision_model.get_input_embeddings(), model.text_model.get_input_embeddings()}
-    last = {*model.visual_projection.modules(), *model.text_projection.modules()}
+    # Where a model writes captions, what scores its words.
+    words = model.get_output_embeddings()
+    last = {*model.visual_projection.modules(), *model.text_projection.modules(), words}
     return {
         cast(nn.Parameter, module.weight)
         for module in model.modules()

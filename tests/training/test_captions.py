@@ -13,6 +13,7 @@ from hf_clip import caption_images, load
 from hf_clip.training import RecipeError, load_recipe, train
 from hf_clip.training.config import TrainConfig
 from hf_clip.training.loop import Trainer, TrainingStopped
+from hf_clip.training.optimizer import hidden_matrices
 from hf_clip.training.plan import describe_plan, footprint
 from hf_clip.training.stream import Batch
 from tests.helpers.coca_recipes import coca_recipe
@@ -139,6 +140,12 @@ def test_a_plan_counts_the_decoder(tmp_path):
     # At least the logits: 15 tokens that have a next one.
     assert planned.decoder_flops > 2 * 15 * 32 * config.model.vocabulary_size
     assert "of the decoder" in describe_plan(config, device="cpu")
+
+
+def test_muon_leaves_the_words_to_adamw(tmp_path):
+    model = make_train_step(configure(tmp_path, ["optimizer.algorithm=muon"])).model
+    hidden = hidden_matrices(model)
+    assert model.lm_head.weight not in hidden and model.text_decoder.layers[0].mlp.fc1.weight in hidden
 
 
 def test_objectives_that_a_model_does_not_have_are_refused(tmp_path):
