@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from hf_clip.conversion.confirm import class_of
 from hf_clip.joining_towers import join_towers
@@ -18,6 +19,7 @@ from hf_clip.model.modeling_hf_clip import HFCLIPModel, with_other_loss
 from hf_clip.model.processing_hf_clip import HFCLIPProcessor
 from hf_clip.model.tokenization_hf_clip import HFCLIPTokenizer
 
+from .checkpoint import SHARDS
 from .config import ModelConfig
 from .recipe_error import RecipeError
 
@@ -94,9 +96,15 @@ def _require_normalization(image_processor: HFCLIPImageProcessor, name: str) -> 
 
 
 def build_again(checkpoint: Path) -> tuple[HFCLIPModel, HFCLIPProcessor]:
-    """The model and the processor of one of the run's own checkpoints."""
+    """The model and the processor of one of the run's own checkpoints.
+
+    Weights that are sharded there are random ones here: those come once the model is spread over its processes.
+    """
     from hf_clip.conversion import load
 
+    if (checkpoint / SHARDS).is_dir():
+        shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        return class_of(shape)(shape), HFCLIPProcessor.from_pretrained(checkpoint)
     return load(checkpoint, dtype=torch.float32)
 
 

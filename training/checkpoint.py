@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 # Keys of settings files that name the code of a model.
 _NAMES_OF_CODE = {"auto_map", "custom_pipelines"}
 STATE = "training_state.pt"
+# Of sharded weights, which each process writes its own part of.
+SHARDS = "shards"
 # A checkpoint while another of its step takes its place.
 REPLACED = "replaced"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -113,7 +115,8 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not what was written"
     except (OSError, ValueError, AttributeError) as error:
         return f"{error}"
-    if STATE not in hashes or not any(_WEIGHTS.fullmatch(name) for name in hashes):
+    has_weights = f"{SHARDS}/.metadata" in hashes or any(_WEIGHTS.fullmatch(name) for name in hashes)
+    if STATE not in hashes or not has_weights:
         return f"{MANIFEST} lists no weights or no {STATE}"
     return None
 

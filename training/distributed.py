@@ -84,7 +84,7 @@ def optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> d
     if not is_sharded(objective):
         return optimizer.state_dict()
     return get_optimizer_state_dict(
-        objective, _bare(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        objective, bare_optimizer(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
 
 
@@ -93,9 +93,11 @@ def load_optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer,
     if not is_sharded(objective):
         optimizer.load_state_dict(state)
     else:
-        set_optimizer_state_dict(objective, _bare(optimizer), state, options=StateDictOptions(full_state_dict=True))
+        set_optimizer_state_dict(
+            objective, bare_optimizer(optimizer), state, options=StateDictOptions(full_state_dict=True)
+        )
 
 
-def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def bare_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer within Accelerate's."""
     return getattr(optimizer, "optimizer", optimizer)

@@ -49,12 +49,21 @@ class WeightAverage:
             weight.copy_(self._averages[name])
             self._averages[name].copy_(own)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the main process writes. Collective where weights are sharded."""
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The averages by the weights' names, sharded as these are."""
+        return self._averages
+
+    def state_dict(self, *, is_whole: bool = True) -> dict[str, Any]:
+        """What the main process writes, or without the tensors. Collective where weights are sharded."""
+        if not is_whole:
+            return {"updates": self.updates}
         return {"updates": self.updates, "weights": {name: on_main(each) for name, each in self._averages.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
+        if "weights" not in state:
+            return
         for name, average in self._averages.items():
             average.copy_(sharded_like(average, state["weights"][name]))

@@ -263,6 +263,7 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                     # A rank was asked to stop while it sought its pairs, which may take longer than it is given.
                     if progress.saved_step < progress.step or progress.step == 0:
                         trainer.save(stream)
+                    trainer.finish_save()
                     raise StopNow(trainer.agree(trainer.stop.signal)[0])
                 result = trainer.update(batch)
                 progress.step, progress.position = progress.step + 1, batch.position
@@ -280,7 +281,7 @@ def run_steps(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
                     logged_step, seconds = progress.step, 0.0
                 signal, is_late = trainer.agree(trainer.stop.signal, clock.is_due())
                 if signal or is_late or is_last or progress.step % config.checkpoints.save_every == 0:
-                    _save(trainer, stream, is_last=is_last)
+                    _save(trainer, stream, is_last=is_last, waits=bool(signal) or is_last)
                     clock.restart()
                 if signal and not is_last:
                     raise StopNow(signal)
@@ -306,13 +307,14 @@ def _evaluate(trainer: Trainer, stream: PairStream, evaluations: dict[str, Evalu
     if progress.saved_step < progress.step and (signal or trainer.is_over):
         trainer.save(stream)
     if signal:
+        trainer.finish_save()
         raise StopNow(signal)
 
 
-def _save(trainer: Trainer, stream: PairStream, *, is_last: bool) -> None:
+def _save(trainer: Trainer, stream: PairStream, *, is_last: bool, waits: bool) -> None:
     """Saves a checkpoint. Behind the last step one that cannot be written is reported: the model takes less space."""
     try:
-        trainer.save(stream)
+        trainer.save(stream, waits=waits)
     except CheckpointError as error:
         if not is_last:
             raise

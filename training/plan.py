@@ -176,9 +176,13 @@ def _pool_at_highest_id(shape: HFCLIPConfig) -> None:
 
 
 def count_tower_flops(kind: type[HFCLIPModel], shape: HFCLIPConfig) -> tuple[int, int, int]:
-    """Operations of one image's and one text's forward in training, and the dimensions of the shared space."""
+    """Operations of one image's and one text's forward in training, and the dimensions of the shared space.
+
+    A decoder's are among the text's.
+    """
     _pool_at_highest_id(shape)
-    return _flops(kind(shape).train())
+    image, text, decoder, dimensions = _flops(kind(shape).train())
+    return image, text + decoder, dimensions
 
 
 def _footprint(kind: type[HFCLIPModel], shape: HFCLIPConfig, config: TrainConfig, device: str) -> Footprint:

@@ -371,14 +371,14 @@ class TrainStep:
         self.text_tokens += sum(chunk["input_ids"].numel() for part in texts.parts for chunk in part)
         return texts
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, has_average: bool = True) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Collective where weights are sharded."""
         scaler = self.accelerator.scaler
         return {
             "bad_steps": self.bad_steps,
             "bad_batches": self.bad_batches,
             "scaler": None if scaler is None else scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(is_whole=has_average),
             "adapters": adapter_tensors(self.model),
         }
 

@@ -4,24 +4,34 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
-from .checkpoint import CheckpointError, drop_code, load_state, remove_old_checkpoints, save_state, write_folder
+from .checkpoint import (
+    SHARDS,
+    CheckpointError,
+    drop_code,
+    load_state,
+    remove_old_checkpoints,
+    save_state,
+    write_folder,
+)
 from .config import TrainConfig
 from .data_fingerprint import require_same_data
 from .decisions import Decisions
-from .distributed import full_model, full_tensor, load_optimizer_state, optimizer_state, own_part
+from .distributed import full_model, full_tensor, is_sharded, load_optimizer_state, optimizer_state, own_part
 from .hub_checkpoints import CheckpointPusher
 from .lora import ADAPTERS, adapter_tensors, merged_adapters, save_adapters, without_adapters
 from .optimizer import learning_rate_fraction
 from .progress import ProgressLog
 from .run_folder import BAD_BATCHES, CHECKPOINTS
+from .sharded_checkpoint import ShardWriter, load_shards, sharded_state
 from .signals import StopRequest
 from .step import StepResult, TrainStep
 from .stream import Batch, PairStream, Position
@@ -72,6 +82,7 @@ class Trainer:
     pusher: CheckpointPusher | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     best_model: HFCLIPModel | None = None
+    _shard_writer: ShardWriter | None = None
     _released_adapters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -95,7 +106,10 @@ class Trainer:
         state = load_state(checkpoint)
         require_same_data(state["data"], self.data_fingerprint)
         progress = self.progress
-        load_optimizer_state(self.train_step.objective, self.train_step.optimizer, state["optimizer"])
+        if (checkpoint / SHARDS).is_dir():
+            load_shards(checkpoint, self._sharded_state(), self.train_step, self.decisions.coordinator)
+        else:
+            load_optimizer_state(self.train_step.objective, self.train_step.optimizer, state["optimizer"])
         self.train_step.load_state_dict(state["update"])
         progress.step, progress.position = state["step"], state["position"]
         progress.train_seconds, progress.saved_step = state["train_seconds"], state["step"]
@@ -218,14 +232,52 @@ class Trainer:
         is_signalled, is_late = self.decisions.on_any_process(signal is not None, is_late)
         return (signal or "a signal to another process") if is_signalled else None, is_late
 
-    def save(self, stream: PairStream) -> None:
+    def save(self, stream: PairStream, *, waits: bool = True) -> None:
         """A checkpoint of this step; older ones go, as the recipe has it. Collective.
 
+        Args:
+            waits: until it is whole; otherwise sharded weights are written while the steps go on, and `finish_save`
+                waits.
+
         Raises:
-            TrainingDiverged: a weight is not finite. CheckpointError: the disk is full.
+            TrainingDiverged: a weight is not finite. CheckpointError: the disk is full, of an earlier one too.
         """
+        self.finish_save()
         self.progress.position = stream.gather(self.progress.position)
         self._require_finite_weights()
+        if is_sharded(self.model):
+            self._start_sharded_save()
+        else:
+            self._save_whole()
+        self.progress.saved_step = self.progress.step
+        if waits:
+            self.finish_save()
+
+    def finish_save(self) -> None:
+        """Waits for what is written in the background. Collective. Raises CheckpointError where it could not be."""
+        if self._shard_writer is not None:
+            self._shard_writer.wait()
+
+    def _sharded_state(self) -> dict[str, Any]:
+        train_step = self.train_step
+        return sharded_state(self.model, train_step.objective, train_step.optimizer, train_step.average)
+
+    def _start_sharded_save(self) -> None:
+        self._shard_writer = self._shard_writer or ShardWriter(self.decisions.coordinator)
+        checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{self.progress.step}"
+        facts = self._facts({"update": self.train_step.state_dict(has_average=False)})
+
+        def write(folder: Path) -> None:
+            with self.train_step.own_settings():
+                self.model.config.save_pretrained(folder)
+            self.train_step.processor.save_pretrained(folder)
+            drop_code(folder)
+            save_state(folder, facts)
+
+        then = partial(self._after_checkpoint, checkpoint, self.progress.step)
+        self._shard_writer.start(checkpoint, self._sharded_state(), write, then)
+
+    def _save_whole(self) -> None:
         model = full_model(self.model, everywhere=False)
         train_step = self.train_step
         state = {
@@ -246,7 +298,6 @@ class Trainer:
             raise CheckpointError(
                 f"The first process could not write the checkpoint of step {self.progress.step}; its lines say why."
             )
-        self.progress.saved_step = self.progress.step
 
     def _require_finite_weights(self) -> None:
         # All leave together. An update can spoil weights whose gradient was in order.
@@ -259,29 +310,32 @@ class Trainer:
             )
 
     def _write_checkpoint(self, model: HFCLIPModel, state: dict) -> None:
-        progress, config = self.progress, self.config.checkpoints
-        checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{progress.step}"
+        checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{self.progress.step}"
 
         def write(folder: Path) -> None:
             with without_adapters(model), self.train_step.own_settings():
                 model.save_pretrained(folder)
             self.train_step.processor.save_pretrained(folder)
             drop_code(folder)
-            save_state(
-                folder,
-                {
-                    **state,
-                    "step": progress.step,
-                    "position": progress.position,
-                    "train_seconds": progress.train_seconds,
-                    "evaluations": progress.of_evaluations(),
-                    "data": self.data_fingerprint,
-                    "circumstances": self.decisions.circumstances(),
-                },
-            )
+            save_state(folder, self._facts(state))
 
         write_folder(checkpoint, write)
+        self._after_checkpoint(checkpoint, self.progress.step)
+
+    def _facts(self, state: dict[str, Any]) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            **state,
+            "step": progress.step,
+            "position": progress.position,
+            "train_seconds": progress.train_seconds,
+            "evaluations": progress.of_evaluations(),
+            "data": self.data_fingerprint,
+            "circumstances": self.decisions.circumstances(),
+        }
+
+    def _after_checkpoint(self, checkpoint: Path, step: int) -> None:
         if self.pusher is not None:
             self.pusher.push(checkpoint)
         in_use = self.pusher.in_use if self.pusher is not None else None
-        remove_old_checkpoints(self.folder / CHECKPOINTS, config, progress.step, in_use)
+        remove_old_checkpoints(self.folder / CHECKPOINTS, self.config.checkpoints, step, in_use)

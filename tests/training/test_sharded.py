@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from hf_clip import HFCLIPModel
 from hf_clip.training import load_recipe, train
 from hf_clip.training.build import build_start
+from hf_clip.training.checkpoint import CheckpointError, damage, save_state
 from hf_clip.training.config import RecipeError
 from hf_clip.training.decisions import decide, sharded_precision
 from hf_clip.training.distributed import (
@@ -38,7 +39,9 @@ from hf_clip.training.distributed import (
 from hf_clip.training.ema import WeightAverage
 from hf_clip.training.objective import ContrastiveObjective
 from hf_clip.training.optimizer import make_optimizer
+from hf_clip.training.sharded_checkpoint import ShardWriter, load_shards, sharded_state
 from hf_clip.training.step import TrainStep
+from hf_clip.training.stream.coordination import Coordinator
 from tests.helpers.counts import soak_count
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.squares import NAMES, recipe, rows, write_parquet, write_recipe
@@ -126,6 +129,46 @@ def test_sharded_weights_take_the_same_steps_and_are_saved_whole(folder, micro, 
         with alone.average.in_place():
             assert_close(averaged, weights(alone), 1e-8)
         assert shard == alone.model.visual_projection.weight.numel() // 2
+
+
+def saves_in_the_background(folder: Path) -> tuple:
+    """A checkpoint that is written while a step goes on, read into another model; and two that cannot be written."""
+    rank, world_size, coordinator = dist.get_rank(), dist.get_world_size(), Coordinator(2)
+    config = configure(folder / f"{rank}", STRICT)
+    train_step = sharded_train_step(config)
+    train_step.update(make_batch(24, rank, world_size, seed=0), 0)
+    kept, writer, place = full_model(train_step.model).state_dict(), ShardWriter(coordinator), folder / "checkpoint-1"
+
+    def state_of(one: TrainStep) -> dict:
+        return sharded_state(one.model, one.objective, one.optimizer, one.average)
+
+    writer.start(place, state_of(train_step), lambda aside: save_state(aside, {"step": 1}), lambda: None)
+    train_step.update(make_batch(24, rank, world_size, seed=1), 1)
+    writer.wait()
+    other = sharded_train_step(config)
+    load_shards(place, state_of(other), other, coordinator)
+    read, problems = full_model(other.model).state_dict(), []
+
+    def refuse(*_) -> None:
+        raise OSError("no space left")
+
+    for write, then in ((refuse, lambda: None), (lambda _: None, refuse)):
+        with pytest.raises(CheckpointError) as caught:
+            writer.start(folder / "checkpoint-2", state_of(train_step), write, then)
+            writer.wait()
+        problems.append(str(caught.value))
+    return kept, read, full_model(train_step.model).state_dict(), problems, damage(place)
+
+
+@pytest.mark.slow
+def test_shards_are_written_as_they_were_while_the_steps_go_on(folder):
+    for kept, read, later, problems, found in run_on_ranks(saves_in_the_background, 2, folder):
+        assert found is None
+        assert all(torch.equal(each, read[name]) for name, each in kept.items())
+        assert not torch.equal(kept["visual_projection.weight"], later["visual_projection.weight"])
+        # Told on the process that only waits too.
+        assert len(problems) == 2 and all("could not be written (no space left)" in each for each in problems)
+    assert not list(folder.glob(".*"))
 
 
 def spoilt_updates(folder: Path) -> tuple:
@@ -267,19 +310,29 @@ def test_a_run_that_accelerate_launches_and_shards_ends_as_one_process_would(tmp
     assert ended.returncode == 0, ended.stderr
     assert "model.text_model.encoder.layers.0 model.vision_model.layers.0" in ended.stdout
     assert "broadcast_buffers" not in ended.stderr
+    # Each process has written its own shards, and the manifest has all of them.
+    checkpoint = tmp_path / "run/checkpoints/checkpoint-1"
+    hashes = json.loads((checkpoint / "manifest.json").read_text())
+    assert {"shards/.metadata", "shards/__0_0.distcp", "shards/__1_0.distcp", "training_state.pt"} <= hashes.keys()
+    assert not list(checkpoint.glob("*.safetensors")) and damage(checkpoint) is None
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["checkpoint-1", "checkpoint-2"]
     # As if it had been killed before its last checkpoint.
     shutil.rmtree(tmp_path / "run/checkpoints/checkpoint-2")
     (tmp_path / "run/results.json").unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "on_one")
     resumed = accelerate_launch([script, "--output-dir", "run", "--resume"], tmp_path, config)
     assert resumed.returncode == 0, resumed.stderr
     assert "Going on from step 1" in resumed.stderr
 
     monkeypatch.setattr("hf_clip.training.optimizer.is_fast_at_bf16", lambda device: False)
     alone = train(load_recipe(file), tmp_path / "alone")
+    # One process takes over what two have sharded.
+    train(load_recipe(file), tmp_path / "on_one", resume=True)
     together = json.loads((tmp_path / "run/results.json").read_text())
     assert (alone["processes"], together["processes"]) == (1, 2)
-    ours, theirs = (HFCLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("run", "alone"))
-    assert_close(ours, theirs, 1e-4)
+    theirs = HFCLIPModel.from_pretrained(tmp_path / "alone").state_dict()
+    for name in ("run", "on_one"):
+        assert_close(HFCLIPModel.from_pretrained(tmp_path / name).state_dict(), theirs, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

@@ -10,6 +10,7 @@ import pytest
 from hf_clip.evaluation import features
 from hf_clip.training import load_recipe, loop, speed, train
 from hf_clip.training.loop import TrainingIncomplete, TrainingStopped
+from hf_clip.training.progress import ProgressLog
 from hf_clip.training.speed import OwnTime, SpeedMeter, count_pair_flops, describe_stragglers, peak_teraflops
 from tests.helpers.counts import soak_count
 from tests.helpers.quick_ends import end_quickly
@@ -32,13 +33,13 @@ def file(tmp_path):
     )
 
 
-def train_and_look(file: Path, folder: Path, on_rank_1: str | None = None) -> tuple[str, dict, int]:
-    """How the run ended here, the evaluations' numbers, and how many images were encoded here."""
+def train_and_look(file: Path, folder: Path, on_rank_1: str | None = None) -> tuple[str, dict, int, list[str]]:
+    """How the run ended here, the evaluations' numbers, how many images were encoded here, and what was said."""
     patch = pytest.MonkeyPatch()
     end_quickly(patch)
     # Of the parts in which images are dealt.
     features.IMAGES_PER_FILE = 10
-    is_odd, found, encoded = os.environ.get("RANK") == "1", {}, []
+    is_odd, found, encoded, said = os.environ.get("RANK") == "1", {}, [], []
     decode, run, numbers = features.decode_image, loop.run_evaluations, SpeedMeter.numbers
 
     def decode_image(image):
@@ -62,30 +63,31 @@ def train_and_look(file: Path, folder: Path, on_rank_1: str | None = None) -> tu
     patch.setattr(features, "decode_image", decode_image)
     patch.setattr(loop, "run_evaluations", run_evaluations)
     patch.setattr(SpeedMeter, "numbers", slow_numbers)
+    patch.setattr(ProgressLog, "say", lambda log, text: said.append(text))
     try:
         train(load_recipe(file), folder)
     except (TrainingStopped, TrainingIncomplete) as ended:
-        return str(ended), found, len(encoded)
+        return str(ended), found, len(encoded), said
     finally:
         patch.undo()
-    return "finished", found, len(encoded)
+    return "finished", found, len(encoded), said
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_together_and_name_the_slow_one(file, tmp_path, capfd):
+def test_two_processes_evaluate_together_and_name_the_slow_one(file, tmp_path):
     alone = train_and_look(file, tmp_path / "alone")
     assert alone[0] == "finished" and alone[2] == 2 * ROWS
-    capfd.readouterr()
     both = run_on_ranks(train_and_look, 2, file, tmp_path / "both")
-    assert [ended for ended, _, _ in both] == ["finished"] * 2
+    assert [ended for ended, *_ in both] == ["finished"] * 2
     # Of 72 images in parts of 10, one process has the odd ones.
-    assert [encoded for _, _, encoded in both] == [2 * 40, 2 * 32]
+    assert [encoded for _, _, encoded, _ in both] == [2 * 40, 2 * 32]
     assert both[0][1] == both[1][1]
     for name, numbers in alone[1].items():
         assert set(both[0][1][name]) == set(numbers)
     assert both[0][1]["colors"]["top_1"] == alone[1]["colors"]["top_1"]
-    said = capfd.readouterr().err
-    assert said.count("All wait for process 1 on ") == 1 and "s of it reading)" in said
+    # At the second line of numbers, and no more.
+    [said] = [text for text in both[0][3] if text.startswith("All wait for process 1 on ")]
+    assert "s of it reading)" in said
     lines = [json.loads(line) for line in (tmp_path / "both/metrics.jsonl").read_text().splitlines()]
     assert all(line["waiting_for_slowest"] > 0.5 for line in lines if "loss" in line)
     for place in ("alone", "both"):
@@ -96,7 +98,7 @@ def test_two_processes_evaluate_together_and_name_the_slow_one(file, tmp_path, c
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", soak_count([], ["signal", "failure"]))
 def test_what_ends_one_processs_part_ends_the_evaluation_on_all(file, tmp_path, kind):
-    for ended, found, _ in run_on_ranks(train_and_look, 2, file, tmp_path / "run", kind):
+    for ended, found, *_ in run_on_ranks(train_and_look, 2, file, tmp_path / "run", kind):
         if kind == "signal":
             assert found == {} and "saved at step 3" in ended
         else:
