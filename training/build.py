@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -103,7 +103,7 @@ def build_again(checkpoint: Path) -> tuple[HFCLIPModel, HFCLIPProcessor]:
     from hf_clip.conversion import load
 
     if (checkpoint / SHARDS).is_dir():
-        shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        shape = cast(HFCLIPConfig, AutoConfig.from_pretrained(checkpoint, trust_remote_code=False))
         return class_of(shape)(shape), HFCLIPProcessor.from_pretrained(checkpoint)
     return load(checkpoint, dtype=torch.float32)
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import transformers
 from accelerate import PartialState
+from torch.cuda import nccl
 
 from hf_clip.hub import made_with
 
@@ -80,7 +81,7 @@ def check_processes(size: int | None = None) -> ProcessesCheck:
     """
     device = fastest_device()
     state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
-    device = state.device
+    device = cast(torch.device, state.device)
     coordinator = Coordinator(state.num_processes, TIMEOUT)
     size = size or (2**28 if device.type == "cuda" else 2**24)
     found = ProcessesCheck(coordinator.gather(_own_facts(state, device)), str(dist.get_backend()))
@@ -106,7 +107,7 @@ def _own_facts(state: PartialState, device: torch.device) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "hf_clip": " ".join(made_with().values()),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if is_cuda else None,
+        "nccl": ".".join(map(str, nccl.version())) if is_cuda else None,
         "threads": torch.get_num_threads(),
         "process_id": os.getpid(),
     }

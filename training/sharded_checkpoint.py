@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from .checkpoint import SHARDS, CheckpointError, write_folder
 from .distributed import bare_optimizer
@@ -30,7 +31,9 @@ class ShardWriter:
     def __init__(self, coordinator: Coordinator):
         self.coordinator = coordinator
         # Of its own: what is written in the background must not meet what the steps tell each other.
-        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+        self.group: dist.ProcessGroup | None = None
+        if dist.is_initialized():
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
 
@@ -58,7 +61,7 @@ class ShardWriter:
                 shutil.rmtree(aside, ignore_errors=True)
                 problem = str(error)
         self._raise_if([problem, *self.coordinator.gather(problem)])
-        written = dcp.async_save(state, checkpoint_id=aside / SHARDS, process_group=self.group)
+        written = cast(Future, async_save(state, checkpoint_id=aside / SHARDS, process_group=self.group))
 
         def finish() -> None:
             try:
@@ -117,7 +120,7 @@ def sharded_state(
 
 def load_shards(folder: Path, state: dict[str, Any], train_step: TrainStep, coordinator: Coordinator) -> None:
     """Fills `state`, which is of these objects, from a checkpoint of any number of processes. Collective."""
-    dcp.load(_with_axes(state), checkpoint_id=folder / SHARDS, process_group=coordinator.group)
+    load(_with_axes(state), checkpoint_id=folder / SHARDS, process_group=coordinator.group)
     set_optimizer_state_dict(train_step.objective, bare_optimizer(train_step.optimizer), state["optimizer"])
 
 

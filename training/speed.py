@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from hf_clip.model.modeling_hf_clip import HFCLIPModel
 
@@ -88,14 +89,18 @@ def count_pair_flops(model: HFCLIPModel, stage: Stage | None = None) -> PairFlop
             image, text, dimensions = count_tower_flops(type(model), shape)
     except Exception:
         return None
-    learns = [
-        any(each.requires_grad for part in parts for each in part.parameters())
-        for parts in (
-            (model.vision_model, model.visual_projection),
-            (model.text_model, model.text_projection),
-        )
-    ]
-    return PairFlops(image, text, shape.text_config.max_position_embeddings, *learns, dimensions)
+
+    def learns(*parts: nn.Module) -> bool:
+        return any(each.requires_grad for part in parts for each in part.parameters())
+
+    return PairFlops(
+        image=image,
+        text=text,
+        context=shape.text_config.max_position_embeddings,
+        image_learns=learns(model.vision_model, model.visual_projection),
+        text_learns=learns(model.text_model, model.text_projection),
+        dimensions=dimensions,
+    )
 
 
 class Stopwatch:
@@ -103,10 +108,11 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._is_cuda = device.type == "cuda"
-        self._first = self._last = None
+        self._first: Any = None
+        self._last: Any = None
         self.seconds = 0.0
 
-    def _now(self):
+    def _now(self) -> Any:
         if not self._is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
