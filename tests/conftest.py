@@ -108,6 +108,7 @@ def one_precision(monkeypatch) -> None:
 # Files that run commands, train, convert and push as a user would, the longest first. They are begun first, as the
 # last file would keep one worker alone, and `make quick` skips them.
 WHOLE_RUNS = (
+    "test_ray.py",
     "test_kills.py",
     "test_ranks.py",
     "test_sharded.py",
@@ -122,6 +123,9 @@ WHOLE_RUNS = (
     "test_resume.py",
     "test_convert.py",
     "test_safe_torch.py",
+    "test_best.py",
+    "test_stages.py",
+    "test_lengths.py",
     "test_finetuning.py",
     "test_failures.py",
     "test_step.py",

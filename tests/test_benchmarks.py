@@ -10,14 +10,13 @@ from tests.helpers.warm_python import warm_python
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
-    "plan": ["--pairs", "16", "--micro-batch-size", "8"],
     "retrieval": ["--images", "20", "--texts", "50", "--width", "8"],
+    "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "step": ["--quick"],
     "loss": ["--quick"],
     "captions": ["--quick"],
     "batch": ["--batches", "16", "--micro", "8"],
     "dedup": ["--quick"],
-    "decode": ["--images", "1", "--runs", "1", "--size", "32"],
     "encode": ["--quick"],
     "export": ["--quick"],
     "embed": ["--quick"],
@@ -33,6 +32,7 @@ SMALLEST = {
     # It measures a trained model, and says so where there is none.
     "search_quality": [],
     "finetune": ["--quick"],
+    "plan": ["--pairs", "16", "--micro-batch-size", "8"],
     "pipeline": ["--images", "2", "--labels", "3", "--stock-images", "1", "--batch-size", "2"],
 }
 

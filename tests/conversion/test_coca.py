@@ -55,6 +55,7 @@ def test_places_are_embedded_by_the_value_path_of_the_queries(coca):
     assert dense.shape == (4, 4, 4, 48) and torch.allclose(dense.norm(dim=-1), torch.ones(4, 4, 4))
 
 
+@pytest.mark.slow
 def test_a_folder_comes_back_bit_for_bit(tmp_path):
     peer = write_coca_folder(tmp_path / "theirs")
     assert_returns_to_open_clip(tmp_path / "theirs", peer, tmp_path)

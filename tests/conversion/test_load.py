@@ -54,6 +54,7 @@ from tests.helpers.checkpoints import (
     unit_embeddings,
     write_open_clip_folder,
 )
+from tests.helpers.counts import soak_count
 from tests.helpers.mock_hub import running_hub
 from tests.helpers.peers import load_open_clip, load_timm
 from tests.helpers.toys import tiny_clip
@@ -189,7 +190,8 @@ def shape_of(config: HFCLIPConfig, activation: str) -> dict:
 @pytest.mark.slow
 def test_shapes_tell_published_architectures_apart():
     """From the shapes alone, each is known again, up to its activation and to those that differ in nothing seen."""
-    for name in ("RN50x4", "ViT-L/14@336px", "ViT-H-14-CLIPA", "ViT-B-16-SigLIP2", "ViT-H-14-worldwide"):
+    more = soak_count([], ["ViT-L/14@336px", "ViT-H-14-worldwide"])
+    for name in ("RN50x4", "ViT-H-14-CLIPA", "ViT-B-16-SigLIP2", *more):
         config = HFCLIPConfig.from_architecture(name)
         with torch.device("meta"):
             model = (HFCLIPSiglipModel if "SigLIP" in name else HFCLIPModel)(config)
@@ -647,7 +649,7 @@ except ValueError as error:
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_memory_stays_near_the_weights(tmp_path):
     """The peak over what the process held before: one copy of the weights, not two, and when casting little more."""
-    tower = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 12}
+    tower = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
     config = HFCLIPConfig(text_config=tower, vision_config=tower | {"image_size": 32, "patch_size": 16})
     config.save_pretrained(tmp_path)
     with torch.device("meta"):

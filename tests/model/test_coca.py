@@ -38,6 +38,7 @@ def greedy(peer, pixel_values, start: int, end: int) -> torch.Tensor:
     return ids
 
 
+@pytest.mark.slow
 def test_greedy_captions_are_a_loop_over_open_clips_logits(coca):
     model, processor, peer, pixels, _ = coca
     expected = greedy(peer, pixels, processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id)

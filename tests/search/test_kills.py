@@ -17,7 +17,7 @@ from tests.helpers.ranks import process_context
 from tests.helpers.search_toys import GrayEncoder, write_gray
 
 AT_ONCE = 8
-IMAGES = 200
+IMAGES = soak_count(80, 200)
 
 
 def update(root: Path, log: Path) -> None:

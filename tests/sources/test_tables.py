@@ -87,6 +87,7 @@ def test_one_bad_row_does_not_end_the_stream(tmp_path):
     assert [s.image["path"] for s in read] == [str(tmp_path / "0.png"), str(tmp_path / "gone.png"), None]
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_too_early_is_named(tmp_path):
     whole = write_tar(
         tmp_path / "x.tar", {f"{i}.{s}": image_bytes(i) for i in range(9) for s in ("png", "txt")}

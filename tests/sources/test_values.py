@@ -45,7 +45,7 @@ FIELDS = st.recursive(
 )
 
 
-@settings(max_examples=soak_count(200, 5000), deadline=None, derandomize=True)
+@settings(max_examples=soak_count(100, 5000), deadline=None, derandomize=True)
 @given(FIELDS)
 def test_any_caption_field_gives_clean_captions(field):
     captions = clean_captions(field)

@@ -408,6 +408,7 @@ def test_a_recipe_that_is_not_there_or_none(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.slow
 def test_every_key_is_explained():
     """By its kind, default and meaning; tables with their keys; an unknown key with the nearest."""
     assert explain_key("optimizer.learning_rate").startswith("optimizer.learning_rate: number (default 0.0005)\n")
