@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
 from hf_clip.model.configuration_hf_clip import (
     POOL_AT_HIGHEST_ID,
@@ -71,7 +72,8 @@ def _try(processor: HFCLIPProcessor, vision: HFCLIPVisionConfig) -> None:
     except Exception as error:
         raise ConversionError(
             f"its processor makes no batch of two texts and an image ({short_reason(error)}): the files of tokenizer "
-            "and processor are damaged, or of another model."
+            "and processor lack a part, are of another model, or ask for another transformers than "
+            f"{transformers_version}."
         ) from error
     if vision.tower == "naflex":
         # Shapes that `_check_sizes` has compared.
@@ -160,7 +162,7 @@ def _check_sizes(images: HFCLIPImageProcessor, vision: HFCLIPVisionConfig) -> No
             if isinstance(value, bool) or not 1 <= value <= limit:
                 raise ConversionError(
                     f"the image processor's {name} has {key}={value}, where the model takes {edge} pixels a side (at "
-                    f"most {limit} are resized to): its file is damaged, or of another model."
+                    f"most {limit} are resized to): its file is of another model, or was changed."
                 )
     name = next((name for name in ("pad_size", "crop_size", "size") if name in sizes), "size")
     last = sizes.get(name, {})

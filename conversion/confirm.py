@@ -60,7 +60,7 @@ def refuse_unconfirmed_counts(settings: Mapping[str, Any], weights: WeightsFile,
         if value > limit:
             raise ConversionError(
                 f"{file}: {name}={value} is more than the weights hold, which are {tensors} tensors of {elements} "
-                f"numbers (at most {limit} {of}): they belong to another model, or the file is damaged."
+                f"numbers (at most {limit} {of}): they belong to another model, or the file was changed."
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -170,7 +171,12 @@ def test_siglip_2_from_transformers_sees_lower_case(name, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "problem"),
     [
-        ("tokenizer_config.json", lambda content: content.update(pad_token=None), "makes no batch of two texts"),
+        (
+            "tokenizer_config.json",
+            lambda content: content.update(pad_token=None),
+            # It can be read, so it is not called damaged.
+            rf"makes no batch of two texts .* lack a part, .* another transformers than {transformers.__version__}",
+        ),
         (
             "processor_config.json",
             lambda content: content["image_processor"].update(do_center_crop=False),

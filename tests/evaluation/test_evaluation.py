@@ -472,10 +472,9 @@ def ink(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def no_glyph_is_missing():
-    """matplotlib warns of each letter that it draws as a box; letters without a font are our own affair before."""
+    """matplotlib warns of each letter that it draws as a box."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "no font at hand has")
+        warnings.filterwarnings("error", "Glyph .* missing from")
         yield
 
 

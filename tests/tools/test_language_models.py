@@ -117,7 +117,7 @@ def test_llava_holds_the_tower_and_answers_through_the_stock_pipeline(llava_fold
     assert not torch.allclose(logits[0, -1], logits[1, -1])
 
 
-def test_vision_encoder_decoder_holds_the_tower_and_captions_through_the_stock_pipeline(tmp_path):
+def test_vision_encoder_decoder_holds_the_tower_and_writes(tmp_path):
     torch.manual_seed(0)
     decoder = GPT2Config(
         vocab_size=len(WORDS), n_embd=32, n_layer=1, n_head=2, n_positions=64, add_cross_attention=True,
