@@ -6,6 +6,8 @@ Every task and every actor can be done again elsewhere: a node that dies costs t
 # Shapes: D width of the shared space, K rows found.
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,7 +44,8 @@ def connect(address: str) -> bool:
     if ray.is_initialized():
         return False
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        with _own_sigterm():
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     # Ray raises what its many parts raise.
     except Exception as error:
         raise SearchError(
@@ -50,6 +53,18 @@ def connect(address: str) -> bool:
             "machine alone."
         ) from error
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for itself where a program connects; it stays what the program made of it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Python sets handlers in its main thread alone, and gives None for those that it has not set.
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Ray on two nodes of this machine, one of which dies: the same table; and the same answers as one process."""
 
 import random
-import signal
 import threading
-from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,14 +18,6 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "setup_worker_path": 
 IS_SOAK = soak_count(0, 1) == 1
 # That a node died is noticed within seconds, not within a quarter of a minute.
 NOTICED = {"health_check_period_ms": 1000, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
-
-
-@pytest.fixture(autouse=True)
-def own_sigterm() -> Iterator[None]:
-    """Ray takes the signal for itself when a program connects."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
