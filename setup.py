@@ -121,8 +121,8 @@ setup(
         "captions": CAPTIONS,
         "export": EXPORT,
         "app": APP,
-        # matplotlib before 3.11 cuts off labels that are wider than their axes.
-        "demo": [*SEARCH, "matplotlib>=3.11", "tensorboard>=2.18"],
+        # matplotlib before 3.11.1 cuts off labels that are wider than their axes.
+        "demo": [*SEARCH, "matplotlib>=3.11.1", "tensorboard>=2.18"],
         "test": [
             *RAY,
             *EXPORT,
