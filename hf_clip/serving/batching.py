@@ -140,7 +140,7 @@ class BatchedModel(LazyModel):
         firsts = range(0, len(inputs), IMAGES_AT_ONCE)
         return np.concatenate([self.embed_pixels(inputs[first : first + IMAGES_AT_ONCE]) for first in firsts])
 
-    def caption(self, inputs: list[Mapping[str, Any]]) -> list[str]:
+    def caption(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
         """A caption, the likeliest word by word, for what `prepare` made of each image."""
         return self.batcher.encode("captions", inputs)
 
