@@ -29,7 +29,7 @@ def add(verbs) -> None:
         "go on with the run in --output-dir; --resume auto starts it where there is none, and ends where it is done"
     )
     parser.add_argument(
-        "--resume", nargs="?", const=True, default=False, choices=(True, "auto"), metavar="auto", help=resume
+        "--resume", nargs="?", const=True, default=False, choices=("auto",), metavar="auto", help=resume
     )
     explain = "print what a key of recipes means, or a table of keys"
     parser.add_argument("--explain", metavar="KEY", help=explain)

@@ -120,7 +120,8 @@ def sharded_state(
 
 def load_shards(folder: Path, state: dict[str, Any], train_step: TrainStep, coordinator: Coordinator) -> None:
     """Fills `state`, which is of these objects, from a checkpoint of any number of processes. Collective."""
-    load(_with_axes(state), checkpoint_id=folder / SHARDS, process_group=coordinator.group)
+    is_alone = not dist.is_initialized()
+    load(_with_axes(state), checkpoint_id=folder / SHARDS, process_group=coordinator.group, no_dist=is_alone)
     set_optimizer_state_dict(train_step.objective, bare_optimizer(train_step.optimizer), state["optimizer"])
 
 

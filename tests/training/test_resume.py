@@ -18,6 +18,7 @@ from hf_clip.training.config import CheckpointConfig
 from hf_clip.training.data_fingerprint import DataChangedError
 from hf_clip.training.loop import Trainer, TrainingDiverged, TrainingStopped
 from hf_clip.training.run_folder import FolderError, RunFolder, require_space
+from hf_clip_cli import main as cli
 from tests.helpers.counts import soak_count
 from tests.helpers.quick_ends import end_quickly
 from tests.helpers.ranks import process_context, run_on_ranks
@@ -77,6 +78,11 @@ def test_auto_starts_a_run_goes_on_with_it_and_leaves_it_when_it_is_done(file, t
             call()
     # With more steps it is not done.
     assert train(load_recipe(file, ["steps=5"]), folder, resume="auto")["step"] == 5
+
+
+def test_a_word_that_is_no_way_to_resume_is_refused(capsys):
+    assert cli.main(["train", "--output-dir", "out", "--resume", "nonsense"]) == 2
+    assert "--resume: invalid choice: 'nonsense' (choose from 'auto')" in capsys.readouterr().err
 
 
 def test_auto_waits_for_the_run_before_it_to_leave(file, tmp_path, monkeypatch):
