@@ -31,6 +31,7 @@ class _Part:
     file: Future[IO[bytes]] = field(default_factory=Future)
     readers: int = 0
     was_read: bool = False
+    is_given_up: bool = False
 
     @property
     def size(self) -> int:
@@ -74,6 +75,18 @@ class PartCache:
                 self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
             self._fetchers.submit(work)
 
+    def forget_ahead(self) -> None:
+        """Gives up what was to be fetched ahead: nobody is going to read it, and no process is to wait for it."""
+        with self._lock:
+            fetchers, self._fetchers = self._fetchers, None
+            for key, part in list(self._parts.items()):
+                if not part.readers and not part.file.done():
+                    part.is_given_up = True
+                    part.file.cancel()
+                    del self._parts[key]
+        if fetchers is not None:
+            fetchers.shutdown(wait=False, cancel_futures=True)
+
     @contextmanager
     def borrow(self, address: str, first: int, last: int) -> Iterator[IO[bytes]]:
         """The file of a part, whose position others move too. It stays until the end of the context.
@@ -105,6 +118,8 @@ class PartCache:
         try:
             file = tempfile.TemporaryFile(prefix="hf_clip-")
             for start in range(part.first, part.last, remote.BYTES_OF_REQUEST):
+                if part.is_given_up:
+                    raise SourceError(f"{part.address!r} is not fetched any further: its reader has ended.")
                 stop = min(start + remote.BYTES_OF_REQUEST, part.last)
                 file.write(remote.read_bytes(part.address, start, stop))
             file.flush()
@@ -148,6 +163,16 @@ class PartCache:
 
 
 cache = PartCache()
+
+
+def set_bound(max_bytes: int) -> None:
+    """Has this process keep so many bytes of remote files at most."""
+    cache.max_bytes = max_bytes
+
+
+def forget_ahead() -> None:
+    """Gives up what was to be fetched ahead in this process."""
+    cache.forget_ahead()
 
 
 def fetching() -> Counter[str]:

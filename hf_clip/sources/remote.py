@@ -6,6 +6,7 @@ is tried again, and counted by reason; what a reader gets is whole, or an error.
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from .errors import SourceError, one_line
 
 # Of each request: how long it may take, how often it is made, how long to wait between.
 SECONDS_OF_REQUEST = 60.0
-MAX_REQUESTS = 6
+MAX_REQUESTS = 10
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 # Bytes of a request, so that a slow store is told from a large file.
 BYTES_OF_REQUEST = 2**24
@@ -38,6 +39,7 @@ _is_stopped: Callable[[], bool] = bool
 _repeated: Counter[str] = Counter()
 _sizes: dict[str, int] = {}
 _lock = threading.Lock()
+_chance = random.Random()
 
 
 class Address(str):
@@ -227,8 +229,9 @@ def _request(address: str, method: str, check: Callable[[Any], Any] = lambda res
 
 
 def _wait(seconds: float) -> None:
-    """Waits for so long, or until it is to give up."""
-    end = time.monotonic() + seconds
+    """Waits for about so long, or until it is to give up."""
+    # A thousand processes that a store refused at once had better not come back at once.
+    end = time.monotonic() + seconds * _chance.uniform(0.5, 1.5)
     while not _is_stopped() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
 

@@ -69,8 +69,8 @@ class ObjectStore:
 
 
 @contextmanager
-def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """A store with an empty bucket, which s3:// leads to; requests are given up soon, and made again at once."""
+def object_store() -> Iterator[ObjectStore]:
+    """A store with an empty bucket, which s3:// leads to; requests are made again at once."""
     store = ObjectStore()
     variables = {
         "ENDPOINT_URL": store.url,
@@ -78,17 +78,26 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         "SECRET_ACCESS_KEY": "b",
         "DEFAULT_REGION": "us-east-1",
     }
-    for name, value in variables.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(f"AWS_{name}", value)
+        patch.setattr(remote, "FIRST_WAIT", 0.01)
+        remote._file_system.cache_clear()
+        try:
+            # What moto holds is that of all its servers in a process.
+            urlopen(Request(f"{store.url}/moto-api/reset", method="POST"))
+            remote.file_system("s3://").mkdir(BUCKET)
+            yield store
+        finally:
+            store.close()
+            remote._file_system.cache_clear()
+
+
+def forget(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a store without faults before a test, and nothing of it known or kept."""
+    store.faults = lambda number: None
+    store.injected.clear()
+    store.requests.clear()
     monkeypatch.setattr(remote, "_sizes", {})
-    remote._file_system.cache_clear()
     monkeypatch.setattr(cache, "cache", cache.PartCache())
     _remote_footer.cache_clear()
-    try:
-        urlopen(Request(f"{store.url}/moto-api/reset", method="POST"))
-        remote.file_system("s3://").mkdir(BUCKET)
-        yield store
-    finally:
-        store.close()
-        remote._file_system.cache_clear()

@@ -5,27 +5,34 @@ import socket
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hf_clip.sources import SourceError, cache, iterate_samples, list_shards, open_source, remote
-from hf_clip.sources.cache import PartCache
+from hf_clip.sources.cache import FETCHERS, PartCache
 from hf_clip.sources.files import list_files
 from hf_clip.training.config import DataConfig
 from hf_clip.training.data_fingerprint import fingerprint
 from hf_clip.training.stream import PairStream, open_training_source
 from hf_clip.training.stream.data import describe_fetching
 from tests.helpers.mock_hub import running_hub, use_in_this_process
-from tests.helpers.object_store import BUCKET, object_store
+from tests.helpers.object_store import BUCKET, forget, object_store
 from tests.training.test_stream import ids, make_stream, row, take, write_parquet, write_tar
 
 FAULTS = ["status_503", None, "truncated", "timeout"]
 
 
+@pytest.fixture(scope="module")
+def opened():
+    with object_store() as store:
+        yield store
+
+
 @pytest.fixture
-def store(monkeypatch):
-    with object_store(monkeypatch) as opened:
-        yield opened
+def store(opened, monkeypatch):
+    forget(opened, monkeypatch)
+    return opened
 
 
 def pairs(first: int, last: int) -> list[dict]:
@@ -33,7 +40,8 @@ def pairs(first: int, last: int) -> list[dict]:
 
 
 def upload(folder: Path) -> str:
-    remote.file_system("s3://").put(str(folder), f"{BUCKET}/{folder.name}", recursive=True)
+    for file in folder.iterdir():
+        remote.file_system("s3://").put_file(str(file), f"{BUCKET}/{folder.name}/{file.name}")
     return f"s3://{BUCKET}/{folder.name}"
 
 
@@ -59,7 +67,7 @@ def order_of(data: str, workers: int = 2, steps: int = 20) -> list[int]:
 
 
 def test_the_order_is_that_of_local_files_whatever_befalls_the_requests(shards, store, monkeypatch):
-    monkeypatch.setattr(remote, "SECONDS_OF_REQUEST", 1.0)
+    monkeypatch.setattr(remote, "SECONDS_OF_REQUEST", 0.5)
     address, expected = upload(shards), order_of(str(shards))
     assert len(set(expected)) == 60
     before = remote.repeated_requests()
@@ -118,9 +126,7 @@ def test_files_of_the_hub_are_read_by_their_addresses(shards, tmp_path, monkeypa
     monkeypatch.setattr(remote, "_sizes", {})
     with running_hub({"datasets/owner/pairs": shards}) as hub:
         use_in_this_process(hub, monkeypatch, tmp_path / "cache")
-        remote._file_system.cache_clear()
         assert order_of("hf://datasets/owner/pairs") == order_of(str(shards))
-    remote._file_system.cache_clear()
 
 
 def test_what_a_store_does_not_have_is_named_with_its_fix(store):
@@ -207,6 +213,22 @@ def test_parts_are_fetched_ahead_side_by_side(monkeypatch):
         with parts.borrow(f"x://{name}", 0, 10) as file:
             assert os.fstat(file.fileno()).st_size == 10
     assert sorted(content.read) == ["x://a", "x://b", "x://c"] and (parts.fetched, parts.fetched_bytes) == (3, 30)
+
+
+def test_what_nobody_is_going_to_read_is_not_fetched(monkeypatch):
+    content, parts, begun = Bytes(monkeypatch), PartCache(), threading.Semaphore(0)
+    content.meeting, goes_on = SimpleNamespace(wait=lambda: begun.release() or goes_on.wait(10)), threading.Event()
+    for number in range(50):
+        parts.fetch_ahead(f"x://{number}", 0, 2 * remote.BYTES_OF_REQUEST)
+    for _ in range(FETCHERS):
+        assert begun.acquire(timeout=10)
+    parts.forget_ahead()
+    goes_on.set()
+    assert parts.held_bytes == 0
+    with parts.borrow("x://49", 0, 10):
+        pass
+    # Of those begun, the first request alone.
+    assert len(content.read) == FETCHERS + 1 and parts.fetched == 1
 
 
 def test_the_cache_keeps_to_its_bound_but_for_what_is_being_read(monkeypatch, caplog):

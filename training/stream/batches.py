@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hf_clip.model.image_processing_hf_clip import HFCLIPImageProcessor
-from hf_clip.sources.cache import fetching
+from hf_clip.sources.cache import fetching, forget_ahead
 from hf_clip.sources.remote import giving_up
 from hf_clip.training.augmentation import DRAWS_PER_IMAGE, uniforms
 from hf_clip.training.config import AugmentationConfig, DataConfig
@@ -226,6 +226,7 @@ class PairStream:
         except Exception as error:
             yield None, self._position(states), error
         finally:
+            forget_ahead()
             if workers is not None:
                 workers.shutdown(cancel_futures=True)
 

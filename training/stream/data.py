@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hf_clip.sources import DataSpec, Shards, Source, SourceError, clean_captions, list_shards
-from hf_clip.sources.cache import cache
+from hf_clip.sources.cache import set_bound
 from hf_clip.sources.columns import Share, on_its_own
 from hf_clip.sources.errors import UnlikeColumnsError
 from hf_clip.sources.remote import suffix_of
@@ -72,7 +72,7 @@ def open_training_source(config: DataConfig, share: Share = on_its_own) -> Train
     Raises:
         SourceError: for what is wrong with it as a whole.
     """
-    cache.max_bytes = int(config.shard_cache_gb * 1e9)
+    set_bound(int(config.shard_cache_gb * 1e9))
     groups: list[Sequence[str]]
     if config.weights is None:
         groups = [list(group) for _, group in groupby(config.train, _kind)]
