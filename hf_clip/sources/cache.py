@@ -60,10 +60,10 @@ class PartCache:
         return sum(part.size for part in self._parts.values())
 
     def fetch_ahead(self, address: str, first: int, last: int) -> None:
-        """Begins to fetch a part that is going to be read, where there is room for it beside others such."""
+        """Begins to fetch a part that is going to be read, where it fits beside others such."""
         key = (address, first, last)
         with self._lock:
-            if key in self._parts or not self._make_room(last - first, for_reader=False):
+            if key in self._parts or not self._make_space(last - first, for_reader=False):
                 return
             part = self._parts[key] = _Part(address, first, last)
         self.in_background(lambda: self._fetch(key, part))
@@ -99,7 +99,7 @@ class PartCache:
             part = self._parts.get(key)
             is_new = part is None
             if part is None:
-                self._make_room(last - first, for_reader=True)
+                self._make_space(last - first, for_reader=True)
                 part = self._parts[key] = _Part(address, first, last)
             part.readers += 1
             self._parts.move_to_end(key)
@@ -138,7 +138,7 @@ class PartCache:
             self.fetched, self.fetched_bytes = self.fetched + 1, self.fetched_bytes + part.size
         part.file.set_result(file)
 
-    def _make_room(self, size: int, for_reader: bool) -> bool:
+    def _make_space(self, size: int, for_reader: bool) -> bool:
         """Drops parts until `size` bytes fit: those that were read, the oldest first; for a reader, others too."""
         idle = [key for key, part in self._parts.items() if not part.readers and part.file.done()]
         idle.sort(key=lambda key: not self._parts[key].was_read)

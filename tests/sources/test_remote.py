@@ -237,7 +237,7 @@ def test_the_cache_keeps_to_its_bound_but_for_what_is_being_read(monkeypatch, ca
         pass
     parts.fetch_ahead("x://b", 0, 10)
     with parts.borrow("x://b", 0, 10):
-        # `a` was read and makes room for `c`, which waits to be read: there is none for `d`.
+        # `a` was read and makes space for `c`, which waits to be read: there is none for `d`.
         parts.fetch_ahead("x://c", 0, 10)
         parts.fetch_ahead("x://d", 0, 10)
         with parts.borrow("x://c", 0, 10):
