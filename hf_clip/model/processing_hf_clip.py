@@ -67,16 +67,7 @@ class HFCLIPInputs(BatchFeature):
 
 
 class _ProcessingKwargs(ProcessingKwargs, total=False):
-    """Arguments of a call, with the defaults of those for texts where transformers before 5.23 looks for them."""
-
-    _defaults = {
-        "text_kwargs": {
-            "padding": True,
-            "truncation": True,
-            "return_attention_mask": False,
-            "return_token_type_ids": False,
-        }
-    }
+    """Arguments of a call."""
 
 
 class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
@@ -113,8 +104,7 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
 
     _auto_class = "AutoProcessor"
     valid_processor_kwargs = _ProcessingKwargs
-    # Where later ones look.
-    text_kwargs = dict(_ProcessingKwargs._defaults["text_kwargs"])
+    text_kwargs = {"padding": True, "truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
 
     def __init__(
         self,
@@ -260,3 +250,8 @@ class HFCLIPProcessor(SavedWithCode, ProcessorMixin):
                 raise ValueError(
                     f"text {index} has no end token (id {end}), at which CLIP pools: let the tokenizer add it."
                 )
+
+
+# Where transformers before 5.23 looks for a processor's defaults. Set from without: a type checker knows no values of
+# a TypedDict.
+setattr(_ProcessingKwargs, "_defaults", {"text_kwargs": HFCLIPProcessor.text_kwargs})  # noqa: B010
