@@ -12,6 +12,8 @@ from tests.helpers.steps import configure, make_batch, make_train_step
 WARM_UP, STEPS = 3, 40
 
 
+# Behind so many compilations it would no longer compile, without a word.
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 @pytest.mark.slow
 @pytest.mark.skipif(not soak_count(False, True), reason="half a minute of tracing: make soak")
 @pytest.mark.parametrize("micro", ["10", "null"])
@@ -23,8 +25,6 @@ def test_nothing_is_compiled_again_behind_the_first_steps(tmp_path, monkeypatch,
         compile_in_place(module, **{**options, "backend": counter})
 
     monkeypatch.setattr(nn.Module, "compile", compile_for_test)
-    # Behind so many it would no longer compile, without a word.
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     config = configure(tmp_path, ["torch_compile=true", f"micro_batch_size={micro}"])
     train_step = make_train_step(config, torch.float32)
