@@ -24,6 +24,8 @@ FROM_TRANSFORMERS = frozenset(TransformersKwargs.__annotations__) | {
 }
 # Arguments of other models, which wrappers for models of any kind (PEFT's) pass as None.
 ABSENT_AS_NONE = frozenset({"inputs_embeds", "labels", "token_type_ids", "head_mask", "past_key_values", "task_ids"})
+# The words that a text decoder on an image tower begins with: `generate` passes them to the tower as well.
+OF_THE_DECODER = frozenset({"input_ids", "attention_mask"})
 ADVICE = {
     "labels": "HFCLIPForImageClassification takes them. The loss of a dual encoder is that of pairs: pass "
     "`return_loss=True`.",
@@ -70,6 +72,8 @@ def known_arguments(
             nearest.
     """
     also = frozenset(also)
+    if method == "forward" and model.main_input_name == "pixel_values":
+        arguments = {name: value for name, value in arguments.items() if name not in OF_THE_DECODER}
     known = {name: value for name, value in arguments.items() if name in FROM_TRANSFORMERS or name in also}
     unknown = [
         name

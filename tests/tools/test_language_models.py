@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    GitProcessor,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -117,7 +118,7 @@ def test_llava_holds_the_tower_and_answers_through_the_stock_pipeline(llava_fold
     assert not torch.allclose(logits[0, -1], logits[1, -1])
 
 
-def test_vision_encoder_decoder_holds_the_tower_and_writes(tmp_path):
+def test_vision_encoder_decoder_holds_the_tower_and_answers_through_the_stock_pipeline(tmp_path):
     torch.manual_seed(0)
     decoder = GPT2Config(
         vocab_size=len(WORDS), n_embd=32, n_layer=1, n_head=2, n_positions=64, add_cross_attention=True,
@@ -136,6 +137,15 @@ def test_vision_encoder_decoder_holds_the_tower_and_writes(tmp_path):
     with torch.no_grad():
         expected = model.generate(pixels, do_sample=False)
         assert torch.equal(read.generate(pixels, do_sample=False), expected)
+    # transformers has no processor for models of two parts; GIT's is an image processor and a tokenizer.
+    GitProcessor(image_processor(), word_tokenizer()).save_pretrained(tmp_path)
+    answer = pipeline("image-text-to-text", model=str(tmp_path))
+    assert type(answer.model.encoder) is HFCLIPVisionModel
+    begun = answer.tokenizer("it is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        ids = model.eval().generate(pixels, decoder_input_ids=begun, do_sample=False)
+    [found] = answer(images=Image.new("RGB", (40, 32), "red"), text="it is", generate_kwargs={"do_sample": False})
+    assert found["generated_text"] == answer.tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
 def test_vision_text_dual_encoder_holds_the_tower(tmp_path):
