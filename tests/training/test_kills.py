@@ -129,11 +129,11 @@ def train_on_a_small_disk(file: Path, folder: Path, connection) -> None:
     """From the second checkpoint on, no file may be longer than half of the first one's weights."""
     save = Trainer.save
 
-    def save_less(run, stream):
+    def save_less(run, stream, **options):
         if run.progress.step > 2:
             weights = folder / "checkpoints/checkpoint-2/model.safetensors"
             resource.setrlimit(resource.RLIMIT_FSIZE, (weights.stat().st_size // 2, resource.RLIM_INFINITY))
-        save(run, stream)
+        save(run, stream, **options)
 
     Trainer.save = save_less
     try:

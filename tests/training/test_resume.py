@@ -36,7 +36,8 @@ def stop_at(step: int, rank: int = 0):
 
     def update_and_signal(run, batch):
         if run.progress.step == step - 1 and run.accelerator.process_index == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
+            # The handler alone: what else a worker has loaded may take the system's signal for itself.
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
         return update(run, batch)
 
     return update_and_signal
