@@ -2,7 +2,7 @@
 
     python benchmarks/bench_captions.py [--quick]
 
-Captions of 30 tokens of one image by coca_ViT-B-32 with random weights, greedy, the image encoded before; sides in
+Captions of 30 tokens of 1 and of 16 images by coca_ViT-B-32 with random weights, greedy, images encoded before; sides in
 turn. The loss is that of 128 captions of 75 tokens in a vocabulary of 49,408, width 512, forward and backward, each
 side in a process of its own; its memory is the process's peak over what it held with states and weights. Linux only.
 """
@@ -35,7 +35,7 @@ PUBLISHED = {
 LOSSES = {"in tiles": caption_loss, "plain": plain_caption_loss}
 
 
-def generation(quick: bool) -> None:
+def generation(quick: bool, images: int) -> None:
     cfg = json.loads(json.dumps(PUBLISHED))
     if quick:
         for section in ("vision_cfg", "text_cfg", "multimodal_cfg"):
@@ -43,10 +43,10 @@ def generation(quick: bool) -> None:
     torch.manual_seed(0)
     model = HFCLIPCoCaModel(config_from_model_cfg(cfg)).eval()
     with torch.no_grad():
-        tokens = model.encode_image_tokens(torch.randn(1, 3, 224, 224))
+        tokens = model.encode_image_tokens(torch.randn(images, 3, 224, 224))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     count = 4 if quick else TOKENS
-    for turn in range(2 if quick else 6):
+    for turn in range(2 if quick or images > 1 else 6):
         for use_cache in seconds:
             started = time.perf_counter()
             asked = {"min_new_tokens": count, "max_new_tokens": count, "use_cache": use_cache}
@@ -56,7 +56,7 @@ def generation(quick: bool) -> None:
                 seconds[use_cache].append(time.perf_counter() - started)
     with_cache, without = (statistics.median(seconds[each]) for each in (True, False))
     print(
-        f"{count} tokens of one image: {with_cache:.3f} s with the cache, {without:.3f} s without, "
+        f"{count} tokens of {images} images: {with_cache:.3f} s with the cache, {without:.3f} s without, "
         f"{without / with_cache:.1f} times as long"
     )
 
@@ -84,7 +84,8 @@ def main() -> None:
     shape = (8, 10, 999) if options.quick else (128, 75, 49_408)
     if options.loss:
         return loss_of(options.loss, *shape)
-    generation(options.quick)
+    for images in (1, 2 if options.quick else 16):
+        generation(options.quick, images)
     found = {}
     for side in LOSSES:
         command = [sys.executable, __file__, "--loss", side, *(["--quick"] if options.quick else [])]
