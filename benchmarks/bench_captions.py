@@ -2,8 +2,8 @@
 
     python benchmarks/bench_captions.py [--quick]
 
-Captions of 30 tokens of 1 and of 16 images by coca_ViT-B-32 with random weights, greedy, images encoded before; sides in
-turn. The loss is that of 128 captions of 75 tokens in a vocabulary of 49,408, width 512, forward and backward, each
+Captions of 30 tokens of 1 and of 16 images by coca_ViT-B-32 with random weights, greedy, images encoded before; sides
+in turn. The loss is that of 128 captions of 75 tokens in a vocabulary of 49,408, width 512, forward and backward, each
 side in a process of its own; its memory is the process's peak over what it held with states and weights. Linux only.
 """
 
