@@ -60,7 +60,7 @@ class ShardWriter:
             except OSError as error:
                 shutil.rmtree(aside, ignore_errors=True)
                 problem = str(error)
-        self._raise_if([problem, *self.coordinator.gather(problem)])
+        self._raise_if(self.coordinator.gather(problem))
         written = cast(Future, async_save(state, checkpoint_id=aside / SHARDS, process_group=self.group))
 
         def finish() -> None:

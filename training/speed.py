@@ -1,6 +1,7 @@
 """How fast steps are: the fraction of a device's speed, the time that data takes, and whom all processes wait for."""
 
 import copy
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .step import TrainStep
 
 # 10^12 operations a second in bf16 (fp16 where there is none), dense, of the makers' data sheets. The first name that
-# the device's holds is its.
+# is a word of the device's is its: an L40 is no L4.
 PEAK_TERAFLOPS = {
     "B200": 2250.0,
     "H100 PCIe": 756.0,
@@ -48,7 +49,7 @@ def peak_teraflops(name: str, precision: str) -> float | None:
     """Of a device by its name, in half precision; None where it is not known."""
     if precision == "no":
         return None
-    return next((peak for known, peak in PEAK_TERAFLOPS.items() if known in name), None)
+    return next((peak for known, peak in PEAK_TERAFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 @dataclass(frozen=True)

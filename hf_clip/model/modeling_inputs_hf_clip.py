@@ -64,6 +64,8 @@ def known_arguments(
 ) -> dict[str, Any]:
     """The keyword arguments that a method did not name, without those of other models that are None.
 
+    The forward method of an image tower drops a text decoder's.
+
     Args:
         also: arguments that the method takes beside those that it names.
 

@@ -30,7 +30,7 @@ BYTES_OF_REQUEST = 2**24
 CONNECTIONS = 64
 
 # What reads addresses of a kind, and how it is installed.
-_PACKAGES = {"s3": "'hf-clip[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_PACKAGES = {"s3": "'hf_clip[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _KNOWN = "s3://, hf://, https://, gs://"
 _TRUNCATED = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 _OF_NETWORKS = ("aiohttp", "botocore", "aiobotocore", "httpx", "httpcore", "requests", "urllib3", "http")

@@ -137,5 +137,7 @@ def test_a_devices_peak_is_that_of_its_own_name():
     assert peak_teraflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
     assert peak_teraflops("NVIDIA H100 PCIe", "bf16") == 756.0
     assert peak_teraflops("NVIDIA L40S", "bf16") == 362.0 and peak_teraflops("NVIDIA L4", "bf16") == 121.0
+    assert peak_teraflops("NVIDIA L40", "bf16") is None and peak_teraflops("NVIDIA GH200 480GB", "bf16") == 989.0
+    assert peak_teraflops("NVIDIA A100-SXM4-80GB", "bf16") == 312.0
     assert peak_teraflops("NVIDIA H100 PCIe", "no") is None and peak_teraflops("cpu", "bf16") is None
     assert speed.PEAK_TERAFLOPS["A10G"] < speed.PEAK_TERAFLOPS["A10"]
