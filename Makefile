@@ -7,7 +7,6 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
-# In a folder of its own, which one test names: wherever transformers finds it, it imports it, for seconds.
 TORCHAO := torchao==0.18.0
 TORCH := $(shell grep "^torch==" constraints.txt)
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
@@ -15,6 +14,14 @@ BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 # It takes seconds, and comes first. Types take most of a minute of one core, and are checked beside the tests.
 CHECK_FORM := $(PY) -m ruff format --check --output-format concise . && \
 	$(PY) -m ruff check --output-format concise . && $(PY) tools/check_sizes.py
+
+# What tests compare with. torchao gets a folder of its own in the venv, which one test names: wherever transformers
+# finds it, it imports it, for seconds.
+define PEERS
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-peers.txt
+@rm -rf $(1)/torchao
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(1)/torchao $(TORCHAO)
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools format check types every-test quick test test-oldest test-newest soak peer-suite docs demo bench gpu gpu-wheels clean
@@ -39,8 +46,7 @@ tools: $(TOOLS) ## add what checks and tests need: linters, type checker, the pe
 $(TOOLS): $(INSTALLED) requirements-peers.txt
 	@echo "Installing what the tests need beside the package"
 	@$(PIP) -c constraints.txt -e '.[train,demo,test,docs,dev]'
-	@$(PIP) --no-deps --no-build-isolation -r requirements-peers.txt
-	@rm -rf $(VENV)/torchao && $(PIP) --no-deps --target $(VENV)/torchao $(TORCHAO)
+	$(call PEERS,$(VENV))
 	@touch $@
 
 format: tools ## format the code and fix what ruff can fix
@@ -80,13 +86,14 @@ test-oldest: ## every test with the oldest version of each dependency, beside th
 	@.venv-oldest/bin/pip install --quiet uv
 	@$(call UV,.venv-oldest) --resolution lowest-direct -e '.[train,demo]' $(TORCH)
 	@$(call UV,.venv-oldest) -e '.[train,demo,test,docs]' $(TORCH)
-	@.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation -r requirements-peers.txt
+	$(call PEERS,.venv-oldest)
 	@.venv-oldest/bin/python -m pytest -n 2
 
-test-newest: ## every test with the versions that pip takes today (.venv-newest)
+test-newest: TORCH := torch
+test-newest: ## every test with the versions that pip takes today (.venv-newest; TORCH=torch==... pins torch alone)
 	@test -x .venv-newest/bin/pip || $(PYTHON) -m venv .venv-newest
-	@.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[train,demo,test,docs]'
-	@.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation -r requirements-peers.txt
+	@.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[train,demo,test,docs]' '$(TORCH)'
+	$(call PEERS,.venv-newest)
 	@.venv-newest/bin/python -m pytest -n 2
 
 every-test:
