@@ -46,8 +46,8 @@ class Parser(argparse.ArgumentParser):
             # A misspelt flag is why another is missing.
             self._refuse_misspelt([one for one in flags if one.partition("=")[0] not in self._option_string_actions])
         message = re.sub(r"^argument ([^:]*):", r"\1:", message)
-        if (asked := re.match(r"VERB: invalid choice: '([^']*)'", message)) and asked[1] in REFUSALS:
-            raise UsageError(f"{asked[1]!r} is no verb: {REFUSALS[asked[1]]}")
+        if asked := re.match(r"(VERB|TASK): invalid choice: '([^']*)' \(choose from (.*)\)$", message):
+            self._refuse_choice(asked[1].lower(), asked[2], re.findall(r"[\w-]+", asked[3]))
         if "are required: IMAGE" in message:
             message += " (images come before flags, or after --)"
         raise UsageError(f"{message}: see {self.prog} --help.")
@@ -64,6 +64,14 @@ class Parser(argparse.ArgumentParser):
         """Raises UsageError for arguments that no flag takes, with the nearest flag."""
         self._refuse_misspelt([one for one in unknown if one.startswith("-")])
         raise UsageError(f"{unknown[0]!r} is one argument too many: see {self.prog} --help.")
+
+    def _refuse_choice(self, kind: str, given: str, known: Sequence[str]) -> NoReturn:
+        """Raises UsageError for a word that is no verb or task, with what does that, or the nearest one."""
+        if given in REFUSALS:
+            raise UsageError(f"{given!r} is no {kind}: {REFUSALS[given]}")
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+        raise UsageError(f"{given!r} is no {kind} of {self.prog}: {hint} See {self.prog} --help.")
 
     def _refuse_misspelt(self, flags: Sequence[str]) -> None:
         if not flags:
@@ -320,6 +328,15 @@ def check_templates(prompts: str | None, templates: Sequence[str] | None) -> Non
             raise UsageError(f"--templates {template!r} has no '{{}}': put '{{}}' where the class's name belongs.")
     if prompts is not None and Path(prompts).suffix.lower() in (".yaml", ".yml", ".json"):
         existing_file("--prompts", Path(prompts))
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises UsageError for a data set's name as the only label."""
+    folder = Path(__file__).parents[1] / "hf_clip/assets/prompts"
+    named = {file.stem.lower(): file.stem for file in folder.glob("*.json")}
+    if len(labels) == 1 and labels[0].lower() in named:
+        name = named[labels[0].lower()]
+        raise UsageError(f"--labels {labels[0]} is a single label: --prompts {name} gives that data set's classes.")
 
 
 def existing_file(flag: str, file: Path) -> None:

@@ -15,6 +15,7 @@ from .arguments import (
     add_templates,
     add_verb,
     amount,
+    check_labels,
     check_model,
     check_templates,
     existing_file,
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
         _check_decisions(options)
     elif options.labels is None and options.prompts is None:
         raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
+    elif options.labels is not None:
+        check_labels(options.labels)
     for item in options.images:
         check_image(item)
     start_library()

@@ -19,14 +19,26 @@ from .usage import UsageError, one_line, start_library
 
 PACKAGES = (
     "hf_clip", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "pillow", "numpy", "ftfy",
-    "datasets", "accelerate", "matplotlib", "tensorboard", "torchvision",
+    "datasets", "accelerate", "matplotlib", "tensorboard", "torchvision", "scikit-learn", "peft", "lancedb", "fastapi",
+    "onnxruntime", "openvino", "ray", "sacrebleu",
 )  # fmt: skip
 NEEDED_FOR = {
     "ftfy": "cleaning of captions",
     "datasets": "training and evaluation",
     "accelerate": "training",
     "matplotlib": "plots of the model card",
+    "scikit-learn": "linear probes",
+    "peft": "adapters (LoRA)",
+    "lancedb": "search",
+    "fastapi": "hf-clip serve",
+    "onnxruntime": "export to ONNX",
+    "openvino": "export to OpenVINO",
+    "ray": "search on several machines",
+    "sacrebleu": "scores of captions",
 }
+# The extra of hf_clip that brings a package, where one does.
+EXTRAS = {"scikit-learn": "eval", "lancedb": "search", "fastapi": "app", "onnxruntime": "export", "openvino": "export"}
+EXTRAS |= {"ray": "ray", "sacrebleu": "captions"}
 # Modules that fail in ways of their own where two packages do not fit together, in an order that blames the cause.
 MODULES = ("numpy", "torch", "torchvision", "transformers.modeling_utils", "hf_clip")
 FIXES = {
@@ -206,7 +218,8 @@ def table(findings: dict[str, Any]) -> str:
     lines = [f"python {findings['python']} on {findings['system']}", ""]
     for name, installed in findings["packages"].items():
         need = NEEDED_FOR.get(name)
-        missing = f"not installed (needed for {need}: pip install {name})" if need else "not installed (optional)"
+        install = f"'hf_clip[{EXTRAS[name]}]'" if name in EXTRAS else name
+        missing = f"not installed (needed for {need}: pip install {install})" if need else "not installed (optional)"
         lines.append(f"{name:18}{installed or missing}")
     if findings["broken"]:
         lines.append("")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import Several, add_load_options, add_verb, check_model, load_options
+from .server_calls import place_of
 from .usage import UsageError, printable, start_library
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ def check_root(root: str) -> None:
         raise UsageError(f"{root} does not exist: give a folder of images. Is it mounted?")
 
 
+def check_index(root: str, index: str | None) -> None:
+    """Raises FileNotFoundError where a folder holds no index, before anything heavy is imported."""
+    place = Path(index) if index else place_of(Path(root))
+    # Another address is LanceDB's to open, and a data set of the Hub has its index elsewhere.
+    if (index is None or "://" not in index) and Path(root).exists() and not place.is_dir():
+        raise FileNotFoundError(f"{place} holds no index: run hf-clip index first.")
+
+
 def open_index(options: argparse.Namespace, *, with_model: bool) -> "Index":
     """The index that the arguments name, on the device that they name."""
     from hf_clip.search import Index
@@ -84,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         report = index.update(prune=options.prune)
         _tell(report, options.root)
-        return 1 if report.is_root_empty else 0
+        return 1 if report.is_root_empty or not report.total else 0
     return 0
 
 
@@ -106,6 +115,9 @@ def _tell(report: "Update", root: str) -> None:
     if report.others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.others.most_common())
         print(f"hf-clip: {sum(report.others.values())} files are no images that are read: {kinds}.", file=sys.stderr)
+    if not report.total:
+        print(f"hf-clip: {printable(root)} holds no image that can be read.", file=sys.stderr)
+        return
     names = (
         "added",
         "changed",

@@ -13,6 +13,7 @@ from .arguments import (
     add_model,
     add_templates,
     add_verb,
+    check_labels,
     check_model,
     check_templates,
     fraction,
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     check_templates(options.prompts, options.templates)
     if options.labels is None and options.prompts is None:
         raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
+    if options.labels is not None:
+        check_labels(options.labels)
     for item in options.images:
         check_image(item)
     start_library()

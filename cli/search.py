@@ -16,7 +16,7 @@ from .arguments import (
     load_options,
     positive,
 )
-from .index import add_index, check_root, open_index
+from .index import add_index, check_index, check_root, open_index
 from .server_calls import ServersHits, ask, data_url, running_server
 from .usage import UsageError, printable, start_library
 
@@ -63,7 +63,9 @@ def add(verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_root(options.root)
+    check_index(options.root, options.index)
     _check(options)
+    options.liked, options.disliked = (_as_indexed(options.root, paths) for paths in (options.liked, options.disliked))
     if options.sheet is not None:
         from .outputs import Outputs
 
@@ -149,6 +151,16 @@ def _files_and_paths(images: list[str]) -> tuple[list[str], list[str]]:
     for file in files:
         existing_file("--image", Path(file))
     return files, [image for image in images if image not in files]
+
+
+def _as_indexed(root: str, paths: list[str]) -> list[str]:
+    """Paths as the index has them, relative to its folder, also of those that a shell completed."""
+    folder, named = Path(root).resolve(), []
+    for path in paths:
+        file = Path(path).resolve()
+        is_file_of_it = not (folder / path).exists() and file.exists() and file.is_relative_to(folder)
+        named.append(file.relative_to(folder).as_posix() if is_file_of_it else path)
+    return named
 
 
 def _write(hits: "Hits | ServersHits", style: str) -> None:

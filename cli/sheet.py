@@ -62,16 +62,19 @@ def draw_sheet(shown: Iterable[tuple[str | Image.Image, list[dict]]]) -> Image.I
     for index, (image, guess) in enumerate(shown):
         left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
         _paste(sheet, decode_image(image), left, top)
-        texts = [f"{one['score']:.2f} {one['label']}" for one in guess[:LINES]] or ["-"]
-        for line, text in enumerate(texts):
-            at = (left, top + THUMBNAIL + line * LINE)
-            draw.text(at, _shortened(text, font), "black" if line == 0 else "gray", font)
+        texts = [(f"{one['score']:.2f}", str(one["label"])) for one in guess[:LINES]] or [("-", "")]
+        for line, (score, label) in enumerate(texts):
+            at, color = top + THUMBNAIL + line * LINE, "black" if line == 0 else "gray"
+            # The font's own space is hardly one.
+            indent = math.ceil(font.getlength(score)) + 6
+            draw.text((left, at), score, color, font)
+            draw.text((left + indent, at), _shortened(label, font, THUMBNAIL - indent), color, font)
     return sheet
 
 
-def _shortened(text: str, font) -> str:
+def _shortened(text: str, font, width: int = THUMBNAIL) -> str:
     # What does not fit on one line of a sheet, such as a line break, is a space.
     text = " ".join(text.split())
-    while font.getlength(text) > THUMBNAIL:
+    while font.getlength(text) > width:
         text = text.removesuffix("...")[:-1] + "..."
     return text

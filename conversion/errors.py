@@ -1,5 +1,6 @@
 """The errors of this package: one line each, naming the file, with the arguments of `load` in backticks."""
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,17 @@ class ConversionError(ValueError):
 
 class CheckpointNotFoundError(ConversionError):
     """There is no file, folder or repository of the name that was given."""
+
+
+def near_name(name: str) -> str:
+    """A question for the file or folder that a path which is not there may have meant, or nothing."""
+    path = Path(name).expanduser()
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
 def short_reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import ConversionError, short_reason
+from .errors import ConversionError, near_name, short_reason
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _open_cache(name: str, options: HubOptions, problem: str) -> Repository:
                 return Repository(name, files, options, folder=folder)
     except (HFValidationError, OSError) as error:
         problem = short_reason(error) + "."
-    raise ConversionError(f"{name!r} is no file or folder here and not in the Hub's cache. {problem}")
+    raise ConversionError(f"{name!r} is no file or folder here and not in the Hub's cache.{near_name(name)} {problem}")
 
 
 def _explain(error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointNotFoundError, ConversionError, short_reason
+from .errors import CheckpointNotFoundError, ConversionError, near_name, short_reason
 from .hub_files import HubOptions, open_repository
 
 # OpenAI's names, those of the files that its `clip.load` keeps, and repositories with the same weights.
@@ -94,7 +94,7 @@ def locate(source: str | Path, hub: HubOptions) -> Located:
     if not _is_repository(name):
         raise CheckpointNotFoundError(
             f"there is no {name!r}: give a file or folder that exists, a repository (owner/name), or one of OpenAI's "
-            f"names ({', '.join(OPENAI_FILES)})."
+            f"names ({', '.join(OPENAI_FILES)}).{near_name(name)}"
         )
     return _open_repository(name, hub)
 

@@ -339,7 +339,7 @@ def image_batches(
             return decode_image(image, least_edge=least_edge)
         except ImageDecodeError as error:
             if not return_errors:
-                raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
+                raise error.at(position, image) from error
             return error
 
     def prepared():

@@ -101,6 +101,12 @@ class ImageDecodeError(ValueError):
         super().__init__(message)
         self.reason = reason
 
+    def at(self, position: int, image: object) -> "ImageDecodeError":
+        """The error of one of several images, which says which one, by its path too if it has one."""
+        is_path = isinstance(image, str | Path) and not str(image).startswith("data:")
+        name = f" ({str(image)[:200]})" if is_path and str(image)[:200] not in str(self) else ""
+        return ImageDecodeError(f"images[{position}]{name}: {self}", self.reason)
+
 
 def decode_image(
     source, *, max_pixels: int = MAX_PIXELS, is_channels_first: bool | None = None, least_edge: int | None = None

@@ -225,7 +225,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
             try:
                 return decode_image(image, is_channels_first=is_first)
             except ImageDecodeError as error:
-                raise ImageDecodeError(f"images[{index}]: {error}", error.reason) from error
+                raise error.at(index, image) from error
 
         decoded = on_all_cores(decoded_at, list(enumerate(self._prepare_images_structure(images))))
         if not decoded:

@@ -178,7 +178,7 @@ def score_maps(
                 decoded = decode_image(image)
             except ImageDecodeError as error:
                 if not return_errors:
-                    raise ImageDecodeError(f"images[{position}]: {error}", error.reason) from error
+                    raise error.at(position, image) from error
                 yield error
                 continue
             yield decoded, scores_of(classifier, cosine_maps(classifier, decoded, looks))

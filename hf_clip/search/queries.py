@@ -163,7 +163,8 @@ def _without_noise(error: BaseException) -> str:
     for noise in ("Invalid input, ", "Schema error: ", "Error parsing statement: "):
         text = text.replace(noise, "")
     # What this package adds to a condition is none of the caller's.
-    return text.replace("SELECT 1 FROM t WHERE ", "").replace(f" AND {IS_FOUND}", "")
+    text = text.replace("SELECT 1 FROM t WHERE ", "").replace(f" AND {IS_FOUND}", "")
+    return text + (": texts stand in quotes, taken > '2024-01-01'" if "Utf8" in text else "")
 
 
 def to_hits(rows: Sequence[dict[str, Any]]) -> list[Hit]:

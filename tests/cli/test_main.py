@@ -172,9 +172,12 @@ def test_doctor_says_what_is_there(capsys, monkeypatch):
     findings = json.loads(capsys.readouterr().out)
     assert findings["packages"]["torch"] and findings["devices"][0]["device"] == "cpu"
     assert findings["devices"][0]["training_precision"] in ("no", "bf16")
-    monkeypatch.setattr("hf_clip_cli.doctor._version", lambda name: None if name == "matplotlib" else "1.0")
+    missing = ("matplotlib", "lancedb")
+    monkeypatch.setattr("hf_clip_cli.doctor._version", lambda name: None if name in missing else "1.0")
     assert cli.main(["doctor"]) == 0
-    assert "not installed (needed for plots of the model card: pip install matplotlib)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "not installed (needed for plots of the model card: pip install matplotlib)" in told
+    assert "not installed (needed for search: pip install 'hf_clip[search]')" in told
 
 
 WITHOUT_EXTRAS = """
@@ -281,10 +284,11 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(place, capsys, comma
     ("command", "message"),
     [
         ("", "the following arguments are required: VERB: see hf-clip --help"),
-        ("draw", "VERB: invalid choice: 'draw'"),
+        ("draw", "'draw' is no verb of hf-clip: there are train, "),
+        ("clasify", "'clasify' is no verb of hf-clip: did you mean classify?"),
         ("train", "required: --output-dir: see hf-clip train --help"),
         ("plan --recipe emoji --device-memory 0", "--device-memory: '0' is not a number above 0"),
-        ("eval guess --model m --data d", "TASK: invalid choice: 'guess'"),
+        ("eval guess --model m --data d", "'guess' is no task of hf-clip eval: there are "),
         ("classify p --labels a", "required: --model"),
         ("classify --model m --labels a p.png", "required: IMAGE (images come before flags, or after --)"),
         (f"{CLASSIFY} --top-k 0", "--top-k: '0' is not a whole number of 1 or more"),
@@ -293,6 +297,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(place, capsys, comma
         ("eval zero-shot --model m --data d --template {}", "did you mean --templates?"),
         # The misspelt flag is told, rather than the one that it leaves missing.
         ("classify photos --labls a --model m", "--labls is not a flag of hf-clip classify: did you mean --labels?"),
+        ("classify photos --labels imagenet --model runs/emoji", "--prompts ImageNet gives that data set's classes"),
         (f"{CLASSIFY} --format xml", "--format: invalid choice: 'xml'"),
         ("eval linear-probe --model m --data d --seed -1", "--seed: '-1' is not a whole number of 0 or more"),
         ("doctor now", "'now' is one argument too many: see hf-clip doctor --help"),

@@ -21,6 +21,7 @@ def place(tmp_path_factory):
     model.save_pretrained(place / "model")
     processor.save_pretrained(place / "model")
     (place / "photos").mkdir()
+    (place / "nothing").mkdir()
     for number, row in enumerate(rows(1)):
         (place / f"photos/{number}.png").write_bytes(row["image"]["bytes"])
     (place / "photos/film.mp4").write_bytes(b"")
@@ -86,7 +87,7 @@ def test_images_mixtures_conditions_and_recommendations(capsys):
     assert run(capsys, "search photos --image 3.png --top-k 1 --format paths")[0] == "3.png\n"
     mixed = f"search photos {NAMES[0]!r} --image 3.png --minus {NAMES[5]!r} --weights 1 2 1 --format paths"
     assert len(run(capsys, mixed)[0].splitlines()) == 20
-    liked = run(capsys, "search photos --liked 1.png 2.png --disliked 3.png --format paths")[0].splitlines()
+    liked = run(capsys, "search photos --liked 1.png photos/2.png --disliked 3.png --format paths")[0].splitlines()
     assert len(liked) == 20 and not {"1.png", "2.png", "3.png"} & set(liked)
     where = f"""search photos {NAMES[0]!r} --where "path = '4.png'" --format paths"""
     assert run(capsys, where)[0] == "4.png\n"
@@ -120,6 +121,8 @@ def test_a_sheet_shows_what_was_found(capsys, place):
         ("search photos dog --liked 1.png", 2, "--liked and --disliked go with each other alone"),
         ("search nowhere dog", 1, "nowhere is no folder or file here, and holds no index: run hf-clip index first."),
         ("search photos dog --index elsewhere", 1, "elsewhere holds no index: run hf-clip index first."),
+        ("search photos dog --where 'taken > 2024'", 1, "texts stand in quotes, taken > '2024-01-01'"),
+        ("index nothing --model model", 1, "nothing holds no image that can be read."),
         ("search photos dog --where 'nope = 1'", 1, "--where nope = 1 cannot be understood"),
         ("search photos dog --weights 1 2", 1, "--weights has 2 numbers for 1 parts of a question"),
         ("search photos --image gone.png", 1, "'gone.png' is no image of the index"),

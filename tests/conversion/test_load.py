@@ -578,6 +578,9 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     for source in ("nothing.pt", "./owner/name", "just-a-word", "owner/name.safetensors"):
         with pytest.raises(ConversionError, match="there is no.*RN50"):
             load(source)
+    Path("runs/emoji").mkdir(parents=True)
+    with pytest.raises(ConversionError, match=r"no file or folder here .* Did you mean 'runs/emoji'\?"):
+        load("runs/emoj")
     with pytest.raises(ConversionError, match=r"looked for RN50\.pt in .*clip and .*Put the file there"):
         load("RN50")
     with pytest.raises(ConversionError, match="'owner/name' is no file or folder here and not in the Hub's cache"):

@@ -101,6 +101,8 @@ def test_unreadable_images_are_reported_by_their_positions():
     images = [b"x", gray(0), None, gray(1), b""]
     with pytest.raises(ImageDecodeError, match=r"images\[0\]: "):
         embed_images(model, model.processor, images)
+    with pytest.raises(ImageDecodeError, match=r"images\[1\] \(.*test_embedding.py\): a damaged header"):
+        embed_images(model, model.processor, [gray(0), __file__])
     found, errors = embed_images(model, model.processor, images, batch_size=2, return_errors=True)
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [-1.0, 0.0]]))
     assert {position: error.reason for position, error in errors.items()} == {
