@@ -90,14 +90,19 @@ def measure_matches(style: str, captions: list[str], images, queries, bank, name
         found = [first[is_there].mean(), auroc(raw, is_there)]
         for competing in (names[:0], names):
             known = calibrated(images[is_there], bank, competing)
-            told = [known.match_probability(query, held[at]) for query, at in zip(queries, best, strict=True)]
-            right = (np.array(told) >= calibration.CUTOFF) == is_there
-            found += [auroc(np.array(told), is_there), float(right.mean())]
-        figures.append(found)
-    recall, raw, plain, plain_right, named, named_right = np.mean(figures, 0)
+            told = np.array(
+                [known.match_probability(query, held[at]) for query, at in zip(queries, best, strict=True)]
+            )
+            found += [auroc(told, is_there), float(((told >= 0.5) == is_there).mean())]
+            if not len(competing):
+                is_low = told < calibration.LOW
+                low = float(is_low[is_there & first].mean()), float(is_low[~is_there].mean())
+        figures.append([*found, *low])
+    recall, raw, plain, plain_right, named, named_right, low_right, low_absent = np.mean(figures, 0)
     print(
         f"{style:<9} R@1 {recall:.3f}  AUROC raw {raw:.3f}  probability {plain:.3f}, right {plain_right:.3f}  "
-        f"with names {named:.3f}, right {named_right:.3f}: {(named - raw) / (1 - raw):+.3f} of the gap"
+        f"with names {named:.3f}, right {named_right:.3f}: {(named - raw) / (1 - raw):+.3f} of the gap; "
+        f"low: {low_right:.3f} of right first images, {low_absent:.3f} of what is not there"
     )
 
 

@@ -77,16 +77,26 @@ def run(options: argparse.Namespace) -> int:
         start_library()
         hits = _ask(open_index(options, with_model=True), options)
     if hits.match_probability is not None and hits.match_probability < (options.cutoff or 0):
-        print(f"hf-clip: nothing like it here (match probability {hits.match_probability:.2f}).", file=sys.stderr)
+        print(
+            f"hf-clip: nothing above --cutoff {options.cutoff:g} (match probability {hits.match_probability:.2f}).",
+            file=sys.stderr,
+        )
         return 0
     _write(hits, options.format)
     if not hits.has_match:
-        probability = "" if hits.match_probability is None else f" (match probability {hits.match_probability:.2f})"
-        print(f"hf-clip: probably nothing like it here{probability}.", file=sys.stderr)
+        _tell_low(hits)
     if options.sheet is not None and len(hits):
         start_library()
         _draw(open_index(options, with_model=False), hits, options.sheet)
     return 0
+
+
+def _tell_low(hits: "Hits | ServersHits") -> None:
+    if not len(hits) or hits.match_probability is None:
+        print("hf-clip: no image.", file=sys.stderr)
+        return
+    line = f"low match (probability {hits.match_probability:.2f}), as texts about anything often are."
+    print(f"hf-clip: {line}", file=sys.stderr)
 
 
 def _draw(index: "Index", hits: "Hits | ServersHits", file: Path) -> None:

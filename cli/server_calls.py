@@ -28,7 +28,10 @@ def running_server(root: str, index: str | None) -> dict[str, Any] | None:
         found = json.loads((place / FOUND_BY).read_text(encoding="utf-8"))
         os.kill(found["pid"], 0)
         # A file that came along with somebody's images must not send questions elsewhere.
-        is_here = found["host"] in LOOPBACK
+        is_here = found["host"] in LOOPBACK and all(
+            text is None or (isinstance(text, str) and text.isascii() and text.isprintable())
+            for text in (found["token"], found["run"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if is_here else None

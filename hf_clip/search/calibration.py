@@ -36,8 +36,9 @@ SHARPNESS = 5.0
 PLAIN = 0.25
 # So many of a question's rows are looked at.
 LOOKED_AT = 20
-# A question whose match probability is below it is about something that is not there.
-CUTOFF = 0.5
+# Half of the bank's prompts, which know nothing of these images, reach this match probability: below it, a match is
+# low. Of right first images few are below it, and of questions about what is not there a quarter.
+LOW = 0.05
 
 
 @cache
@@ -101,7 +102,7 @@ class Calibration:
         low, median = np.quantile(self.bank_evidence, (0.1, 0.5))
         # Of a Gumbel distribution, from its median to the quantile 0.95, and down to the quantile 0.1.
         to_middle = max(float(median - low), 1e-6) * _UPPER / _LOWER
-        slope = to_middle / np.log(19)
+        slope = to_middle / np.log(1 / LOW - 1)
         return float(1 / (1 + np.exp(-np.clip((self.evidence(query, rows) - median - to_middle) / slope, -50, 50))))
 
     def to_bytes(self, **others: np.ndarray) -> bytes:

@@ -13,12 +13,13 @@ import numpy as np
 
 from . import approximate
 from .calibration import LOOKED_AT, Calibration, bank_prompts, calibrate, read_calibration, read_tensors, to_bytes
+from .conditions import check_condition
 from .errors import SearchError, writing
 from .hub_output import hub_name
 from .items import FolderItems, Items, TableItems
 from .models import LazyModel
 from .photos import decode_photo, decoders
-from .queries import Hits, Term, compose, diversify, find, to_hits, usable
+from .queries import Hits, Term, compose, diversify, find, to_hits, unit, usable
 from .store import EMBEDDING, FOLDER, IS_FOUND, ModelEntry, Store, as_matrix
 from .updating import Update, Updater
 
@@ -346,12 +347,10 @@ class Index:
         wanted = max(top_k, LOOKED_AT) if is_judged else top_k
         rows, embeddings, exact = self._find(entry, direction, wanted, where, with_embeddings=is_judged)
         rows = rows[:top_k]
-        hits = Hits(to_hits(rows), is_exact=exact)
+        hits = Hits(is_exact=exact)
         if is_judged and calibration is not None and embeddings is not None:
             hits.match_probability = calibration.match_probability(direction, embeddings[:LOOKED_AT])
-        if len(terms) > 1 and calibration is not None:
-            shift = float(direction @ calibration.image_mean)
-            hits.hits = to_hits([{**row, "score": row["score"] - shift} for row in rows])
+        hits.hits = to_hits(_shifted(rows, terms, direction, calibration))
         return hits
 
     def near(self, image: Any, *, where: str | None = None, top_k: int = 20) -> Hits:
@@ -384,13 +383,13 @@ class Index:
             raise ValueError(f"`diversity={diversity}` is not a number from 0 to 1.")
         entry = self._entry()
         known = self._require(entry, [*liked, *disliked])
+        if not liked:
+            raise SearchError("`liked` is empty: name at least one indexed image.")
         terms = [
-            Term(np.mean([known[path] for path in paths], 0), False, weight)
+            Term(unit(np.mean([known[path] for path in paths], 0)), False, weight)
             for paths, weight in ((liked, 1.0), (disliked, -0.5))
             if paths
         ]
-        if not liked:
-            raise SearchError("`liked` is empty: name at least one indexed image.")
         calibration = self._calibration(entry)
         direction = compose(terms, calibration)
         wanted = max(10 * top_k, 100) + len(known)
@@ -400,12 +399,14 @@ class Index:
             return Hits(is_exact=exact)
         rows, embeddings = [rows[at] for at in kept], embeddings[kept]
         chosen = diversify(rows, embeddings, top_k, diversity)
-        return Hits(to_hits([rows[at] for at in chosen]), is_exact=exact)
+        return Hits(to_hits(_shifted([rows[at] for at in chosen], terms, direction, calibration)), is_exact=exact)
 
     def _find(
         self, entry: ModelEntry, direction: np.ndarray, top_k: int, where: str | None, with_embeddings: bool = False
     ) -> tuple[list[dict[str, Any]], np.ndarray | None, bool]:
         """Asks the table, here or where Ray's actors are."""
+        if where:
+            check_condition(where)
         asked: dict[str, Any] = {"where": where, "with_embeddings": with_embeddings}
         if self._ray is None:
             return find(self._store, entry, direction, top_k, **asked)
@@ -562,6 +563,16 @@ class Index:
             if left and not any(one.is_current for one in left):
                 left[0].is_current = True
                 self._store.put(left[0])
+
+
+def _shifted(
+    rows: list[dict[str, Any]], terms: Sequence[Term], direction: np.ndarray, calibration: Calibration | None
+) -> list[dict[str, Any]]:
+    """The rows; where several terms were centered, with products of the centered images."""
+    if len(terms) < 2 or calibration is None:
+        return rows
+    shift = float(direction @ calibration.image_mean)
+    return [{**row, "score": row["score"] - shift} for row in rows]
 
 
 def _place_of(root: str | Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import CUTOFF, Calibration
+from .calibration import LOW, Calibration
 from .errors import SearchError, one_line
 from .store import EMBEDDING, IS_FOUND, ModelEntry, Store, as_matrix
 
@@ -69,8 +69,8 @@ class Hits:
 
     @property
     def has_match(self) -> bool:
-        """False where nothing like it is in the index: its match probability is below the cutoff."""
-        return bool(self.hits) and (self.match_probability is None or self.match_probability >= CUTOFF)
+        """False where nothing was found, or no more alike than what prompts about anything at all find (LOW)."""
+        return bool(self.hits) and (self.match_probability is None or self.match_probability >= LOW)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -96,11 +96,12 @@ def compose(terms: Sequence[Term], calibration: Calibration | None) -> np.ndarra
         centered = term.embedding
         if calibration is not None:
             centered = centered - (calibration.text_mean if term.is_text else calibration.image_mean)
-        total += term.weight * _unit(centered)
-    return _unit(total)
+        total += term.weight * unit(centered)
+    return unit(total)
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
+def unit(vector: np.ndarray) -> np.ndarray:
+    """(D,) float32 of unit length."""
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
 
 
@@ -182,13 +183,14 @@ def diversify(rows: Sequence[dict[str, Any]], embeddings: np.ndarray, top_k: int
         diversity: 0 takes the best, 1 takes what is least like those taken.
     """
     scores = np.array([row["score"] for row in rows], np.float32)
-    likeness = embeddings @ embeddings.T
     taken: list[int] = []
+    is_taken = np.zeros(len(rows), bool)
     closest = np.full(len(rows), -np.inf, np.float32)
     while len(taken) < min(top_k, len(rows)):
         marginal = scores if not taken else (1 - diversity) * scores - diversity * closest
-        marginal = np.where(np.isin(np.arange(len(rows)), taken), -np.inf, marginal)
-        best = int(np.argmax(marginal))
+        best = int(np.argmax(np.where(is_taken, -np.inf, marginal)))
         taken.append(best)
-        closest = np.maximum(closest, likeness[best])
+        is_taken[best] = True
+        # Row by row: all products of many rows with one another would be gigabytes.
+        closest = np.maximum(closest, embeddings @ embeddings[best])
     return taken

@@ -89,7 +89,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path[:80]}: {error.detail}."
+        message = f"{request.method} {request.scope['path'][:80]}: {error.detail}."
         return JSONResponse(RequestError(error.status_code, message).content(), error.status_code)
 
 
@@ -240,7 +240,7 @@ def _add_page(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -> 
 
     @app.get("/thumb/{row}")
     async def thumb(row: str, size: int = SIZES[0]) -> Response:
-        if not row.isascii() or not row.isdecimal() or int(row) >= 2**64 or size not in SIZES:
+        if not row.isascii() or not row.isdecimal() or len(row) > 20 or int(row) >= 2**64 or size not in SIZES:
             sizes = " or ".join(map(str, SIZES))
             raise RequestError(404, f"there is no such row or size: rows are those of an answer, sizes {sizes}.")
         content = await in_thread(service.thumbnails.get, int(row), size)

@@ -98,7 +98,7 @@ class Guard:
                 RequestError(504, f"no answer within {seconds:g} s: ask for less at once.", None, "timeout")
             )
         except Exception as error:
-            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            logger.error("%s %r failed", scope["method"], scope["path"][:200], exc_info=error)
             await answer.refuse(RequestError(500, "the server failed: its log says why."))
         finally:
             self._active -= 1
@@ -127,7 +127,7 @@ class Guard:
         origin = headers.get("origin")
         is_page = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
         is_foreign = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and not is_page
-        if is_foreign or (origin is not None and urlsplit(origin).netloc.lower() != host.lower()):
+        if is_foreign or (origin is not None and _place_of(origin) != host.lower()):
             raise RequestError(403, "another site's page may not ask this server.", None, "origin")
 
     def _is_known(self, headers: dict[str, str]) -> bool:
@@ -222,7 +222,7 @@ class _Answer:
 
 def same(given: str, wanted: str) -> bool:
     """Whether two secrets are equal, in a time that does not say where they differ."""
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(*(text.encode(errors="surrogatepass") for text in (given, wanted)))
 
 
 def _replay(body: bytes, receive: Any) -> Any:
@@ -247,6 +247,14 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
+
+
+def _place_of(origin: str) -> str | None:
+    """Host and port of an origin; None of what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_number(name: str) -> bool:

@@ -18,6 +18,7 @@ class Limits:
         pixels: of an image that is sent.
         texts, images: in one request.
         characters: of a text.
+        condition: characters of `where`.
         label_texts: labels times templates.
         decoders: images decoded at once.
         thumbnail_bytes: that are kept in memory.
@@ -35,6 +36,7 @@ class Limits:
     texts: int = 2048
     images: int = 64
     characters: int = 10_000
+    condition: int = 2000
     label_texts: int = 20_000
     decoders: int = 4
     thumbnail_bytes: int = 64 * 2**20

@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from .errors import RequestError
 from .limits import Limits
@@ -19,6 +19,24 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: StrictStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_texts_whole(cls, content: Any) -> Any:
+        """Raises RequestError for half of a character, which JSON can hold and no encoding of text."""
+        waiting = [content]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, dict):
+                waiting += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                waiting += one
+            elif isinstance(one, str) and not one.isascii():
+                try:
+                    one.encode()
+                except UnicodeEncodeError as error:
+                    raise RequestError(400, "a text holds half of a character (a lone surrogate): drop it.") from error
+        return content
 
 
 class EmbeddingsRequest(_Request):

@@ -2,9 +2,12 @@
 
 # Shapes: N images or texts, D width of the shared space.
 
+import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from hf_clip.model.image_decoding_hf_clip import ImageDecodeError, decode_image
 from hf_clip.model.text_batches_hf_clip import text_lengths, tokenized
 from hf_clip.model.zero_shot_hf_clip import ZeroShotClassifier
 from hf_clip.prompts import list_prompts
+from hf_clip.search.conditions import PLAIN_FUNCTIONS, check_condition
 from hf_clip.search.errors import SearchError
 from hf_clip.search.index import Index
 from hf_clip.search.models import LazyModel
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 
 # Classifiers of different labels that are kept.
 CLASSIFIERS = 16
-# By date are ordered so many of the best.
-DATED = 600
+# By date are ordered so many of the best; so many are recommended, of which pages are parts.
+DATED = RECOMMENDED = 600
 # What a processor makes of one image.
 ImageInputs = dict[str, torch.Tensor]
 
@@ -71,7 +75,7 @@ class Service:
         self.name = Path(model.source).name if Path(model.source).exists() else model.source
         # The first call is slow; it is made before anybody waits.
         self.width = int(model.embed_texts(["warm"]).shape[1])
-        self._classifiers: OrderedDict[tuple, ZeroShotClassifier] = OrderedDict()
+        self._classifiers: OrderedDict[tuple, Future[ZeroShotClassifier]] = OrderedDict()
         self._lock = threading.Lock()
         self._decoders = threading.BoundedSemaphore(self.limits.decoders)
         self.thumbnails = Thumbnails(self._image_of, self.limits.thumbnail_bytes, self.limits.decoders)
@@ -160,21 +164,32 @@ class Service:
                 raise RequestError(400, f"`{name}={value[:60]}` is no data set with known prompts: send a list.", name)
         key = tuple(_frozen(one) for one in (labels, templates, reject))
         with self._lock:
-            if key in self._classifiers:
-                self._classifiers.move_to_end(key)
-                return self._classifiers[key]
-            self._check_words(labels, templates, reject)
-            model, processor = self.model.load()
-            try:
-                made = ZeroShotClassifier(
-                    model, processor, labels, templates, rejection=reject, dtype=None, cache=False
-                )
-            except (TypeError, ValueError) as error:
-                raise RequestError(400, str(error), "labels") from error
-            self._classifiers[key] = made
+            made = self._classifiers.get(key)
+            is_mine = made is None
+            if made is None:
+                made = self._classifiers[key] = Future()
+            self._classifiers.move_to_end(key)
             while len(self._classifiers) > CLASSIFIERS:
                 self._classifiers.popitem(last=False)
-            return made
+        if not is_mine:
+            return made.result()
+        # Without the lock: thousands of labels take long, and others have theirs already.
+        try:
+            made.set_result(self._make_classifier(labels, templates, reject))
+        except BaseException as error:
+            made.set_exception(error)
+            with self._lock:
+                if self._classifiers.get(key) is made:
+                    del self._classifiers[key]
+        return made.result()
+
+    def _make_classifier(self, labels, templates, reject) -> ZeroShotClassifier:
+        self._check_words(labels, templates, reject)
+        model, processor = self.model.load()
+        try:
+            return ZeroShotClassifier(model, processor, labels, templates, rejection=reject, dtype=None, cache=False)
+        except (TypeError, ValueError) as error:
+            raise RequestError(400, str(error), "labels") from error
 
     def _check_words(self, labels, templates, reject) -> None:
         if isinstance(labels, str):
@@ -199,11 +214,14 @@ class Service:
             question: arguments of `Index.search`, or `liked` and `disliked` of `Index.recommend`, and `where`.
         """
         index = self._index()
-        wanted = offset + top_k + 1 if order == "best" else max(DATED, offset + top_k + 1)
+        # Of others than the same ones a second page would be one of another order.
+        wanted = offset + top_k + 1 if order == "best" else DATED
         liked, disliked, where = question.pop("liked", []), question.pop("disliked", []), question.pop("where", None)
         try:
+            if where:
+                check_condition(where, longest=self.limits.condition, functions=PLAIN_FUNCTIONS)
             if liked:
-                hits = index.recommend(liked, disliked, where=where, top_k=wanted)
+                hits = index.recommend(liked, disliked, where=where, top_k=RECOMMENDED)
             else:
                 # Not `near` of the index, which takes paths of any file.
                 hits = index.search(question.pop("query", ()), where=where, top_k=wanted, **question)
@@ -225,7 +243,11 @@ class Service:
     def _without_places(self, message: str) -> str:
         """A message without folders of this machine."""
         index = self._index()
-        return message.replace(str(index.place), "the index").replace(str(index.root), "the images' folder")
+        for place, name in ((index.place, "the index"), (index.root, "the images' folder")):
+            # As it was given last: it may be a part of the whole one, and as short as a dot.
+            for path in (os.path.abspath(place), str(place)):
+                message = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", lambda _, name=name: name, message)
+        return message
 
     def _image_of(self, row: int, size: int) -> Image.Image:
         index = self._index()

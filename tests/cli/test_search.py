@@ -96,7 +96,7 @@ def test_images_mixtures_conditions_and_recommendations(capsys):
 @pytest.mark.usefixtures("indexed")
 def test_a_cutoff_makes_nothing_an_answer(capsys):
     out, err = run(capsys, "search photos 'no such thing at all' --cutoff 1 --format paths")
-    assert out == "" and "nothing like it here (match probability" in err
+    assert out == "" and "nothing above --cutoff" in err and "(match probability" in err
 
 
 @pytest.mark.usefixtures("indexed")

@@ -15,6 +15,7 @@ from hf_clip.search import Index
 from hf_clip.serving import open_index
 from hf_clip_cli import main as cli
 from hf_clip_cli.running import make_parser
+from hf_clip_cli.server_calls import running_server
 from tests.helpers.served import TOKEN, listen, running
 from tests.helpers.squares import NAMES, SIZE, rows
 from tests.helpers.toys import tiny_clip
@@ -94,6 +95,17 @@ def test_a_file_that_no_server_stands_behind_is_ignored(capsys, content):
             assert len(run(capsys, f"search photos {NAMES[0]!r} --top-k 3 --format paths").out.splitlines()) == 3
         finally:
             file.unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [{"token": "a\r\nX-Evil: 1"}, {"token": 5}, {"run": "a\n"}, {"host": "localhost\r\n"}]
+)
+def test_a_file_that_would_write_into_a_request_is_ignored(tmp_path, change):
+    (tmp_path / ".hf-clip.lance").mkdir()
+    good = {"pid": os.getpid(), "host": "127.0.0.1", "port": 9, "token": "a token", "run": "x"}
+    for content, is_taken in ((good, True), ({**good, **change}, False)):
+        (tmp_path / ".hf-clip.lance/serving.json").write_text(json.dumps(content))
+        assert (running_server(str(tmp_path), None) is not None) == is_taken
 
 
 @pytest.mark.slow

@@ -89,13 +89,64 @@ def replace_by_link(root: Path) -> None:
     (root / "3.png").symlink_to("real.png")
 
 
-@pytest.mark.parametrize("change", [change_size, change_content, change_best, remove_best, replace_by_link])
+def replace_folder_by_link(root: Path) -> None:
+    """As one does who removes duplicates by hand: "a/1.png" is what stays now."""
+    (root / "a").rename(root / "old")
+    (root / "a").symlink_to("old")
+
+
+CHANGES = [change_size, change_content, change_best, remove_best, replace_by_link, replace_folder_by_link]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_nothing_moves_where_a_file_is_not_that_of_the_plan(root, plan, change: Callable[[Path], None]):
     change(root)
     before = files(root)
     with pytest.raises(SearchError, match=r"nothing was moved\. Make the plan again\."):
         apply_plan(plan)
     assert files(root) == before
+
+
+def test_what_stays_moves_under_no_other_name(root, tmp_path):
+    # Two folders that are one, of which a plan of `against` says that they are two.
+    (tmp_path / "link").symlink_to(root)
+    member = planned(root, "best.png", Duplicate)
+    plan = DuplicatePlan(
+        str(root), str(tmp_path / "link"), groups=[Group(planned(root, "best.png"), "it is", [member])]
+    )
+    with pytest.raises(SearchError, match=r"itself, which stays: nothing was moved"):
+        apply_plan(plan)
+    assert (root / "best.png").is_file()
+    # A second name of it may go.
+    os.link(root / "best.png", root / "second.png")
+    plan.groups[0].members = [planned(root, "second.png", Duplicate)]
+    assert apply_plan(plan).moved == ["second.png"]
+
+
+def test_nothing_moves_while_what_stays_is_not_mounted(root, plan, tmp_path):
+    plan.against = str(tmp_path / "unmounted")
+    with pytest.raises(SearchError, match="is it mounted"):
+        apply_plan(plan)
+    assert len(files(root)) == 5
+    plan.against = None
+    apply_plan(plan, trash=tmp_path / "bin")
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(SearchError, match="nothing was moved back"):
+        undo_plan(plan, trash=tmp_path / "bin")
+    assert not root.exists()
+
+
+def test_a_trash_among_the_images_and_a_journal_of_somebodys_are_refused(root, plan, tmp_path):
+    with pytest.raises(SearchError, match="among the images"):
+        apply_plan(plan, trash=root / "a/trash")
+    assert not (root / "a/trash").exists()
+    apply_plan(plan)
+    there = moving.trash_of(plan)
+    (there / moving.JOURNAL).write_bytes(b'"../new.png"\n["a"]\n')
+    (there / "new.png").write_bytes(b"planted")
+    with pytest.raises(SearchError, match="nothing here wrote"):
+        undo_plan(plan)
+    assert not (tmp_path / "new.png").exists()
 
 
 def test_a_new_file_in_the_place_of_a_moved_one_is_not_replaced(root, plan):
@@ -130,15 +181,20 @@ def test_another_trash_and_what_is_no_trash(root, plan, tmp_path):
 def test_one_process_at_a_time(root, plan):
     folder = moving.trash_of(plan)
     (folder / "files").mkdir(parents=True)
-    with moving._locked(folder), pytest.raises(SearchError, match="in use by another process"):
+    # Whatever plan that one applies.
+    with moving._locked(folder.parent), pytest.raises(SearchError, match="in use by another process"):
         apply_plan(plan)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "../best.png"}, "leads out of"),
-        ({"path": "/etc/passwd"}, "leads out of"),
+        ({"path": "../best.png"}, "is no path within"),
+        ({"path": "./best.png"}, "is no path within"),
+        ({"path": "a//1.png"}, "is no path within"),
+        ({"path": "a/../best.png"}, "is no path within"),
+        ({"path": "a\0b"}, "is no path within"),
+        ({"path": "/etc/passwd"}, "is no path within"),
         ({"path": "best.png"}, "both kept and moved"),
         ({"path": "3.png"}, "moved twice"),
         ({"action": "delete"}, "neither move nor keep"),

@@ -98,12 +98,24 @@ def test_a_condition_that_cannot_be_understood_is_one_line(index, where, named):
     assert "\n" not in str(told.value) and named in str(told.value) and "missing = false" not in str(told.value)
 
 
+def test_a_condition_reaches_no_row_that_questions_do_not_find(index):
+    for where in ("true) OR (true", "true) -- "):
+        with pytest.raises(SearchError, match="`where=.*cannot be understood"):
+            index.search("gray 7", where=where)
+
+
 def test_what_is_there_is_told_from_what_is_not(index):
     there = [index.search(f"gray {value}").match_probability for value in range(0, 60, 5)]
     not_there = [index.search(f"gray {value}").match_probability for value in range(100, 160, 5)]
     assert np.median(there) > 0.8 and np.median(not_there) < 0.2
     assert np.mean([one > other for one in there for other in not_there]) > 0.95
     assert index.search("gray 7").has_match
+    # No more than texts about anything at all: not likely is no low match yet.
+    hits = index.search("gray 7")
+    hits.match_probability = 0.2
+    assert hits.has_match
+    hits.match_probability = 0.04
+    assert not hits.has_match
     # Of images and mixtures nothing is claimed.
     assert index.near("9.png").match_probability is None
     assert index.search("gray 7", near="9.png").match_probability is None
@@ -135,6 +147,16 @@ def test_recommendations_skip_what_was_named_and_turn_from_what_is_disliked(inde
     wanted = unit[[7, 9]].mean(0) - center
     likeness = [float(wanted @ (unit[int(hit.path[:-4])] - center)) for hit in hits]
     assert np.mean(likeness) > 0
+    # The score is what mixtures have: of the centered question with the centered image.
+    unit_of = lambda vector: vector / np.linalg.norm(vector)  # noqa: E731
+    question = unit_of(unit_of(unit_of(unit[[7, 9]].mean(0)) - center) - 0.5 * unit_of(unit[11] - center))
+    found = [float(question @ (unit[int(hit.path[:-4])] - center)) for hit in hits]
+    np.testing.assert_allclose([hit.score for hit in hits], found, atol=2e-2)
+    # Of several liked alone it is a cosine.
+    middle = unit_of(unit[liked_rows := [7, 9]].mean(0))
+    alone = index.recommend([f"{one}.png" for one in liked_rows], top_k=5, diversity=0)
+    cosines = [float(middle @ unit[int(hit.path[:-4])]) for hit in alone]
+    np.testing.assert_allclose([hit.score for hit in alone], cosines, atol=2e-3)
     with pytest.raises(SearchError, match="'gone.png' is no image of the index"):
         index.recommend(["gone.png"])
     with pytest.raises(SearchError, match="`liked` is empty"):

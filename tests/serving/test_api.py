@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -133,6 +134,56 @@ def test_pages_of_hits_join_without_a_gap(client):
     pages = [post(client, "/v1/search", query="gray 40", top_k=20, offset=first) for first in (0, 20, 40)]
     assert [page["has_more"] for page in pages] == [True, True, False]
     assert [hit["path"] for page in pages for hit in page["data"]] == [hit["path"] for hit in whole["data"]]
+
+
+def test_pages_by_date_and_of_recommendations_are_parts_of_one_order(client, monkeypatch):
+    monkeypatch.setattr("hf_clip.serving.service.DATED", 30)
+    monkeypatch.setattr("hf_clip.serving.service.RECOMMENDED", 30)
+    for asked in ({"query": "gray 40", "order": "oldest"}, {"liked": ["40.png"], "disliked": ["80.png"]}):
+        pages = [post(client, "/v1/search", **asked, top_k=8, offset=first) for first in (0, 8, 16, 24, 32)]
+        assert [page["has_more"] for page in pages] == [True, True, True, False, False]
+        paths = [hit["path"] for page in pages for hit in page["data"]]
+        assert len(paths) == len(set(paths)) == 30
+        whole = post(client, "/v1/search", **asked, top_k=30)
+        assert paths == [hit["path"] for hit in whole["data"]]
+
+
+def test_labels_that_take_long_keep_nobody_waiting_who_has_his(client, service, monkeypatch):
+    import threading
+
+    known = {"images": data_url(square(40)), "labels": ["gray 40", "gray 80"]}
+    before = post(client, "/v1/classify", **known)
+    may_end, begun, make = threading.Event(), threading.Event(), service._make_classifier
+
+    def slow(labels, *others):
+        begun.set()
+        assert may_end.wait(20)
+        return make(labels, *others)
+
+    monkeypatch.setattr(service, "_make_classifier", slow)
+    with ThreadPoolExecutor(3) as threads:
+        new = {**known, "labels": ["gray 1", "gray 2"]}
+        late = [threads.submit(post, client, "/v1/classify", **new) for _ in range(2)]
+        assert begun.wait(20)
+        answered = threads.submit(post, client, "/v1/classify", **known)
+        try:
+            assert answered.result(10) == before
+        finally:
+            may_end.set()
+        assert late[0].result(20) == late[1].result(20)
+    # What failed is tried again.
+    wrong = {**known, "labels": ["gray 5", "gray 6"], "templates": ["x"]}
+    for _ in range(2):
+        error_of(client.post("/v1/classify", json=wrong), 400)
+
+
+def test_errors_name_the_index_and_spare_the_words_around_it(service, monkeypatch):
+    monkeypatch.setattr(service.index, "root", ".")
+    monkeypatch.setattr(service.index, "place", ".hf-clip.lance")
+    here = os.getcwd()
+    said = service._without_places(f"'a.b.png' is none. {here}/.hf-clip.lance/images_1.lance and .hf-clip.lance: 0.5")
+    assert said == "'a.b.png' is none. the index/images_1.lance and the index: 0.5"
+    assert service._without_places(f"relative to {here}.") == "relative to the images' folder."
 
 
 def test_a_thumbnail_is_small_and_has_no_metadata(client, tmp_path):

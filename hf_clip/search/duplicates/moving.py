@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from ..errors import SearchError, one_line, writing
-from .plan import MOVE, Duplicate, DuplicatePlan, PlannedImage
+from .plan import MOVE, Duplicate, DuplicatePlan, PlannedImage, is_plain
 
 # Hidden, so that nothing which looks for images finds it.
 TRASH = ".hf-clip-trash"
@@ -66,14 +66,21 @@ def apply_plan(plan: DuplicatePlan, *, trash: str | Path | None = None) -> Moves
     moves = Moves(folder)
     if not wanted:
         return moves
+    # A table may be one of the Hub, which is nowhere here.
+    if Path(plan.best_root).is_absolute() and not Path(plan.best_root).exists():
+        raise SearchError(f"{plan.best_root}, whose images stay, is not there (is it mounted?): nothing was moved.")
     if not root.is_dir():
         reason = "its images are rows of a table, which stay" if root.exists() else "is it mounted?"
         raise SearchError(f"{root} is no folder ({reason}): nothing was moved.")
+    inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(root)).split(os.sep)
+    if inside[0] != ".." and not any(part.startswith(".") for part in inside):
+        raise SearchError(f"`trash={trash}` is among the images, which would be found there: name another folder.")
     with writing(folder, "trash"):
         (folder / FILES).mkdir(parents=True, exist_ok=True)
     if folder.stat().st_dev != root.stat().st_dev:
         raise SearchError(f"`trash={trash}` is on another disk than {root}: name a folder on that disk.")
-    with _locked(folder):
+    # Of all plans together: of two that keep what the other moves, one at a time sees that.
+    with _locked(folder.parent):
         left = _to_move(plan, wanted, folder, moves)
         with _Journal(folder) as journal:
             for member in left:
@@ -90,8 +97,10 @@ def undo_plan(plan: DuplicatePlan, *, trash: str | Path | None = None) -> Moves:
     folder, root = trash_of(plan, trash), Path(plan.root)
     if not (folder / JOURNAL).is_file():
         raise SearchError(f"{folder} holds nothing of this plan: it was not applied, or with another `trash`.")
+    if not root.is_dir():
+        raise SearchError(f"{root} is no folder (is it mounted?): nothing was moved back.")
     moves = Moves(folder)
-    with _locked(folder):
+    with _locked(folder.parent):
         for path in reversed(_journaled(folder)):
             there, back = folder / FILES / path, root / path
             if not os.path.lexists(there):
@@ -126,7 +135,10 @@ def _to_move(plan: DuplicatePlan, wanted, folder: Path, moves: Moves) -> list[Du
         if os.path.lexists(there):
             raise SearchError(f"{member.path} is in {folder} and in {root}: undo the plan, or make a new one.")
         changed += _changes(here, member)
-        changed += _changes(Path(plan.best_root) / best.path, best) if Path(plan.best_root).is_dir() else []
+        if Path(plan.best_root).is_dir():
+            stays = Path(plan.best_root) / best.path
+            changed += _changes(stays, best)
+            changed += _one_file(here, stays)
         left.append(member)
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -137,8 +149,8 @@ def _to_move(plan: DuplicatePlan, wanted, folder: Path, moves: Moves) -> list[Du
 def _changes(file: Path, planned: PlannedImage) -> list[str]:
     """A line if the file is not the one that the plan has."""
     try:
-        if isinstance(planned, Duplicate) and file.is_symlink():
-            return [f"{file} has become a link since the plan was made"]
+        if isinstance(planned, Duplicate) and _is_linked(file, planned.path):
+            return [f"{file} has come to be a link, or in a folder that is one, since the plan was made"]
         if file.stat().st_size != planned.size:
             return [f"{file} has changed since the plan was made ({file.stat().st_size} bytes, not {planned.size})"]
         if file_hash(file) != planned.hash:
@@ -146,6 +158,22 @@ def _changes(file: Path, planned: PlannedImage) -> list[str]:
     except OSError as error:
         return [f"{file} cannot be read ({error.strerror or error})"]
     return []
+
+
+def _is_linked(file: Path, path: str) -> bool:
+    """Whether the last parts of a file's path, those below its root, are links or lead through one."""
+    below = [file, *file.parents][: path.count("/") + 1]
+    return any(one.is_symlink() for one in below)
+
+
+def _one_file(here: Path, stays: Path) -> list[str]:
+    """A line if what would be moved is what stays, by another spelling or another mount."""
+    try:
+        # Of several names of one file one may go.
+        is_one = os.path.samefile(here, stays) and here.stat().st_nlink == 1
+    except OSError:
+        return []
+    return [f"{here} is {stays} itself, which stays"] if is_one else []
 
 
 def file_hash(file: Path) -> str:
@@ -198,8 +226,14 @@ class _Journal:
 def _journaled(folder: Path) -> list[str]:
     found: dict[str, None] = {}
     for line in (folder / JOURNAL).read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            found[json.loads(line)] = None
+        try:
+            path = json.loads(line)
+        # What a kill left of a line.
+        except (ValueError, RecursionError):
+            continue
+        if not is_plain(path):
+            raise SearchError(f"{folder / JOURNAL} names {path!r}, which nothing here wrote: see to it by hand.")
+        found[path] = None
     return list(found)
 
 

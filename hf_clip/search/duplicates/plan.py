@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 import secrets
 import time
 from collections import Counter
@@ -123,7 +124,7 @@ class DuplicatePlan:
         aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with writing(target.parent, "plan"):
             try:
-                with aside.open("w", encoding="utf-8") as stream:
+                with aside.open("w", encoding="utf-8", errors="backslashreplace") as stream:
                     json.dump(content, stream, indent=2, ensure_ascii=False)
                     stream.write("\n")
                     stream.flush()
@@ -158,20 +159,30 @@ class DuplicatePlan:
 
     def check(self) -> None:
         """Raises SearchError for a plan that would move what it keeps, or whose paths lead elsewhere."""
+        for name, place in (("root", self.root), ("against", self.against)):
+            if not isinstance(place, str | None) or "\0" in (place or ""):
+                raise SearchError(f"the plan's {name} {place!r} is no folder: make the plan again.")
         best = {(self.best_root, group.best.path) for group in self.groups}
         seen: set[str] = set()
-        if not self.id or "/" in self.id or self.id.startswith("."):
+        if not self.id or "/" in self.id or "\0" in self.id or self.id.startswith("."):
             raise SearchError(f"the plan's id {self.id!r} is no name for a folder: make the plan again.")
         for _, member in self.members():
             if member.action not in (MOVE, KEEP):
                 raise SearchError(f"{member.path}: the action {member.action!r} is neither {MOVE} nor {KEEP}.")
             if member.action == KEEP:
                 continue
-            if Path(member.path).is_absolute() or ".." in Path(member.path).parts:
-                raise SearchError(f"{member.path!r} leads out of {self.root}: make the plan again.")
+            if not is_plain(member.path):
+                raise SearchError(f"{member.path!r} is no path within {self.root}: make the plan again.")
             if (self.root, member.path) in best or member.path in seen:
                 raise SearchError(f"{member.path} is both kept and moved, or moved twice: make the plan again.")
             seen.add(member.path)
+
+
+def is_plain(path: Any) -> bool:
+    """Whether it is a relative path within its folder, in its only spelling: two of one file would be two files."""
+    if not isinstance(path, str) or not path or "\0" in path or path == "." or path.startswith("/"):
+        return False
+    return posixpath.normpath(path) == path and path.partition("/")[0] != ".."
 
 
 def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,10 @@ let subject = null;
 let untitled = null;
 let generation = 0;
 let writing = 0;
+// Of this run of the server: numbers of rows mean something in it alone, and browsers keep what they fetched.
+let run = "";
+
+const thumbOf = (row, size = 256) => `/thumb/${row}?size=${size}&run=${encodeURIComponent(run)}`;
 
 function make(tag, options = {}, ...children) {
   const made = Object.assign(document.createElement(tag), options);
@@ -33,6 +37,7 @@ async function call(path, body) {
   } catch {
     throw new Error("The server does not answer.");
   }
+  run = answer.headers.get("x-hf-clip-run") ?? run;
   if (answer.status === 401) location.replace("/login");
   const content = await answer.json().catch(() => null);
   if (!answer.ok) {
@@ -123,7 +128,7 @@ function chooseImage(read) {
   $("chosen").hidden = !read;
   $("drop").hidden = Boolean(read);
   if (!read) return;
-  $("chosen-image").src = read.shown ?? `/thumb/${read.row}`;
+  $("chosen-image").src = read.shown ?? thumbOf(read.row);
   $("chosen-name").textContent = read.name;
 }
 
@@ -199,12 +204,12 @@ function summary(count, found) {
   const shown = `${count} image${count === 1 ? "" : "s"}${found.has_more ? ", and more" : ""}`;
   if (found.match_probability === null) return shown;
   const probability = `match probability ${found.match_probability.toFixed(2)}`;
-  return found.has_match ? `${shown} · ${probability}` : `Probably nothing like it here · ${probability} · the nearest ${count}:`;
+  return found.has_match ? `${shown} · ${probability}` : `${shown} · low match, as texts about anything often are (probability ${found.match_probability.toFixed(2)})`;
 }
 
 function card(hit, best) {
   const name = hit.path.split("/").pop();
-  const thumb = make("img", { src: `/thumb/${hit.row}`, alt: name, loading: "lazy", decoding: "async" });
+  const thumb = make("img", { src: thumbOf(hit.row), alt: name, loading: "lazy", decoding: "async" });
   thumb.addEventListener("error", () => thumb.replaceWith(make("span", { textContent: "gone" })));
   const open = make("button", { type: "button", className: "open", title: hit.path }, thumb);
   open.addEventListener("click", () => enlarge(hit));
@@ -238,7 +243,7 @@ function moreLike(hit) {
 }
 
 function enlarge(hit) {
-  $("large-image").src = `/thumb/${hit.row}?size=1024`;
+  $("large-image").src = thumbOf(hit.row, 1024);
   $("large-image").alt = hit.path;
   $("large-name").textContent = hit.path;
   $("large-like").onclick = () => moreLike(hit);
