@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .evaluation.clip_score import clip_score, evaluate_clip_score
     from .evaluation.few_shot import evaluate_few_shot
     from .evaluation.groups import evaluate_groups
+    from .evaluation.languages import evaluate_languages
     from .evaluation.linear_probe import evaluate_linear_probe
     from .evaluation.operating_points import OperatingPoint
     from .evaluation.retrieval import evaluate_pairs, evaluate_retrieval
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from .search.errors import SearchError
     from .search.index import Index
     from .sources.errors import SourceError
+    from .sources.joined_captions import CaptionTable
     from .sources.opening import open_source
     from .sources.spec import DataSpec
     from .tools.langchain import langchain_embeddings
@@ -134,6 +136,7 @@ _HOME = {
     "SearchError": "search.errors",
     "SourceError": "sources.errors",
     "open_source": "sources.opening",
+    "CaptionTable": "sources.joined_captions",
     "DataSpec": "sources.spec",
     "ConversionError": "conversion",
     "average_models": "conversion",
@@ -146,6 +149,7 @@ _HOME = {
     "evaluate_zero_shot": "evaluation.zero_shot",
     "evaluate_pairs": "evaluation.retrieval",
     "evaluate_retrieval": "evaluation.retrieval",
+    "evaluate_languages": "evaluation.languages",
     "evaluate_linear_probe": "evaluation.linear_probe",
     "evaluate_few_shot": "evaluation.few_shot",
     "evaluate_corruptions": "evaluation.robustness",
@@ -173,6 +177,7 @@ _HOME = {
 
 __all__ = [
     "ConversionError",
+    "CaptionTable",
     "DataSpec",
     "Decisions",
     "DuplicatePlan",
@@ -221,6 +226,7 @@ __all__ = [
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_groups",
+    "evaluate_languages",
     "evaluate_linear_probe",
     "evaluate_pairs",
     "evaluate_retrieval",

@@ -14,7 +14,7 @@ from hf_clip.model.configuration_hf_clip import HFCLIPConfig, list_architectures
 from hf_clip.sources import DataSpec
 
 from .card_sources import read_card_sources
-from .data_config import AugmentationConfig, DataConfig
+from .data_config import AugmentationConfig, DataConfig, JoinConfig
 from .distillation import DistillationConfig
 from .lora_config import LoraConfig
 from .recipe_error import RecipeError, require, require_finite
@@ -35,11 +35,13 @@ OBJECTIVES = ("contrastive", WRITES_CAPTIONS)
 
 # The evaluation of what `data` keeps for validation.
 VALIDATION = "validation"
+_WAYS = ("image_to_text", "text_to_image")
 _OF_RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_reciprocal_rank")
 # What can name the best checkpoint, by an evaluation's task; and those of them of which less is better.
 NUMBERS_OF_TASKS = {
-    "retrieval": [f"{way}.{name}" for way in ("image_to_text", "text_to_image") for name in _OF_RETRIEVAL],
+    "retrieval": [f"{way}.{name}" for way in _WAYS for name in _OF_RETRIEVAL],
     "captions": ["exact", "bleu_4", "rouge_l", "cider_d"],
+    "languages": [f"{way}.{name}" for way in _WAYS for name in ("median", "reference", "ratio")],
     "zero-shot": ["top_1", "top_5", "mean_per_class", "calibration_error", "mean_average_precision"],
 }
 LESS_IS_BETTER = ("median_rank", "calibration_error")
@@ -274,8 +276,8 @@ class EvaluationConfig:
     """One evaluation of the model, at the end of the run, or on the way too."""
 
     task: str = "retrieval"
-    """"retrieval" (images among captions, captions among images), "zero-shot" (images among classes) or "captions"
-    (what the model writes of images, beside the data's captions)."""
+    """"retrieval" (images among captions, captions among images), "languages" (the same in each language of `join`),
+    "zero-shot" (images among classes) or "captions" (what the model writes of images, beside the data's captions)."""
     data: list[str] = field(default_factory=list)
     """Files, a folder, or a Hub id."""
     split: str | None = None
@@ -286,6 +288,10 @@ class EvaluationConfig:
     """The column of images. Null finds it by its name."""
     caption_columns: list[str] | None = None
     """For retrieval and captions, the columns of captions. Null finds them by their names."""
+    join: JoinConfig | None = None
+    """Captions of another table, as in `data`; for languages with its `language_column`."""
+    reference_language: str = "en"
+    """For languages, the one with which the others are compared."""
     label_column: str | None = None
     """For zero-shot classification, the column of classes. Null finds it by its name."""
     concept_column: str | None = None
@@ -303,6 +309,10 @@ class EvaluationConfig:
         )
         require(bool(self.data), "`data` is empty: give it at least one file, folder or Hub id.")
         _require_templates(self.templates)
+        require(
+            self.task != "languages" or (self.join is not None and self.join.language_column is not None),
+            "`task=languages` is about captions of several languages: set `join`, with its language_column.",
+        )
 
     def spec(self) -> DataSpec:
         """Its data."""
@@ -314,6 +324,7 @@ class EvaluationConfig:
             caption_columns=self.caption_columns,
             label_column=self.label_column,
             concept_column=self.concept_column,
+            join=None if self.join is None else self.join.table(),
         )
 
 
@@ -604,6 +615,7 @@ class TrainConfig:
             where=data.where,
             image_column=data.image_column,
             caption_columns=data.caption_columns,
+            join=data.join,
             concept_column=data.concept_column,
             during_training=True,
         )

@@ -7,12 +7,39 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_clip.sources import CaptionTable
+
 from .recipe_error import require
 
 
 def teacher_columns(name: str) -> tuple[str, str]:
     """The columns of a stored teacher: of images, and of their captions."""
     return f"{name}_image", f"{name}_captions"
+
+
+@dataclass
+class JoinConfig:
+    """Captions of another table, which belong to the images with the same value in a column."""
+
+    data: list[str] = field(default_factory=list)
+    """CSV, TSV, JSON lines or parquet files, or a folder of such. The table is held in memory."""
+    key_column: str = ""
+    """The column that the table and the images' data have, such as an id. Several rows with one value are several
+    captions; images whose value the table lacks keep their own."""
+    caption_column: str | None = None
+    """The table's column of captions. Null finds it by its name."""
+    language_column: str | None = None
+    """The table's column that says in which language a caption is: for evaluations with `task: languages`."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Keeps the table's rows whose columns have the given values, or one of a list of values, such as languages."""
+
+    def __post_init__(self):
+        require(bool(self.data), "`data` is empty: give it the table's file.")
+        require(bool(self.key_column), "`key_column` is missing: name one that the table and the images' data have.")
+
+    def table(self) -> CaptionTable:
+        """The table, not yet read."""
+        return CaptionTable(self.data, self.key_column, self.caption_column, self.language_column, self.where)
 
 
 @dataclass
@@ -39,6 +66,9 @@ class DataConfig:
     """The column of images. Null finds it by its name."""
     caption_columns: list[str] | None = None
     """The columns of captions, of which each step draws one. Null finds them by their names."""
+    join: JoinConfig | None = None
+    """Captions of another table, from which a step draws too. They follow those of `caption_columns`, null of which is
+    then none. Null has no other table."""
     label_column: str | None = None
     """The column of class names, for `label_templates`. Null finds it by its name."""
     label_templates: list[str] | None = None
@@ -149,9 +179,18 @@ class DataConfig:
             "one.",
         )
         require(
+            self.label_templates is None or self.join is None,
+            "data.join and data.label_templates are two kinds of captions: remove one.",
+        )
+        require(
             self.label_column is None or self.label_templates is not None,
             f"data.label_column={self.label_column} is for captions made of class names: set data.label_templates.",
         )
+
+    @property
+    def files(self) -> list[str]:
+        """What a run reads: `train`, and the table that is joined."""
+        return self.train if self.join is None else [*self.train, *self.join.data]
 
     @property
     def extra_columns(self) -> list[str]:

@@ -15,8 +15,10 @@ from torch import nn
 
 from hf_clip.evaluation import (
     Encoding,
+    LanguagesResult,
     RetrievalResult,
     ZeroShotResult,
+    evaluate_languages,
     evaluate_retrieval,
     evaluate_zero_shot,
     plot_retrievals,
@@ -44,7 +46,7 @@ IMAGES_IN_SHEET = 6
 # What scores captions, as it is imported.
 SCORERS = ("sacrebleu", "rouge_score")
 
-Result = RetrievalResult | ZeroShotResult | CaptionResult
+Result = RetrievalResult | LanguagesResult | ZeroShotResult | CaptionResult
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def open_evaluations(config: TrainConfig) -> dict[str, Evaluation]:
             source = _open_source(config, name)
             if evaluation.task == "captions":
                 _require_scorers(name)
-            if evaluation.task in ("retrieval", "captions"):
+            if evaluation.task in ("retrieval", "languages", "captions"):
                 source = source.require_captions()
             else:
                 source = source.require_label()
@@ -250,6 +252,10 @@ def evaluate_one(
     more: dict[str, Any] = {"title": title, "encoding": encoding}
     if evaluation.config.task == "retrieval":
         return evaluate_retrieval(model, processor, evaluation.source, **more)
+    if evaluation.config.task == "languages":
+        return evaluate_languages(
+            model, processor, evaluation.source, reference=evaluation.config.reference_language, **more
+        )
     if evaluation.config.task == "captions":
         return evaluate_captions(model, processor, evaluation.source, title=title)
     templates = evaluation.config.templates or templates_of(model)

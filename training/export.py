@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip.conversion.sentence_files import write_sentence_files
-from hf_clip.evaluation import RetrievalResult, plot_retrievals, plot_similarity, plot_training
+from hf_clip.evaluation import LanguagesResult, RetrievalResult, plot_retrievals, plot_similarity, plot_training
+from hf_clip.evaluation.plots.result_charts import plot_languages
 from hf_clip.hub import CardFacts, made_with, write_model_card
 from hf_clip.model.image_decoding_hf_clip import decode_image
 from hf_clip.sources import Source, iterate_samples
@@ -135,6 +136,8 @@ def draw_plots(
         if isinstance(result, RetrievalResult) and len(result.rows) > 1:
             plot = partial(_plot_retrieval, folder, name, result, evaluations[name].source, made)
             log.attempt(f"The plots of {name}", plot)
+        elif isinstance(result, LanguagesResult):
+            log.attempt(f"The plot of {name}", partial(_plot_languages, folder, name, result, made))
     return made
 
 
@@ -142,6 +145,12 @@ def _plot_loss(folder: Path) -> tuple[str, str]:
     plot_training(folder / METRICS, folder / "plots/loss.png")
     has_recalls = '"recall_at_1"' in (folder / METRICS).read_text(encoding="utf-8")
     return "plots/loss.png", "Training loss by step" + ", and R@1 on the way" * has_recalls
+
+
+def _plot_languages(folder: Path, name: str, result: LanguagesResult, made: list[tuple[str, str]]) -> None:
+    file = f"plots/{name}.png"
+    plot_languages(result, folder / file)
+    made.append((file, f"R@1 by language, {name.replace('_', ' ')}"))
 
 
 def _plot_retrieval(
@@ -212,7 +221,7 @@ def _card_facts(
     evaluation_data = [item for evaluation in config.evaluations.values() for item in evaluation.data]
     return CardFacts(
         model_name=config.card.model_name or trainer.folder.name,
-        training_data=_described(config.data.train, config.card.sources),
+        training_data=_described(config.data.files, config.card.sources),
         evaluation_data=_described(evaluation_data, config.card.sources),
         results=[result.to_dict() for result in evaluated.values()],
         results_at_start=list(results["evaluations_at_start"].values()),

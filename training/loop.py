@@ -182,7 +182,7 @@ def _start(
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
     teacher = build_teacher(config, data, decisions)
     train_step = TrainStep(config, decisions, objective, optimizer, processor, average, teacher)
-    marks = decisions.coordinator.share(partial(fingerprint, config.data.train, data.num_rows))
+    marks = decisions.coordinator.share(partial(fingerprint, config.data.files, data.num_rows))
     trainer = Trainer(config, folder, train_step, progress, log, marks)
     if checkpoint is not None:
         trainer.restore(checkpoint)

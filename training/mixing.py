@@ -25,7 +25,12 @@ logger = logging.getLogger(__name__)
 Evaluate = Callable[[HFCLIPModel, HFCLIPProcessor], Mapping[str, float]]
 
 # The numbers of a task that are watched whichever picks.
-LEADING = {"retrieval": ("image_to_text.recall_at_1", "text_to_image.recall_at_1"), "zero-shot": ("top_1",)}
+LEADING = {
+    "retrieval": ("image_to_text.recall_at_1", "text_to_image.recall_at_1"),
+    "languages": ("image_to_text.median", "text_to_image.median"),
+    "captions": ("exact",),
+    "zero-shot": ("top_1",),
+}
 FRACTIONS = tuple(index / 10 for index in range(11))
 
 

@@ -1,4 +1,4 @@
-"""Make examples/emoji: one parquet file of emoji a style, with English texts from Unicode CLDR.
+"""Make examples/emoji: a parquet file of emoji a style, with English texts from CLDR, and one of 28 languages.
 
     pip install resvg_py pillow pyarrow pyyaml        # and npm on the path
     python examples/make_data/make_emoji.py
@@ -29,6 +29,30 @@ EMOJIBASE = "emojibase-data@17.0.0"
 CLDR = "cldr-annotations-full@48.2.0"
 CLDR_DERIVED = "cldr-annotations-derived-full@48.2.0"
 CODE_POINTS = "chars.json"  # in an Iconify package: code points -> icon name (not every one has it)
+LANGUAGES = (
+    *(
+        "en",
+        "ar",
+        "bn",
+        "cs",
+        "de",
+        "el",
+        "es",
+        "fa",
+        "fi",
+        "fr",
+        "he",
+        "hi",
+        "id",
+        "it",
+        "ja",
+        "ko",
+        "nl",
+        "pl",
+        "pt",
+    ),
+    *("ru", "sv", "sw", "th", "tr", "uk", "vi", "zh", "zh-Hant"),
+)
 SIDE = 64
 COLORS = 128
 
@@ -123,11 +147,11 @@ def concept_id(hexcode: str) -> str:
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
-def english_texts(folder: Path) -> dict[str, tuple[str, list[str]]]:
+def texts_of(language: str, folder: Path) -> dict[str, tuple[str, list[str]]]:
     """emoji (without variation selectors) -> (short name, keywords)."""
     texts = {}
     for spec, key in ((CLDR, "annotations"), (CLDR_DERIVED, "annotationsDerived")):
-        annotations = package(spec, folder).json(f"{key}/en/annotations.json")[key]["annotations"]
+        annotations = package(spec, folder).json(f"{key}/{language}/annotations.json")[key]["annotations"]
         for emoji, entry in annotations.items():
             if "tts" in entry:
                 texts[emoji.replace("\ufe0f", "")] = (entry["tts"][0], entry.get("default", []))
@@ -139,7 +163,7 @@ def read_concepts(folder: Path) -> dict[str, dict]:
     data = package(EMOJIBASE, folder)
     groups = {group["order"]: group["message"] for group in data.json("en/messages.json")["groups"]}
     subgroups = data.json("meta/groups.json")["subgroups"]
-    english = english_texts(folder)
+    english = texts_of("en", folder)
     concepts = {}
     for entry in sorted(data.json("en/data.json"), key=lambda entry: entry.get("order", 0)):
         if "group" not in entry or groups[entry["group"]] == "components":
@@ -283,6 +307,19 @@ def style_rows(style: Style, concepts: dict[str, dict], folder: Path) -> tuple[l
     return rows, skipped
 
 
+def caption_rows(concepts: dict[str, dict], folder: Path) -> list[dict]:
+    """The name of each concept in each language that has one."""
+    origin = {"license": "Unicode-3.0", "source": f"npm:{CLDR} and npm:{CLDR_DERIVED}"}
+    rows = []
+    for language in LANGUAGES:
+        texts = texts_of(language, folder)
+        for key, concept in concepts.items():
+            if concept["plain"] in texts:
+                caption = texts[concept["plain"]][0]
+                rows.append({"concept": key, "lang": language, "caption": caption, "split": concept["split"]} | origin)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "emoji")
@@ -291,10 +328,11 @@ def main() -> None:
 
     concepts = read_concepts(args.cache)
     columns = COLUMNS | {"label": list(dict.fromkeys(concept["group"] for concept in concepts.values()))}
-    sources = []
+    sources, drawn = [], set()
     for style in STYLES:
         rows, skipped = style_rows(style, concepts, args.cache)
         write_parquet(args.out / f"{style.name}.parquet", rows, columns)
+        drawn.update(row["concept"] for row in rows)
         print(f"{style.name}.parquet: {len(rows)} images; skipped: {dict(skipped)}")
         sources.append(
             {
@@ -307,6 +345,21 @@ def main() -> None:
                 "changes": f"drawn from SVG on white at {SIDE}x{SIDE} pixels, at most {COLORS} colors",
             }
         )
+    captions = caption_rows({key: concept for key, concept in concepts.items() if key in drawn}, args.cache)
+    write_parquet(
+        args.out / "captions.parquet", captions, dict.fromkeys(captions[0], "string"), row_group=len(captions)
+    )
+    sources.append(
+        {
+            "name": "names in 28 languages",
+            "file": "captions.parquet",
+            "captions": len(captions),
+            "license": "Unicode-3.0",
+            "attribution": "Unicode CLDR, Copyright Unicode, Inc.",
+            "source": f"npm:{CLDR} and npm:{CLDR_DERIVED}",
+            "changes": "the names alone, of the concepts drawn here",
+        }
+    )
     write_sources(args.out, sources)
     for name, spec in (("unicode", CLDR), ("emojibase", EMOJIBASE)):
         (args.out / f"LICENSE.{name}.txt").write_bytes(package(spec, args.cache).bytes("LICENSE"))

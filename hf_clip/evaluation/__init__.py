@@ -6,6 +6,7 @@ from hf_clip.evaluation.clip_score import ClipScoreResult, clip_score, evaluate_
 from hf_clip.evaluation.features import Encoding, ImageFeatures, encode_images, encode_texts
 from hf_clip.evaluation.few_shot import FewShotResult, evaluate_few_shot
 from hf_clip.evaluation.groups import GroupsResult, evaluate_groups
+from hf_clip.evaluation.languages import LanguagesResult, evaluate_languages
 from hf_clip.evaluation.linear_probe import LinearProbeResult, evaluate_linear_probe
 from hf_clip.evaluation.operating_points import OperatingPoint, OperatingPoints, find_operating_points
 from hf_clip.evaluation.plots.image_sheets import plot_retrievals, plot_similarity
@@ -25,6 +26,7 @@ __all__ = [
     "FewShotResult",
     "GroupsResult",
     "ImageFeatures",
+    "LanguagesResult",
     "LinearProbeResult",
     "OperatingPoint",
     "OperatingPoints",
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate_corruptions",
     "evaluate_few_shot",
     "evaluate_groups",
+    "evaluate_languages",
     "evaluate_linear_probe",
     "evaluate_pairs",
     "evaluate_retrieval",

@@ -18,6 +18,11 @@ COLUMNS = {
         for where in ("image_to_text", "text_to_image")
         for k in (1, 5)
     },
+    "languages": {
+        f"{where.replace('_', ' ')} {name}": f"{where}.{name}"
+        for where in ("image_to_text", "text_to_image")
+        for name in ("reference", "median", "ratio")
+    },
     "linear-probe": {"top-1": "top_1", "top-5": "top_5", "mean per class": "mean_per_class"},
     "clip-score": {"CLIP score": "score"},
     "segmentation": {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"},

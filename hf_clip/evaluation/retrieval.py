@@ -274,7 +274,7 @@ def _metric_lines(column: str, metrics_by_value: dict[str, dict]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Item:
+class RetrievalItem:
     """An image's captions, what it shows, and its value in each column that results are wanted by."""
 
     row: int
@@ -312,7 +312,7 @@ def evaluate_pairs(
         ValueError: if no image with a name could be read, or all have one name: then nothing is to be found.
     """
     items = (
-        (image, _Item(row, concept, [name.strip()] if name and name.strip() else []))
+        (image, RetrievalItem(row, concept, [name.strip()] if name and name.strip() else []))
         for row, (image, concept, name) in enumerate(pairs)
     )
     encoding = Encoding(batch_size, text_batch_size)
@@ -353,7 +353,10 @@ def evaluate_retrieval(
         raise ValueError(f"`captions={captions!r}` is unknown: use 'first' or 'all'.")
     source = source.require_captions()
     items = (
-        (sample.image, _Item(row, sample.concept, found, tuple(value_of(source, content, column) for column in by)))
+        (
+            sample.image,
+            RetrievalItem(row, sample.concept, found, tuple(value_of(source, content, column) for column in by)),
+        )
         for row, (sample, content) in enumerate(iterate_rows(source, by))
         for found in [split_lines(sample.captions) if captions == "all" else sample.captions[:1]]
     )
@@ -378,7 +381,7 @@ def split_lines(captions: Iterable[str]) -> list[str]:
 def _evaluate_items(
     model: DualEncoder,
     processor: Processor,
-    items: Iterable[tuple[object, _Item]],
+    items: Iterable[tuple[object, RetrievalItem]],
     *,
     title: str,
     encoding: Encoding,
@@ -401,7 +404,7 @@ def _evaluate_items(
 
     features = encode_images(model, processor, make_images(), total=total, encoding=encoding)
     kept = [named[position] for position in features.kept]
-    names, positives = _candidates(kept, has_one_name)
+    names, positives = candidates_of(kept, has_one_name)
     counts = [len(item.captions) for item in kept]
     if len(names) < 2:
         raise ValueError(
@@ -436,7 +439,7 @@ def _evaluate_items(
     )
 
 
-def _candidates(items: Sequence[_Item], has_one_name: bool) -> tuple[list[str], list[list[int]]]:
+def candidates_of(items: Sequence[RetrievalItem], has_one_name: bool) -> tuple[list[str], list[list[int]]]:
     """Candidates without duplicates, and for each image the indices of its own."""
     texts_of_concept: dict[Hashable, list[str]] = {}
     for item in items:

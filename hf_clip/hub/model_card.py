@@ -35,7 +35,7 @@ class CardFacts:
     Attributes:
         model_name: the title.
         training_data: one mapping for each file or data set, with `name` and, where known, `file`,
-            `images`, `license` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
+            `images`, `captions`, `license` (SPDX), `attribution`, `source`, `changes`, and `dataset` (its id on the
             Hub).
         evaluation_data: the same for data that the model was evaluated on.
         results: `to_dict()` of each evaluation's result; titles must differ within a task.
@@ -284,7 +284,7 @@ def _body(facts: CardFacts, folder: Path, config: HFCLIPConfig) -> dict[str, Any
 def _data_table(data: Sequence[Mapping[str, Any]]) -> str:
     if not data:
         return "The training data was not recorded."
-    columns = ("name", "file", "images", "license", "attribution", "source", "changes")
+    columns = ("name", "file", "images", "captions", "license", "attribution", "source", "changes")
     used = [column for column in columns if any(item.get(column) is not None for item in data)]
     return table(used, [[item.get(column, "") for column in used] for item in data])
 

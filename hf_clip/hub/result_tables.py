@@ -294,6 +294,26 @@ def _groups_rows(result: Result) -> Iterable[tuple]:
                 )
 
 
+def _language_numbers(result: Result) -> Iterable[Number]:
+    for direction in DIRECTIONS:
+        counts = {"languages": len(result["languages"])}
+        name = f"{direction.replace('_', ' ')} R@1"
+        found = result[direction]
+        yield f"{direction}_recall_at_1", f"{name}, {result['reference']}", found["reference"], counts
+        yield f"{direction}_recall_at_1_median", f"{name}, median of the other languages", found["median"], counts
+
+
+def _language_rows(result: Result) -> Iterable[tuple]:
+    for language, found in result["languages"].items():
+        recalls = (_shown(found[direction][f"recall_at_{k}"]) for direction in DIRECTIONS for k in (1, 5))
+        counts = found["image_to_text"]
+        yield result["title"], language, *recalls, counts["queries"], counts["candidates"]
+    recalls = (cell for direction in DIRECTIONS for cell in (_shown(result[direction]["median"]), "-"))
+    yield result["title"], f"median without {result['reference']}", *recalls, "-", "-"
+    ratios = (cell for direction in DIRECTIONS for cell in (_shown(result[direction]["ratio"], "{:.2f}"), "-"))
+    yield result["title"], f"median / {result['reference']}", *ratios, "-", "-"
+
+
 def _caption_rows(result: Result) -> Iterable[tuple]:
     yield result["title"], *(_shown(result.get(key)) for key in CAPTION_METRICS), result["images"]
 
@@ -305,6 +325,12 @@ TASKS: dict[str, tuple[str, Callable, tuple[str, ...], Callable]] = {
         _retrieval_numbers,
         ("retrieval", "from, to", "R@1", "R@5", "R@10", "median rank", "queries", "candidates", "chance R@1"),
         _retrieval_rows,
+    ),
+    "languages": (
+        "image-text-retrieval",
+        _language_numbers,
+        ("languages", "language", "image to text R@1", "R@5", "text to image R@1", "R@5", "images", "texts"),
+        _language_rows,
     ),
     "zero-shot": (
         "zero-shot-image-classification",

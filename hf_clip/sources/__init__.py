@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .errors import SourceError
     from .image_files import find_images
+    from .joined_captions import CaptionTable
     from .opening import open_source
     from .sample import ROW_KEY, Sample, Source, clean_captions, iterate_samples, to_sample
     from .shards import Shard, Shards, list_shards
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .values import ValueKindError, as_text, class_index, spellings
 
 _HOME = {
+    "CaptionTable": "joined_captions",
     "DataSpec": "spec",
     "ROW_KEY": "sample",
     "Sample": "sample",
@@ -40,6 +42,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CaptionTable",
     "DataSpec",
     "ROW_KEY",
     "Sample",

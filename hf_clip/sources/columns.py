@@ -54,6 +54,7 @@ class Request:
     concept_column: str | None
     where: dict[str, tuple[str, ...]]
     mask_column: str | None = None
+    has_joined: bool = False
     share: Share = on_its_own
 
 
@@ -127,7 +128,7 @@ def choose_columns(name: str, kinds: Mapping[str, str], request: Request) -> Col
                     f"column {column!r} of {name!r} holds objects, not texts or numbers. Columns: {', '.join(kinds)}. "
                     f"Write what is wanted of them into a column of its own, and set `{option}` to that."
                 )
-    if not captions and label is None and mask is None:
+    if not captions and label is None and mask is None and not request.has_joined:
         raise column_error(name, "caption_columns", kinds)
     texts = (captions, request.keyword_columns, label, concept)
     return Columns(image, *texts, tuple(request.where), mask=mask, extra=request.extra_columns)

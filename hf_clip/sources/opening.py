@@ -29,6 +29,7 @@ from .files import (
     list_files,
     only_format,
 )
+from .joined_captions import CaptionTable, JoinedCaptions
 from .marks import PROBLEM
 from .readers import generate_images, generate_row_groups, generate_rows, read_rows, require_files
 from .remote import is_address
@@ -58,6 +59,7 @@ def open_source(
     concept_column: str | None = None,
     where: Mapping[str, Any] | None = None,
     mask_column: str | None = None,
+    join: CaptionTable | None = None,
     share: Share = on_its_own,
 ) -> Source:
     """Open `data` as a stream of undecoded images with captions, labels or both.
@@ -79,6 +81,8 @@ def open_source(
         extra_columns: further columns, whose fields samples hold as they are; none by default.
         where: keep the rows whose column has the value, or one of a list of values; class names are values.
         mask_column: images whose pixels are indices of classes; none by default.
+        join: captions of another table, which belong to the rows with the same value in a column (as pandas' `merge`
+            with `how="left"`). They follow those of `caption_columns`, which are none then by default.
         share: calls what it is given on one of several processes, which open `data` together, and gives the result on
             all: files are listed and looked into once. By default each process does so by itself.
 
@@ -100,9 +104,22 @@ def open_source(
         mask_column=mask_column,
         share=share,
     )
+    return _open(data, request) if join is None else _open_joined(data, request, share(join.read))
+
+
+def _open(data: str | Path | Sequence[str | Path], request: Request) -> Source:
     if isinstance(data, str) and is_hub_id(data):
         return _open_hub(data, request)
     return _open_local(data, request)
+
+
+def _open_joined(data: str | Path | Sequence[str | Path], request: Request, joined: JoinedCaptions) -> Source:
+    """`data` with its key among the columns that are read, and no captions of its own but those that are named."""
+    extra = tuple(dict.fromkeys((*request.extra_columns, joined.key_column)))
+    captions = request.caption_columns or ()
+    source = _open(data, replace(request, caption_columns=captions, extra_columns=extra, has_joined=True))
+    joined.require_keys_of(source)
+    return replace(source, joined=joined)
 
 
 def _open_local(data: str | Path | Sequence[str | Path], request: Request) -> Source:

@@ -7,7 +7,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import fsspec
@@ -15,6 +15,9 @@ import pyarrow as pa
 
 from .errors import SourceError, column_error, one_line, report_row
 from .values import ValueKindError, as_text, describe
+
+if TYPE_CHECKING:
+    from .joined_captions import JoinedCaptions
 
 ROW_KEY = "__key__"
 
@@ -41,6 +44,7 @@ class Source:
         file_starts: (file, index of its first row in the stream) of each file, where known.
         find_rows: lists parts that can be read on their own, for `list_shards`; None: those of `dataset`.
         folder: where relative paths of images begin that the rows still have.
+        joined: captions of another table, which a row's own are followed by.
     """
 
     dataset: datasets.IterableDataset
@@ -58,10 +62,16 @@ class Source:
     file_starts: tuple[tuple[str, int], ...] = ()
     find_rows: Callable[[], Sequence] | None = None
     folder: str | None = None
+    joined: "JoinedCaptions | None" = None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether its samples can have captions, their own or joined ones."""
+        return bool(self.caption_columns) or self.joined is not None
 
     def require_captions(self) -> "Source":
         """This source, if it has captions; else a SourceError that names the columns there are."""
-        if not self.caption_columns:
+        if not self.has_captions:
             raise column_error(self.name, "caption_columns", self.columns)
         return self
 
@@ -147,6 +157,7 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | Non
     def texts(columns: tuple[str, ...]) -> list[str]:
         return [text for column in columns for text in texts_of(row[column], column, at, source.name)]
 
+    joined = [] if source.joined is None else source.joined.of(row[source.joined.key_column])
     concept = None
     if source.concept_column is not None:
         concept = single_text(row[source.concept_column], source.concept_column, at, source.name)
@@ -157,7 +168,7 @@ def to_sample(source: Source, row: Mapping[str, Any], index: int, key: str | Non
         index=index,
         key=at,
         image={"bytes": _fetch(image), "path": image["path"]},
-        captions=texts(source.caption_columns),
+        captions=[*texts(source.caption_columns), *joined],
         keywords=texts(source.keyword_columns),
         labels=_labels_of(source, row, at),
         concept=concept if concept and concept.strip() else None,

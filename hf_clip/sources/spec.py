@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .columns import Share, on_its_own
+from .joined_captions import CaptionTable
 from .opening import open_source
 from .sample import Source
 
@@ -25,6 +26,7 @@ class DataSpec:
         label_column: the column of class labels, likewise.
         concept_column: the column whose equal values mark images of one thing, likewise.
         mask_column: the column of images whose pixels are indices of classes; none by default.
+        join: captions of another table, as `open_source` takes it.
     """
 
     data: str | Path | Sequence[str | Path]
@@ -37,6 +39,7 @@ class DataSpec:
     label_column: str | None = None
     concept_column: str | None = None
     mask_column: str | None = None
+    join: CaptionTable | None = None
 
     def open(self, share: Share = on_its_own) -> Source:
         """The data as a stream of undecoded samples. Raises SourceError for whatever is wrong with it."""
@@ -51,5 +54,6 @@ class DataSpec:
             concept_column=self.concept_column,
             where=self.where,
             mask_column=self.mask_column,
+            join=self.join,
             share=share,
         )

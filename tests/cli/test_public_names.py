@@ -12,7 +12,8 @@ PROMISED = {
     "load", "embed_images", "embed_texts", "ZeroShotClassifier", "contrastive_loss", "sigmoid_loss", "train",
     "load_recipe", "convert", "push", "evaluate_zero_shot", "evaluate_retrieval", "evaluate_linear_probe",
     "evaluate_few_shot", "evaluate_corruptions", "evaluate_shift", "open_source", "DataSpec", "load_prompts",
-    "list_prompts", "join_towers", "Index", "evaluate_segmentation", "evaluate_groups", "Decisions",
+    "list_prompts", "join_towers", "Index", "evaluate_segmentation", "evaluate_groups", "evaluate_languages",
+    "CaptionTable", "Decisions",
     "HFCLIPModel", "HFCLIPConfig", "HFCLIPProcessor",
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Towers from elsewhere: transformers' own models as the oracle, and OpenCLIP's text encoder around them."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,10 +328,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 LABELS = ["a cat", "a big dog runs", "snow"]
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def write_towers(vision: Path, text: Path) -> None:
     """A folder with DINOv2 and its image processor, and one with XLM-R and its tokenizer, as the Hub has them."""
-    vision, text = tmp_path_factory.mktemp("dinov2"), tmp_path_factory.mktemp("xlm-roberta")
     torch.manual_seed(5)
     scattered(Dinov2Model(Dinov2Config(**DINO))).save_pretrained(vision)
     BitImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(vision)
@@ -339,6 +338,12 @@ def sources(tmp_path_factory):
     config = XLMRobertaConfig(**{**TEXT["xlm-roberta"].to_dict(), "max_position_embeddings": 26})
     scattered(XLMRobertaModel(config, add_pooling_layer=False)).save_pretrained(text)
     XLMRobertaTokenizer(vocab=pieces, model_max_length=24).save_pretrained(text)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    vision, text = tmp_path_factory.mktemp("dinov2"), tmp_path_factory.mktemp("xlm-roberta")
+    write_towers(vision, text)
     return vision, text
 
 

@@ -42,9 +42,14 @@ class TrainingData:
             if self.label_templates:
                 yield from self._of_labels(source)
             columns = [*source.caption_columns, *source.keyword_columns] if not self.label_templates else []
-            for row in source.dataset.select_columns(columns):
+            joined, keys = source.joined, set()
+            for row in source.dataset.select_columns(columns if joined is None else [*columns, joined.key_column]):
                 for column in columns:
                     yield from clean_captions(row[column])
+                if joined is not None and row[joined.key_column] not in keys:
+                    # Many images have one key.
+                    keys.add(row[joined.key_column])
+                    yield from joined.of(row[joined.key_column])
 
     def _of_labels(self, source: Source) -> Iterator[str]:
         """The captions that class names make."""
@@ -107,6 +112,7 @@ def _open(items: Sequence[str], config: DataConfig, share: Share) -> Source:
         extra_columns=config.extra_columns,
         label_column=config.label_column,
         concept_column=config.concept_column,
+        join=None if config.join is None else config.join.table(),
     )
     try:
         source = spec.open(share)
@@ -117,7 +123,7 @@ def _open(items: Sequence[str], config: DataConfig, share: Share) -> Source:
         ) from error
     if config.label_templates is not None:
         return source.require_label()
-    if not source.caption_columns and source.label_column is not None:
+    if not source.has_captions and source.label_column is not None:
         raise SourceError(
             f"{source.name!r} has class labels in column {source.label_column!r} and no captions: set "
             '`label_templates`, such as ["a photo of a {}."], or `caption_columns`.'

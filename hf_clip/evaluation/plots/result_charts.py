@@ -13,6 +13,7 @@ import numpy as np
 from hf_clip.evaluation import metrics
 from hf_clip.evaluation.comparison import compare
 from hf_clip.evaluation.few_shot import FewShotResult
+from hf_clip.evaluation.languages import WAYS, LanguagesResult
 from hf_clip.evaluation.linear_probe import LinearProbeResult
 from hf_clip.evaluation.plots.canvas import (
     BLUE,
@@ -190,6 +191,28 @@ def plot_per_template_accuracy(result: PerTemplateAccuracy, output: str | Path) 
         return save(figure, output)
 
 
+def plot_languages(result: LanguagesResult, output: str | Path) -> Path:
+    """R@1 both ways in each language, the best first, half of the reference's marked, as PNG.
+
+    Raises ImportError without matplotlib.
+    """
+    languages = result.ranked()
+    with style():
+        figure = new_figure(WIDTH_INCHES * 0.8, 1.2 + 0.24 * len(languages))
+        axes = figure.add_subplot()
+        for index, (way, color) in enumerate(zip(WAYS, (BLUE, GREEN), strict=True)):
+            centers = [rank + (index - 0.5) * 0.4 for rank in range(len(languages))]
+            recalls = [result.languages[language][way]["recall_at_1"] for language in languages]
+            axes.barh(centers, recalls, 0.36, color=color, label=way.replace("_", " "))
+            half = (result.summary(way)["reference"] or 0) / 2
+            axes.axvline(half, color=color, linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(languages)), [drawable(language) for language in languages], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"R@1 (dashed: half of that of {drawable(result.reference)})")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        return save(figure, output)
+
+
 def plot_comparison(results: Sequence[Mapping[str, Any]], output: str | Path) -> Path:
     """Numbers of several models on one task, a group of bars for each column, as PNG.
 
@@ -227,6 +250,8 @@ def charts_of(result) -> dict[str, Callable[[Path], Path]]:
             charts["per_template.png"] = partial(plot_per_template_accuracy, result.per_template)
     elif isinstance(result, RetrievalResult):
         charts["recall.png"] = partial(plot_recall, result)
+    elif isinstance(result, LanguagesResult):
+        charts["languages.png"] = partial(plot_languages, result)
     elif isinstance(result, LinearProbeResult):
         charts["sweep.png"] = partial(plot_sweep, result)
     elif isinstance(result, FewShotResult):
