@@ -117,7 +117,7 @@ def rules_of_layout(layout: Layout) -> list[Rule]:
             "head": with_weight_and_bias(f"{prefix}text_projection", "text_model.head"),
         }[layout.text_projection]
     numbers = [*LOGIT_SCALE, Rule("logit_bias", "logit_bias", is_scalar=True), *ARCHIVE_NUMBERS]
-    return [*text, *_IMAGE_TOWERS[layout.image], *numbers]
+    return [*text, *_IMAGE_TOWERS.get(layout.image, _OWN_NAMES), *numbers]
 
 
 def _layer_scales(theirs: str, ours: str) -> list[Rule]:
@@ -159,6 +159,8 @@ _IMAGE_TOWERS = {
     "siglip": _siglip_trunk(),
     "timm": TIMM_RULES,
 }
+# Of image towers that OpenCLIP has not (convnets of this package, NaFlex): nothing of it could load them.
+_OWN_NAMES = [Rule("vision_model.**", "vision_model.**"), Rule("visual_projection.**", "visual_projection.**")]
 _NOT_IN_SIGLIP = {"visual.trunk.cls_token", "visual.trunk.norm_pre.weight", "visual.trunk.head.weight"}
 _FOREIGN_TEXT = [
     Rule("text.transformer.**", "text_model.backbone.**"),

@@ -12,12 +12,13 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from transformers import BatchFeature
 
-from hf_clip import convert
+from hf_clip import HFCLIPConfig, HFCLIPModel, convert
 from hf_clip.compat import clip as drop_in
 from tests.helpers.checkpoints import IMAGES, TEXTS, openai_model, openai_state, write_openai_archive
 from tests.helpers.counts import soak_count
 from tests.helpers.mock_hub import running_hub, use_in_this_process
 from tests.helpers.peers import load_openai_clip
+from tests.helpers.toys import tiny_clip
 
 TOLERANCE = 1e-5
 RESNET = {"vision_layers": (1, 1, 1, 1), "vision_width": 8, "vision_patch_size": None, "image_resolution": 64}
@@ -265,3 +266,21 @@ def test_errors_are_one_line_and_show_the_right_call(peer, archives, tmp_path):
         model.encode_image(BatchFeature({"pixel_values": torch.zeros(1, 3, 32, 32)}))
     with pytest.raises(TypeError, match=r"call model.encode_image\(preprocess\(image\).unsqueeze\(0\)\)"):
         model.encode_image(IMAGES[0])
+
+
+def test_a_tower_that_openai_has_not_keeps_its_own_names(tmp_path):
+    plain, processor = tiny_clip(TEXTS)
+    convnet = {"tower": "convnet", "stem_width": 8, "norm_group_size": 8, "stage_widths": [16, 32]}
+    vision = plain.config.vision_config.to_dict() | convnet | {"stage_depths": [1, 1]}
+    text = plain.config.text_config.to_dict()
+    model = HFCLIPModel(HFCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    taken, preprocess = drop_in.load(tmp_path)
+    pixels = preprocess(IMAGES[1]).unsqueeze(0)
+    wanted = model.eval().encode_image(processor(images=IMAGES[1], return_tensors="pt").pixel_values, normalize=False)
+    torch.testing.assert_close(taken.encode_image(pixels), wanted)
+    state = {name: tensor.clone() for name, tensor in taken.state_dict().items()}
+    assert "vision_model.stem.weight" in state and "token_embedding.weight" in state
+    taken.load_state_dict({name: tensor + 1 for name, tensor in state.items()})
+    assert torch.equal(taken.state_dict()["vision_model.stem.weight"], state["vision_model.stem.weight"] + 1)
