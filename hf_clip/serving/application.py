@@ -79,11 +79,14 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.content(), error.status)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part != "body"]
         name = place[0] if place and not first["type"].startswith("json") else None
         said = first["msg"].removeprefix("Value error, ")
+        if name is None and "json" not in request.headers.get("content-type", ""):
+            # What curl sends with --data alone is a form.
+            said = "name its type, Content-Type: application/json"
         message = f"`{name}`: {said[0].lower()}{said[1:]}." if name else f"the request is no JSON object: {said}."
         return JSONResponse(RequestError(400, message, name, first["type"]).content(), 400)
 

@@ -341,7 +341,7 @@ def _group(comparison: _Comparison, best: int, members: dict[int, _Match], is_of
     elif not kinds:
         group.why = "of equal bytes, the oldest file with the shortest name"
     elif comparison.owners[best][1].is_new or not any(comparison.owners[one][1].is_new for one in members):
-        group.why = f"the most detail, then losses, bytes and metadata ({comparison.quality(best)} pixels)"
+        group.why = f"it has the most detail, or as much in a better file ({comparison.quality(best)} pixels)"
     else:
         group.why = "it was there before the others"
     return group
