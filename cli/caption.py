@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     images = [image for image in images if image not in done]
     if done:
         print(f"hf-clip: {output} has {len(done)} already, {len(images)} are left.", file=sys.stderr)
-    with output.open("a", encoding="utf-8") as stream:
+    with output.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         unreadable = _write_all(model, processor, images, _json_lines(stream), generate)
     return _report(unreadable, len(images))
 
@@ -152,7 +152,8 @@ def _done(output: Path) -> set[str]:
     content = output.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        # Not splitlines: names may hold other ends of lines, which JSON leaves as they are.
+        rows = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
         done = {row["image"] for row in rows if isinstance(row["caption"], str)}
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"--output {output} is no file of captions: name another.") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_clip.evaluation.comparison import COLUMNS
+from hf_clip.evaluation.comparison import numbers_of
 
 from .run_folder import RESULTS
 
@@ -64,20 +64,33 @@ def compare_runs(runs: Sequence[str | Path]) -> RunComparison:
     columns = [each["evaluations"] for each in found]
     if found[0].get("evaluations_at_start"):
         columns, names = [found[0]["evaluations_at_start"], *columns], [START, *names]
-    numbers = [_numbers(column) for column in columns]
+    try:
+        numbers = [_numbers(column) for column in columns]
+        started = [_details(each) for each in found]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{RESULTS} of a run is not as training writes it ({reason}): evaluate the run again."
+        ) from error
     rows = {
         row: [column.get(row) for column in numbers] for row in dict.fromkeys(row for each in numbers for row in each)
     }
     if not rows:
         raise ValueError(f"{', '.join(map(str, runs))}: no evaluation in {RESULTS}: add evaluations to the recipe.")
-    started = [{}] * (len(names) - len(found)) + found
-    details = {
-        "steps": [_shown(each.get("step")) for each in started],
-        "best step": [_shown((each.get("best") or {}).get("step")) for each in started],
-        "seconds": [_shown(each.get("train_seconds")) for each in started],
-        "pairs skipped": [_shown(sum(each["pairs_skipped"].values()) if each else None) for each in started],
-    }
+    at_start = [dict.fromkeys(started[0], "-")] * (len(names) - len(found))
+    details = {name: [each[name] for each in [*at_start, *started]] for name in started[0]}
     return RunComparison(names, rows, {name: texts for name, texts in details.items() if set(texts) != {"-"}})
+
+
+def _details(run: Mapping[str, Any]) -> dict[str, str]:
+    """What was trained, as text."""
+    skipped = run.get("pairs_skipped")
+    return {
+        "steps": _shown(run.get("step")),
+        "best step": _shown((run.get("best") or {}).get("step")),
+        "seconds": _shown(run.get("train_seconds")),
+        "pairs skipped": _shown(None if skipped is None else sum(skipped.values())),
+    }
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -105,12 +118,9 @@ def _names(runs: list[Path]) -> list[str]:
 def _numbers(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     found = {}
     for name, result in evaluations.items():
-        for column, path in COLUMNS[result["task"]].items():
-            value: Any = result
-            for key in path.split("."):
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value is not None:
-                found[f"{name}, {column}"] = value
+        found |= {
+            f"{name}, {column}": float(value) for column, value in numbers_of(result).items() if value is not None
+        }
     return found
 
 

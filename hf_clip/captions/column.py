@@ -100,8 +100,9 @@ def _kept_captions(kept: Path, told: dict[str, Any]) -> list[str | None]:
         return []
     # A line that was cut off by the end of a process has no end.
     whole = kept.read_bytes().rpartition(b"\n")[0] + b"\n"
-    first, *lines = whole.decode("utf-8").splitlines()
-    if json.loads(first) != told:
+    # Not splitlines: captions may hold other ends of lines, which JSON leaves as they are.
+    first, *lines = whole.decode("utf-8")[:-1].split("\n")
+    if not first or json.loads(first) != told:
         raise ValueError(f"{kept} has captions of another model, data or options: remove it, or name another output.")
     with kept.open("r+b") as stream:
         stream.truncate(len(whole))

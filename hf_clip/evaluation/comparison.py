@@ -49,13 +49,14 @@ def compare(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float |
             f"results of tasks {', '.join(sorted(tasks)) or 'none'} by models {', '.join(models) or 'none'}: give one "
             "result of one task for each model."
         )
-    numbers = {result["model"]: _numbers(result) for result in results}
+    numbers = {result["model"]: numbers_of(result) for result in results}
     columns = list(dict.fromkeys(column for row in numbers.values() for column in row))
     used = [column for column in columns if any(row.get(column) is not None for row in numbers.values())]
     return {model: {column: row.get(column) for column in used} for model, row in numbers.items()}
 
 
-def _numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
+def numbers_of(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The main numbers of one result by column, None where one was not measured. Raises KeyError for no known task."""
     if result["task"] == "few-shot":
         row = {"zero-shot": result["zero_shot_top_1"]}
         return row | {f"{one['shots']} shots": one["mean"] for one in result["shots"]}

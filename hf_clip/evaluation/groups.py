@@ -79,7 +79,7 @@ class GroupsResult:
             lines.append(_line(value, rows, width, columns))
         for column, values_of in self.groups.items():
             lines += ["", column, *(_line(value, rows, width, columns) for value, rows in values_of.items())]
-        lines += ["", f"{self.confidence:.0%} intervals; {describe_templates(self.templates)}"]
+        lines += ["", f"{100 * self.confidence:g}% intervals; {describe_templates(self.templates)}"]
         return "\n".join([*lines, *describe_skipped(self.skipped)])
 
 

@@ -92,7 +92,7 @@ class OperatingPoints:
         asked, counts = self.asked, " + ".join(map(str, self.images))
         lines = [
             f"operating points: {asked.false_positive_rate:g} false positives and {asked.missed:g} false negatives "
-            f"allowed ({counts} images; {asked.confidence:.0%} intervals of the second part)"
+            f"allowed ({counts} images; {100 * asked.confidence:g}% intervals of the second part)"
         ]
         width = max(5, *(len(row["label"]) for row in self.concepts)) + 2
         lines.append(
@@ -209,10 +209,10 @@ def _thresholds(scores: np.ndarray, is_true: np.ndarray, asked: OperatingPoint) 
     yes = no = None
     if len(without):
         # As many may lie at it or above; the next one lies below.
-        allowed = math.floor(asked.false_positive_rate * len(without) + 1e-9)
+        allowed = min(math.floor(asked.false_positive_rate * len(without) + 1e-9), len(without) - 1)
         yes = float(np.nextafter(without[allowed], np.inf, dtype=scores.dtype))
     if len(with_it):
-        no = float(with_it[math.floor(asked.missed * len(with_it) + 1e-9)])
+        no = float(with_it[min(math.floor(asked.missed * len(with_it) + 1e-9), len(with_it) - 1)])
     if yes is not None and no is not None:
         # Where both rates are kept at once, nothing is left to look at.
         no = min(no, yes)

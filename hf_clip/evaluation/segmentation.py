@@ -26,6 +26,8 @@ from hf_clip.sources import Source, SourceError, iterate_samples
 BACKGROUND = "background"
 # Pixels of this value belong to no class (VOC, ADE20K and others use it so).
 IGNORED = 255
+# Of masks of more than 255 classes, which take 16 bits.
+IGNORED_OF_MANY = 65535
 
 
 @dataclass
@@ -104,8 +106,8 @@ def evaluate_segmentation(
 
     Args:
         source: opened with a `mask_column`: images of one channel whose values are indices of classes, as large as
-            their images. Pixels of IGNORED do not count. Images that cannot be read, have no mask, or one of another
-            size, are skipped and counted.
+            their images. Pixels of IGNORED (of more than 255 classes, IGNORED_OF_MANY) do not count. Images that
+            cannot be read, have no mask, or one of another size, are skipped and counted.
         labels: the classes in the order of their indices, each by one name or several.
         templates: texts in which `{}` stands for a label; None takes those that the model was saved with.
         background: least score of a pixel that belongs to a class. Index 0 is the background then, and the first label
@@ -116,7 +118,7 @@ def evaluate_segmentation(
     Raises:
         ImportError: without scikit-learn.
         SourceError: if the source was opened without a `mask_column`, or a mask has other indices or no indices.
-        ValueError: if no image could be segmented.
+        ValueError: if no image could be segmented, or no pixel belongs to a class.
     """
     if source.mask_column is None:
         raise SourceError(f"{source.name!r} was opened without `mask_column`: set it to the column of the masks.")
@@ -159,8 +161,9 @@ def _counted(
         if mask_HV is None or mask_HV.shape != (image.height, image.width):
             skipped["no_mask" if mask_HV is None else "mask_of_other_size"] += 1
             continue
-        is_known_HV = mask_HV != IGNORED
-        wrong = mask_HV[is_known_HV & (mask_HV >= len(names))]
+        # Where 255 is a class's index, the largest of 16 bits is nobody's.
+        is_known_HV = mask_HV != (IGNORED if len(names) <= IGNORED else IGNORED_OF_MANY)
+        wrong = mask_HV[is_known_HV & ((mask_HV >= len(names)) | (mask_HV < 0))]
         if len(wrong):
             raise SourceError(
                 f"{sample.key}: the mask has index {wrong[0]}, and there are {len(names)} classes: give all `labels`, "
@@ -174,6 +177,8 @@ def _counted(
     if not images:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise ValueError(f"no image could be segmented ({reasons or 'there is none'}): check images and masks.")
+    if not counts_CC.any():
+        raise ValueError("no pixel of any mask belongs to a class: all are to be ignored. Check the masks' indices.")
     return counts_CC, images, skipped
 
 
@@ -205,11 +210,16 @@ def _mask(mask: dict[str, Any] | None, key: str) -> np.ndarray | None:
     try:
         with Image.open(Path(mask["path"]) if mask["bytes"] is None else io.BytesIO(mask["bytes"])) as opened:
             mask_HV = np.asarray(opened)
-    except (OSError, ValueError) as error:
+    # As in `decode_image`.
+    except Exception as error:
         raise ImageDecodeError(f"{key}: the mask cannot be read ({error}).", "mask_unreadable") from error
     if mask_HV.ndim != 2:
         raise SourceError(
             f"{key}: the mask has {mask_HV.shape[-1]} channels, and one of class indices is wanted: write it as a "
             "gray or palette PNG."
+        )
+    if mask_HV.dtype.kind not in "bui":
+        raise SourceError(
+            f"{key}: the mask holds fractions, and indices of classes are wanted: write it as a gray PNG."
         )
     return mask_HV

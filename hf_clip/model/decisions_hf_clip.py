@@ -50,8 +50,11 @@ class Decisions:
             raise ValueError(
                 f"{len(yes_from)} `yes_from`, {len(no_below)} `no_below` and {count} labels: give one of each a label."
             )
-        if any(no > yes for yes, no in zip(yes_from, no_below, strict=True)):
-            raise ValueError("a `no_below` is above its `yes_from`: an image would be answered both.")
+        # Not `>`: of NaN nothing is true, and every image would be one to look at.
+        if not all(no <= yes for yes, no in zip(yes_from, no_below, strict=True)):
+            raise ValueError(
+                "a `no_below` is above its `yes_from`, so that an image would be answered both, or one is no number."
+            )
         self.classifier, self.report = classifier, dict(report or {})
         self.yes_from, self.no_below = list(map(float, yes_from)), list(map(float, no_below))
 
@@ -111,5 +114,7 @@ class Decisions:
             if "thresholds" not in content.keys():  # noqa: SIM118
                 raise ValueError(f"{file} holds a classifier without thresholds: measure them on labeled images.")
             thresholds, report = content.get_tensor("thresholds"), content.get_tensor("report")
+        if thresholds.shape != (2, len(classifier.labels)):
+            raise ValueError(f"{file} has not two thresholds for each of its labels: write it again.")
         yes_from, no_below = thresholds.tolist()
         return cls(classifier, yes_from, no_below, json.loads(report.numpy().tobytes()))

@@ -40,6 +40,8 @@ DENSE_SCALES, DENSE_STEP = (1.0, 0.5), 0.5
 WINDOW_SCALES, WINDOW_STEP = (0.375, 0.25, 0.1875), 0.25
 # Maps are laid over one another at this size of the longer edge, and enlarged at the end.
 LONGEST_EDGE = 256
+# Of one image. A square has 600 at most, and one that is 10 times as long as high 7,500; a strip would take hours.
+MOST_WINDOWS = 20_000
 # A window counts most at its middle. At its edge it counts this much, so that the image's edge has something too.
 LEAST_WEIGHT = 1e-3
 
@@ -80,8 +82,7 @@ def cosine_maps(classifier: "ZeroShotClassifier", image: Image.Image, looks: Loo
     The longer of H and V is LONGEST_EDGE, or the image's where that is shorter.
     """
     has_positions = getattr(classifier.model, "has_dense_features", False)
-    scales, step = (DENSE_SCALES, DENSE_STEP) if has_positions else (WINDOW_SCALES, WINDOW_STEP)
-    boxes = windows_of(image.width, image.height, looks.scales or scales, step)
+    boxes = _windows(classifier, image, looks)
     shrink = min(LONGEST_EDGE / max(image.width, image.height), 1.0)
     height, width = (max(round(length * shrink), 1) for length in (image.height, image.width))
     classes_LD = classifier.class_embeddings
@@ -101,6 +102,23 @@ def cosine_maps(classifier: "ZeroShotClassifier", image: Image.Image, looks: Loo
             total_LHV[:, rows, columns] += spread_LHV * bump_HV
             weight_HV[rows, columns] += bump_HV
     return total_LHV / weight_HV
+
+
+def _windows(classifier: "ZeroShotClassifier", image: Image.Image, looks: Looks) -> list[Box]:
+    has_positions = getattr(classifier.model, "has_dense_features", False)
+    scales, step = (DENSE_SCALES, DENSE_STEP) if has_positions else (WINDOW_SCALES, WINDOW_STEP)
+    return windows_of(image.width, image.height, looks.scales or scales, step)
+
+
+def _check_windows(classifier: "ZeroShotClassifier", image: Image.Image, looks: Looks) -> None:
+    """Raises ImageDecodeError for an image that is so long that it takes hours."""
+    count = len(_windows(classifier, image, looks))
+    if count > MOST_WINDOWS:
+        raise ImageDecodeError(
+            f"{image.width} x {image.height} pixels are {count} windows, and {MOST_WINDOWS} are the most: cut it into "
+            "pieces, or give larger `scales`.",
+            "too_long",
+        )
 
 
 def _features(classifier: "ZeroShotClassifier", crops: list, looks: Looks, has_positions: bool) -> torch.Tensor:
@@ -176,6 +194,7 @@ def score_maps(
         for position, image in enumerate(progress_bar(opened, total, "image", show_progress)):
             try:
                 decoded = decode_image(image)
+                _check_windows(classifier, decoded, looks)
             except ImageDecodeError as error:
                 if not return_errors:
                     raise error.at(position, image) from error
@@ -216,7 +235,7 @@ def boxes_of(
         ImportError: without scipy.
     """
     ndimage = _ndimage()
-    across, down = image.width / scores.shape[2], image.height / scores.shape[1]
+    rows_in_map, columns_in_map = scores.shape[1:]
     found = []
     # The rejection class, which may come last, has no boxes.
     for label, map_HV in zip(labels, scores[: len(labels)].numpy(), strict=True):
@@ -224,13 +243,20 @@ def boxes_of(
         for index, (rows, columns) in enumerate(ndimage.find_objects(parts_HV), start=1):
             score = float(map_HV[rows, columns][parts_HV[rows, columns] == index].max())
             box = {
-                "xmin": math.floor(columns.start * across),
-                "ymin": math.floor(rows.start * down),
-                "xmax": math.ceil(columns.stop * across),
-                "ymax": math.ceil(rows.stop * down),
+                # In whole numbers: a fraction that rounds up would lie beyond the image's edge.
+                "xmin": columns.start * image.width // columns_in_map,
+                "ymin": rows.start * image.height // rows_in_map,
+                "xmax": -(-columns.stop * image.width // columns_in_map),
+                "ymax": -(-rows.stop * image.height // rows_in_map),
             }
             found.append({"label": label, "score": score, "box": box})
     return sorted(found, key=lambda one: -one["score"])
+
+
+def _check_score(name: str, value: float) -> None:
+    # Not `<`: NaN is no score either.
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}={value}` is no score, which are from 0 to 1.")
 
 
 def _ndimage() -> Any:
@@ -304,6 +330,8 @@ class Locating:
                 too.
             options: others of `heat_maps`, whose errors are raised; images may be of several sizes.
         """
+        if background is not None:
+            _check_score("background", background)
         return [
             segments_of(image, scores_LHV, len(self.labels), background)
             for image, scores_LHV in self._score_maps(images, batch_size, options)
@@ -323,6 +351,7 @@ class Locating:
         Raises:
             ImportError: without scipy.
         """
+        _check_score("threshold", threshold)
         return [
             boxes_of(image, scores_LHV, self.labels, threshold)
             for image, scores_LHV in self._score_maps(images, batch_size, options)

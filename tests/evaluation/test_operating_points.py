@@ -144,6 +144,8 @@ def test_thresholds_that_contradict_one_another_are_refused(measured):
     count = len(classifier.labels)
     with pytest.raises(ValueError, match="answered both"):
         Decisions(classifier, [0.1] * count, [0.2] * count)
+    with pytest.raises(ValueError, match="one is no number"):
+        Decisions(classifier, [math.nan] * count, [0.2] * count)
     with pytest.raises(ValueError, match="1 `yes_from`"):
         Decisions(classifier, [0.1], [0.2] * count)
     assert torch.is_tensor(classifier.class_embeddings)

@@ -91,6 +91,19 @@ def test_masks_that_cannot_be_meant_are_refused(file, tmp_path):
     colors = write_parquet(tmp_path / "colors.parquet", [{"image": image, "mask": image}])
     with pytest.raises(SourceError, match="the mask has 3 channels"):
         evaluate(colors)
+    ignored = png(Image.fromarray(np.full((48, 48), 255, np.uint8)))
+    with pytest.raises(ValueError, match="no pixel of any mask belongs to a class"):
+        evaluate(write_parquet(tmp_path / "ignored.parquet", [{"image": image, "mask": ignored}]))
+    damaged = bytearray(png(Image.fromarray(mask_of({})))["bytes"])
+    damaged[damaged.index(b"IDAT") + 8] ^= 0xFF
+    rows = [{"image": image, "mask": {"bytes": bytes(damaged), "path": None}}]
+    with pytest.raises(ValueError, match="1 mask_unreadable"):
+        evaluate(write_parquet(tmp_path / "damaged.parquet", rows))
+    fractions = io.BytesIO()
+    Image.fromarray(np.full((48, 48), 1.5, np.float32)).save(fractions, "TIFF")
+    rows = [{"image": image, "mask": {"bytes": fractions.getvalue(), "path": None}}]
+    with pytest.raises(SourceError, match="the mask holds fractions"):
+        evaluate(write_parquet(tmp_path / "fractions.parquet", rows))
     without = open_source(write_parquet(tmp_path / "labels.parquet", [{"image": image, "label": "a"}]))
     with pytest.raises(SourceError, match="was opened without `mask_column`"):
         evaluate_segmentation(model, model.processor, without, labels=LABELS)

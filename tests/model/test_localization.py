@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_clip import ZeroShotClassifier
-from hf_clip.model.localization_hf_clip import windows_of
+from hf_clip.model.image_decoding_hf_clip import ImageDecodeError
+from hf_clip.model.localization_hf_clip import (
+    MOST_WINDOWS,
+    WINDOW_SCALES,
+    WINDOW_STEP,
+    Looks,
+    boxes_of,
+    score_maps,
+    windows_of,
+)
 from tests.helpers.color_encoder import ColorEncoder, colored
 from tests.helpers.toys import tiny_clip
 
@@ -75,6 +85,33 @@ def test_two_things_of_one_label_have_two_boxes_and_none_has_none():
     [boxes] = classifier.boxes([image])
     assert [one["label"] for one in boxes] == ["red", "red"]
     assert classifier.boxes([colored((96, 96)), image]) == [[], boxes]
+
+
+@pytest.mark.parametrize("size", [(257, 150), (264, 59), (1, 1), (300, 2), (3, 400)])
+def test_boxes_lie_within_the_image(size):
+    # Of sizes whose maps are no whole fraction of them.
+    scores = torch.ones(1, *(max(round(length * min(256 / max(size), 1)), 1) for length in size[::-1]))
+    [box] = boxes_of(Image.new("RGB", size), scores, ["all"], 0.5)
+    assert corners(box["box"]) == (0, 0, *size)
+
+
+def test_a_strip_is_refused_and_other_images_go_on():
+    classifier = classifier_of(False)
+    strip, looks = Image.new("RGB", (10_000, 20)), Looks()
+    with pytest.raises(ImageDecodeError, match=r"images\[0\]: 10000 x 20 pixels are \d+ windows"):
+        classifier.boxes([strip])
+    error, (_, scores) = score_maps(classifier, [strip, IMAGE], looks, return_errors=True)
+    assert error.reason == "too_long" and scores.shape == (3, 80, 128)
+    assert len(windows_of(2000, 200, WINDOW_SCALES, WINDOW_STEP)) < MOST_WINDOWS
+
+
+def test_what_is_no_score_is_refused():
+    classifier = classifier_of(True)
+    for threshold in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="`threshold="):
+            classifier.boxes([IMAGE], threshold=threshold)
+        with pytest.raises(ValueError, match="`background="):
+            classifier.segment([IMAGE], background=threshold)
 
 
 def test_windows_cover_the_image_evenly():
