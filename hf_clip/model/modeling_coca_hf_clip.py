@@ -21,6 +21,7 @@ from .modeling_coca_text_hf_clip import HFCLIPClassTokenTextModel
 from .modeling_hf_clip import HFCLIPModel, HFCLIPOutput
 from .modeling_inputs_hf_clip import check_texts, known_arguments, require_on_device
 from .modeling_layers_hf_clip import with_init_std
+from .modeling_text_hf_clip import CACHE
 
 
 @dataclass
@@ -31,12 +32,16 @@ class HFCLIPCoCaOutput(HFCLIPOutput):
         caption_loss: scalar, the mean of -log p of the captions' tokens, where `return_loss=True` asked for it.
         logits: (B, T, vocabulary), the scores of the token behind each, where `return_logits=True` or `generate`
             asked for them.
-        past_key_values: what `generate` keeps between tokens.
+        cache: what `generate` keeps between tokens; `past_key_values` with transformers before 5.24.
     """
 
     caption_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    # Of the name that `generate` looks for. From 5.24 on, outputs turn the old one into the new.
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
 
 
 class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
@@ -109,9 +114,10 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
         concept_ids: torch.Tensor | None = None,
         return_logits: bool = False,
         image_tokens: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> HFCLIPCoCaOutput:
         """As `HFCLIPModel.forward`, and what the decoder says of captions.
@@ -122,24 +128,20 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
 
         Args:
             image_tokens: (B, C, W) of `encode_image_tokens`.
-            past_key_values: what is kept of the tokens before these.
+            cache: what is kept of the tokens before these.
             use_cache: keep it; needs `image_tokens`.
             logits_to_keep: of how many last tokens; 0: all.
+            past_key_values: `cache`, as transformers before 5.24 calls it.
 
         Raises:
             TypeError, ValueError: as `HFCLIPModel.forward`; for images and captions that are no pairs.
         """
         if image_tokens is not None and input_ids is not None:
-            return self._next_tokens(input_ids, attention_mask, image_tokens, past_key_values, logits_to_keep, kwargs)
+            cache = past_key_values if cache is None else cache
+            return self._next_tokens(input_ids, attention_mask, image_tokens, cache, logits_to_keep, kwargs)
+        kwargs = {**kwargs, "return_dict": True}
         output = super().forward(
-            input_ids,
-            pixel_values,
-            attention_mask,
-            None,
-            return_loss,
-            interpolate_pos_encoding,
-            concept_ids,
-            **{**kwargs, "return_dict": True},
+            input_ids, pixel_values, attention_mask, None, return_loss, interpolate_pos_encoding, concept_ids, **kwargs
         )
         if not (return_loss or return_logits):
             return HFCLIPCoCaOutput(**output)
@@ -176,17 +178,16 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
         known_arguments(self, kwargs)
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
             raise ValueError(
-                f"`past_key_values` is a {type(cache).__name__}: pass an EncoderDecoderCache, which keeps the image's "
+                f"`cache` is a {type(cache).__name__}: pass an EncoderDecoderCache, which keeps the image's "
                 "keys too, or None."
             )
         text: HFCLIPClassTokenTextModel = self.text_model
         own = None if cache is None else cache.self_attention_cache
-        tokens_BTW = text(
-            input_ids, attention_mask, tokens_only=True, past_key_values=own, return_dict=True
-        ).last_hidden_state
+        tokens_BTW = text(input_ids, attention_mask, tokens_only=True, cache=own, return_dict=True).last_hidden_state
         first_layer = self.config.text_config.num_hidden_layers
         states_BTW = self.text_decoder(tokens_BTW, image_tokens, cache, first_layer)
-        return HFCLIPCoCaOutput(logits=self.lm_head(_last(states_BTW, logits_to_keep)), past_key_values=cache)
+        kept: dict[str, Any] = {CACHE: cache}
+        return HFCLIPCoCaOutput(logits=self.lm_head(_last(states_BTW, logits_to_keep)), **kept)
 
     @torch.no_grad()
     def generate(
@@ -275,9 +276,10 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
         self,
         input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         image_tokens: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> dict[str, Any]:
         """What `forward` is called with for the next token. Padding hides the token behind it."""
@@ -285,7 +287,7 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
         return {
             "input_ids": new,
             "attention_mask": (input_ids != self.config.text_config.pad_token_id).long(),
-            "past_key_values": past_key_values,
+            "cache": past_key_values if cache is None else cache,
             "image_tokens": image_tokens,
             "logits_to_keep": logits_to_keep,
         }
@@ -297,8 +299,8 @@ class HFCLIPCoCaModel(HFCLIPModel, GenerationMixin):
                 f"`cache_implementation={generation_config.cache_implementation!r}`: captions are short, and kept in "
                 "the dynamic cache. Drop it."
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def _last(states_BTW: torch.Tensor, keep: int | torch.Tensor | Sequence[int]) -> torch.Tensor:

@@ -74,7 +74,7 @@ class HFCLIPClassTokenTextModel(HFCLIPPreTrainedModel):
     `pooler_output` (B, W) is the class token behind the last norm, and `last_hidden_state` (B, T, W) the text's
     tokens before it. Padding is what has the id `config.pad_token_id`, within a text too, and what a mask says. With
     `pooled_only=True`, `last_hidden_state` may be None, and with `tokens_only=True` the `pooler_output` is: the class
-    token is skipped, and `past_key_values` may hold the tokens before these. Raises ValueError for more tokens than
+    token is skipped, and `cache` may hold the tokens before these. Raises ValueError for more tokens than
     positions.
     """
 
@@ -113,14 +113,14 @@ class HFCLIPClassTokenTextModel(HFCLIPPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         pooled_only: bool = False,
         tokens_only: bool = False,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         kwargs = known_arguments(self, kwargs)
         if position_ids is not None:
             raise ValueError("`position_ids`: the tokens of this text tower stand where they are. Drop the argument.")
         if tokens_only:
-            tokens_BTW = self._tokens(input_ids, attention_mask, past_key_values, kwargs)
+            tokens_BTW = self._tokens(input_ids, attention_mask, cache, kwargs)
             return BaseModelOutputWithPooling(last_hidden_state=tokens_BTW)
         check_texts(input_ids, attention_mask, None)
         length = input_ids.shape[1]

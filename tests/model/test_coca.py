@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoModelForZeroShotImageClassification, pipeline
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from hf_clip import HFCLIPCoCaConfig, HFCLIPCoCaModel
 from hf_clip.model.caption_loss_hf_clip import IGNORED, caption_loss, plain_caption_loss
+from hf_clip.model.modeling_text_hf_clip import CACHE
 from tests.helpers.checkpoints import IMAGES
 from tests.helpers.coca import load_coca
 
@@ -70,6 +72,15 @@ def test_the_cache_changes_no_score_and_images_are_encoded_once(coca, monkeypatc
         for each in (True, False)
     )
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(one.logits, other.logits, strict=True))
+    # Of the name that this transformers looks for.
+    assert getattr(one, CACHE).get_seq_length() == one.sequences.shape[1] - 1 and getattr(other, CACHE) is None
+    # Whoever calls the model may use either name.
+    texts, seen = begun.clamp(min=1), model.encode_image_tokens(pixels)
+    expected = model(texts, image_tokens=seen).logits[:, -1]
+    for name in ("cache", "past_key_values"):
+        given = {"image_tokens": seen, name: EncoderDecoderCache(DynamicCache(), DynamicCache())}
+        model(texts[:, :3], **given)
+        assert (model(texts[:, 3:], **given).logits[:, -1] - expected).abs().max() < 1e-10
 
 
 def test_sampling_is_transformers_own(coca):
