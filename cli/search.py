@@ -63,7 +63,6 @@ def add(verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_root(options.root)
-    check_index(options.root, options.index)
     _check(options)
     options.liked, options.disliked = (_as_indexed(options.root, paths) for paths in (options.liked, options.disliked))
     if options.sheet is not None:
@@ -72,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         outputs = Outputs(options.overwrite)
         outputs.reads("IMAGES", [options.root])
         outputs.file("--sheet", options.sheet, "a sheet in PNG")
+    check_index(options.root, options.index)
     hits: Hits | ServersHits | None = _ask_server(options)
     if hits is None:
         start_library()

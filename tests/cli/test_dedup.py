@@ -53,7 +53,7 @@ def test_duplicates_are_found_planned_moved_and_moved_back(capsys, place):
     groups = out.splitlines()
     assert groups[0].startswith("0.png: of equal bytes, the oldest file")
     assert groups[1].split() == ["move", "same", "bytes", "deep/again.png:", "the", "same", "bytes"]
-    assert groups[2].startswith("1.png: the most detail") and groups[3].startswith(
+    assert groups[2].startswith("1.png: it has the most detail") and groups[3].startswith(
         "  move  edited       one.jpg: encoded"
     )
     assert groups[4].startswith("photos: 6 images, 2 groups: 1 of same bytes, 0 of same pixels, 1 edited; ")

@@ -233,7 +233,7 @@ PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-
 def test_recipes_of_the_page_can_be_read_and_its_commands_parsed(tmp_path):
     tables = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)]
     recipes = [table for table in tables if "distributed_type" not in table]
-    assert len(recipes) == 10
+    assert len(recipes) == 12
     whole = {"model": {"architecture": "ViT-B/32"}, "data": {"train": ["a.parquet"]}, "steps": 20000}
     for table in recipes:
         content = {**whole, "batch_size": 64, **table}
