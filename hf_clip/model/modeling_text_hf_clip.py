@@ -27,6 +27,7 @@ from .modeling_layers_hf_clip import (
 
 # `past_key_values` is called `cache` from transformers 5.24 on, which warns of the old name; 5.40 will not know it.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+_NO_CACHE: dict[str, Any] = {CACHE: None}
 
 # No token's id: what stands before a text that is padded on the left, where its end is looked for.
 _LEFT_PADDING = -1
@@ -224,7 +225,7 @@ class HFCLIPTextModel(HFCLIPPreTrainedModel):
         one_token = self._pooled_token(pooled_ids, attention_mask, tokens_BTW.dtype, kwargs) if pooled_only else None
         # Where the config says is_causal=False, this is a mask of the padding alone.
         attention_mask = create_causal_mask(
-            config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, **{CACHE: None}
+            config=self.config, inputs_embeds=tokens_BTW, attention_mask=attention_mask, **_NO_CACHE
         )
         kwargs.pop("is_causal", None)
         tokens_BTW = self.final_layer_norm(
