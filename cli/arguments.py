@@ -1,7 +1,6 @@
 """What the verbs' parsers have in common: flags for models and data, lists of values, checks that need no library."""
 
 import argparse
-import difflib
 import glob
 import re
 import sys
@@ -69,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         """Raises UsageError for a word that is no verb or task, with what does that, or the nearest one."""
         if given in REFUSALS:
             raise UsageError(f"{given!r} is no {kind}: {REFUSALS[given]}")
-        near = difflib.get_close_matches(given, known, n=1)
+        near = nearest(given, known)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
         raise UsageError(f"{given!r} is no {kind} of {self.prog}: {hint} See {self.prog} --help.")
 
@@ -78,9 +77,16 @@ class Parser(argparse.ArgumentParser):
             return
         flag = flags[0]
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        near = difflib.get_close_matches(flag.partition("=")[0], known, n=1, cutoff=0.5)
+        near = nearest(flag.partition("=")[0], known, cutoff=0.5)
         hint = f"did you mean {near[0]}? Or " if near else ""
         raise UsageError(f"{flag} is not a flag of {self.prog}: {hint}see {self.prog} --help.")
+
+
+def nearest(given: str, known: Sequence[str], cutoff: float = 0.6) -> list[str]:
+    """The known word that is most like the one that was given, or none."""
+    import difflib
+
+    return difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
 
 
 def add_verb(
@@ -389,7 +395,7 @@ def device(text: str) -> str:
     """The name of a device, spelled as torch does; whether there is such a device is seen later."""
     kind, _, index = text.partition(":")
     if kind not in DEVICES or (":" in text and not index.isdecimal()):
-        near = difflib.get_close_matches(kind, DEVICES, n=1)
+        near = nearest(kind, DEVICES)
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a device: "
             + (f"did you mean {near[0]}?" if near else f"use one of {', '.join(DEVICES)}")

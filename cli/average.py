@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .arguments import add_verb, check_model, fraction
 from .outputs import Outputs
+from .shown_log import shown_log
 from .train import check_recipe
-from .usage import UsageError, shown_log, start_library
+from .usage import UsageError, start_library
 
 
 def add(verbs) -> None:

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from .arguments import add_load_options, add_verb, load_options
-from .usage import UsageError, shown_log, start_library
+from .shown_log import shown_log
+from .usage import UsageError, start_library
 
 
 def add(verbs) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from .arguments import Several, add_load_options, add_verb, check_model, load_options, natural
 from .index import add_index
 from .server_calls import place_of
-from .usage import UsageError, shown_log, start_library
+from .shown_log import shown_log
+from .usage import UsageError, start_library
 
 if TYPE_CHECKING:
     from hf_clip.serving import Service

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from .arguments import Several, add_verb
 from .outputs import Outputs
-from .usage import UsageError, shown_log, start_library
+from .shown_log import shown_log
+from .usage import UsageError, start_library
 
 if TYPE_CHECKING:
     from hf_clip.training import TrainConfig

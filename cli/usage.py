@@ -1,10 +1,9 @@
-"""How a command was called and what it answers: wrong usage, text for terminals, the library behind the verbs."""
+"""How a command was called and what it answers: wrong usage, text for terminals, the library behind the verbs.
 
-import logging
+A search that a server answers takes less time than Python's larger modules: they are imported where they are used.
+"""
+
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 # Codes of no letter: in a terminal they would move the cursor, or worse.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -39,33 +38,10 @@ def start_library() -> None:
         raise ImportError(
             f"hf_clip cannot be imported ({one_line(error)[:200]}): `hf-clip doctor` shows which package is at fault."
         ) from error
+    import logging
+
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
-
-
-class _Lines(logging.Handler):
-    """Log lines to standard error as it is when they come."""
-
-    def __init__(self, prefix: str):
-        super().__init__()
-        self.prefix = prefix
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(printable(self.prefix + self.format(record)), file=sys.stderr)
-
-
-@contextmanager
-def shown_log(name: str, prefix: str = "") -> Iterator[None]:
-    """Within it, what the library logs under a name is shown, from INFO on: it is what the verb has to tell."""
-    logger, handler = logging.getLogger(name), _Lines(prefix)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
