@@ -59,7 +59,7 @@ check: tools types ## formatting, lint, types, and the sizes of files and functi
 quick: tools ## the tests without kills, ranks, peers and subprocesses, in under two minutes
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test: tools ## check, then every test, in about fourteen minutes on two cores
+test: tools ## check, then every test, in about fifteen minutes on two cores
 	@$(CHECK_FORM)
 	@$(MAKE) --no-print-directory -j 2 types every-test
 
