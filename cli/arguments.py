@@ -336,11 +336,13 @@ def check_templates(prompts: str | None, templates: Sequence[str] | None) -> Non
         existing_file("--prompts", Path(prompts))
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Raises UsageError for a data set's name as the only label."""
+def check_labels(labels: Sequence[str] | None, prompts: str | None) -> None:
+    """Raises UsageError for no labels, and for a data set's name as the only one."""
+    if labels is None and prompts is None:
+        raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
     folder = Path(__file__).parents[1] / "hf_clip/assets/prompts"
     named = {file.stem.lower(): file.stem for file in folder.glob("*.json")}
-    if len(labels) == 1 and labels[0].lower() in named:
+    if labels is not None and len(labels) == 1 and labels[0].lower() in named:
         name = named[labels[0].lower()]
         raise UsageError(f"--labels {labels[0]} is a single label: --prompts {name} gives that data set's classes.")
 

@@ -69,10 +69,8 @@ def run(options: argparse.Namespace) -> int:
     check_templates(options.prompts, options.templates)
     if options.decisions is not None:
         _check_decisions(options)
-    elif options.labels is None and options.prompts is None:
-        raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
-    elif options.labels is not None:
-        check_labels(options.labels)
+    else:
+        check_labels(options.labels, options.prompts)
     for item in options.images:
         check_image(item)
     start_library()

@@ -22,7 +22,7 @@ from .arguments import (
 )
 from .classify import check_image, check_rejection, choose_words, find_images, make_classifier, told
 from .outputs import Outputs
-from .usage import UsageError, printable, start_library
+from .usage import printable, start_library
 
 FORMATS = ("table", "jsonl")
 # More images would make a sheet that few programs open.
@@ -56,10 +56,7 @@ def add(verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     check_model(options.model)
     check_templates(options.prompts, options.templates)
-    if options.labels is None and options.prompts is None:
-        raise UsageError("there are no labels: give some with --labels, or --prompts of a data set with classes.")
-    if options.labels is not None:
-        check_labels(options.labels)
+    check_labels(options.labels, options.prompts)
     for item in options.images:
         check_image(item)
     start_library()

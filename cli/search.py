@@ -95,8 +95,8 @@ def _tell_low(hits: "Hits | ServersHits") -> None:
     if not len(hits) or hits.match_probability is None:
         print("hf-clip: no image.", file=sys.stderr)
         return
-    line = f"low match (probability {hits.match_probability:.2f}), as texts about anything often are."
-    print(f"hf-clip: {line}", file=sys.stderr)
+    said = f"low match probability {hits.match_probability:.2f}: half of unrelated texts reach as much."
+    print(f"hf-clip: {said}", file=sys.stderr)
 
 
 def _draw(index: "Index", hits: "Hits | ServersHits", file: Path) -> None:

@@ -204,7 +204,7 @@ function summary(count, found) {
   const shown = `${count} image${count === 1 ? "" : "s"}${found.has_more ? ", and more" : ""}`;
   if (found.match_probability === null) return shown;
   const probability = `match probability ${found.match_probability.toFixed(2)}`;
-  return found.has_match ? `${shown} · ${probability}` : `${shown} · low match, as texts about anything often are (probability ${found.match_probability.toFixed(2)})`;
+  return found.has_match ? `${shown} · ${probability}` : `${shown} · low ${probability}: half of unrelated texts reach as much`;
 }
 
 function card(hit, best) {
