@@ -3,7 +3,7 @@
 Shape suffixes: B images or texts, T tokens, W width of a tower, D dimensions of the shared space.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_clip import POOL_AT_HIGHEST_ID, HFCLIPConfig, HFCLIPTextConfig, HFCLIPVisionConfig
 from .modeling_loading_hf_clip import resolution_of_weights, set_image_size
+from .modeling_products_hf_clip import QUICK_GELU_FACTOR, activation_name, can_fuse, product
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _Hook = TypeVar("_Hook", bound=Callable)
@@ -195,8 +196,7 @@ class HFCLIPAttention(nn.Module):
             # One row of scores is no work for a fused kernel.
             asked_BTW, attention_mask = one_token.of(tokens_BTW), one_token.attention_mask
             attend = eager_attention_forward
-        query = self.by_head(self.q_proj(asked_BTW))
-        key, value = self.by_head(self.k_proj(tokens_BTW)), self.by_head(self.v_proj(tokens_BTW))
+        query, key, value = (self.by_head(each) for each in self._projected(asked_BTW, tokens_BTW))
         if shared is not None:
             key, value = shared.with_own(key, value)
             # Fewer queries than keys, and their mask, are not for every kernel.
@@ -211,7 +211,16 @@ class HFCLIPAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return self.out_proj(output.reshape(asked_BTW.shape)), weights
+        output = output.reshape(asked_BTW.shape)
+        is_fused = can_fuse([self.out_proj], output)
+        return product([self.out_proj], output) if is_fused else self.out_proj(output), weights
+
+    def _projected(self, asked_BTW: torch.Tensor, tokens_BTW: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Queries of the tokens that are asked for; keys and values of all."""
+        maps = self.q_proj, self.k_proj, self.v_proj
+        if asked_BTW is tokens_BTW and can_fuse(maps, tokens_BTW):
+            return product(maps, tokens_BTW).split([each.out_features for each in maps], dim=-1)
+        return self.q_proj(asked_BTW), self.k_proj(tokens_BTW), self.v_proj(tokens_BTW)
 
     def by_head(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, width of a head), of (B, T, W)."""
@@ -225,7 +234,7 @@ class HFCLIPQuickGELU(nn.Module):
     """
 
     def forward(self, map_BTW: torch.Tensor) -> torch.Tensor:
-        return F.silu(1.702 * map_BTW) * (1 / 1.702)
+        return F.silu(QUICK_GELU_FACTOR * map_BTW) * (1 / QUICK_GELU_FACTOR)
 
 
 class HFCLIPMLP(nn.Module):
@@ -238,6 +247,11 @@ class HFCLIPMLP(nn.Module):
         self.fc2 = with_init_std((2 * width * depth) ** -0.5, nn.Linear(config.intermediate_size, width))
 
     def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        tokens_BTW = as_autocast(tokens_BTW)
+        name = activation_name(self.activation_fn)
+        if name is not None and can_fuse([self.fc1], tokens_BTW) and can_fuse([self.fc2], tokens_BTW):
+            inner = product([self.fc1], tokens_BTW, name)
+            return product([self.fc2], inner, factor=1 / QUICK_GELU_FACTOR if name == "quick_gelu" else 1.0)
         return self.fc2(self.activation_fn(self.fc1(tokens_BTW)))
 
 
