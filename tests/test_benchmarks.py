@@ -17,6 +17,7 @@ SMALLEST = {
     "captions": ["--quick"],
     "batch": ["--batches", "16", "--micro", "8"],
     "dedup": ["--quick"],
+    "demo": ["--quick"],
     "encode": ["--quick"],
     "export": ["--quick"],
     "embed": ["--quick"],

@@ -1,20 +1,20 @@
 """Products of inference on a CPU, from copies of the weights that lie as its kernels want them.
 
-Eager torch lays a weight out anew in every call, and writes and reads a map once more for each of bias and activation.
+Eager torch lays a weight out in every call, and writes and reads a map once more for each of bias and activation.
 Here several maps of one input are one product, from weights that are laid out once, with the bias and the activation
 inside. With ViT-B/32 one image takes two thirds of the time, sixteen nine tenths.
 
 The copies are a view: the modules and their weights stay as they are, and plain layers are computed wherever somebody
-could see a difference (hooks, adapters, gradients, other devices). A weight that changes is copied anew.
+could see a difference (hooks, adapters, gradients, other devices). A weight that changes is copied again.
 """
 
-# Shapes: I and O features in and out.
+# Shapes: I and O features in and out; B images, C channels, H and W rows and columns of pixels.
 
 import math
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ _NAMES = {
 }
 
 
+_Map = nn.Linear | nn.Conv2d
+
+
 class _Seen(NamedTuple):
     """By which a tensor is known again.
 
@@ -57,7 +60,7 @@ class _Copy(NamedTuple):
     """The weights (O, I) of maps side by side, in oneDNN's order, and what they were made of."""
 
     weight: torch.Tensor
-    bias_O: torch.Tensor | None
+    bias: torch.Tensor | None
     dtype: torch.dtype
     factor: float
     seen: list[_Seen]
@@ -68,11 +71,11 @@ _COPIES: weakref.WeakKeyDictionary[nn.Module, _Copy] = weakref.WeakKeyDictionary
 _LOCK = threading.Lock()
 
 
-def can_fuse(maps: Sequence[nn.Module], tokens: torch.Tensor) -> TypeGuard[Sequence[nn.Linear]]:
+def can_fuse(maps: Sequence[_Map], tokens: torch.Tensor) -> bool:
     """Whether nobody would see that `product` computes maps of these tokens.
 
     Args:
-        maps: of one input.
+        maps: linear, of one input; or one convolution, of pixels.
         tokens: (..., I), in the type that the maps compute in.
     """
     if torch.is_grad_enabled() or tokens.device.type != "cpu" or tokens.dtype not in (torch.float32, torch.bfloat16):
@@ -93,7 +96,7 @@ def activation_name(module: nn.Module) -> str | None:
 
 
 def product(
-    maps: Sequence[nn.Linear], tokens: torch.Tensor, activation: str | None = None, factor: float = 1.0
+    maps: Sequence[_Map], tokens: torch.Tensor, activation: str | None = None, factor: float = 1.0
 ) -> torch.Tensor:
     """(..., O): what maps that `can_fuse` has passed make of tokens, side by side.
 
@@ -110,7 +113,23 @@ def product(
         with _LOCK:
             _COPIES[maps[0]] = copy
     name, algorithm = _ACTIVATIONS[activation]
-    return torch.ops.mkldnn._linear_pointwise.default(tokens, copy.weight, copy.bias_O, name, [], algorithm)
+    return torch.ops.mkldnn._linear_pointwise.default(tokens, copy.weight, copy.bias, name, [], algorithm)
+
+
+def patch_product(convolution: nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, patches in reading order, O): a convolution of patches that lie side by side, as a product where it can be.
+
+    Args:
+        convolution: whose stride is its kernel's size, without padding.
+        pixels: (B, C, H, W), in the type that it computes in. What is left of whole patches is cut off.
+    """
+    if not can_fuse([convolution], pixels):
+        return convolution(pixels).flatten(2).transpose(1, 2)
+    high, wide = convolution.kernel_size
+    rows, columns = pixels.shape[-2] // high, pixels.shape[-1] // wide
+    whole = pixels[..., : rows * high, : columns * wide]
+    patches = whole.unflatten(-1, (columns, wide)).unflatten(-3, (rows, high)).permute(0, 2, 4, 1, 3, 5)
+    return product([convolution], patches.flatten(3).flatten(1, 2))
 
 
 def _is_looked_at() -> bool:
@@ -126,10 +145,15 @@ def _is_looked_at() -> bool:
     )
 
 
-def _is_plain(module: nn.Module, tokens: torch.Tensor) -> TypeGuard[nn.Linear]:
+def _is_plain(module: _Map, tokens: torch.Tensor) -> bool:
     held = vars(module)
     # Adapters and quantized maps are of another class; what is offloaded has another `forward`.
-    if type(module) is not nn.Linear or module.training or "forward" in held or any(held[name] for name in _HOOKS):
+    if (
+        type(module) not in (nn.Linear, nn.Conv2d)
+        or module.training
+        or "forward" in held
+        or any(held[name] for name in _HOOKS)
+    ):
         return False
     is_cast = torch.is_autocast_enabled("cpu")
     for tensor in _tensors([module]):
@@ -143,23 +167,23 @@ def _is_plain(module: nn.Module, tokens: torch.Tensor) -> TypeGuard[nn.Linear]:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _tensors(maps: Sequence[nn.Linear]) -> list[torch.Tensor]:
+def _tensors(maps: Sequence[_Map]) -> list[torch.Tensor]:
     return [tensor for each in maps for tensor in (each.weight, each.bias) if tensor is not None]
 
 
-def _has_room(maps: Sequence[nn.Linear], dtype: torch.dtype) -> bool:
+def _has_room(maps: Sequence[_Map], dtype: torch.dtype) -> bool:
     with _LOCK:
         held = sum(copy.weight.numel() * copy.dtype.itemsize for copy in _COPIES.values())
     return held + sum(each.weight.numel() for each in maps) * dtype.itemsize <= LARGEST_COPIES
 
 
-def _copied(maps: Sequence[nn.Linear], dtype: torch.dtype, factor: float, factor_of_bias: float) -> _Copy:
+def _copied(maps: Sequence[_Map], dtype: torch.dtype, factor: float, factor_of_bias: float) -> _Copy:
     # First, so that a change meanwhile by another thread is found in the next call.
     seen = [_seen(each) for each in _tensors(maps)]
-    weight = (torch.cat([each.weight for each in maps]) * factor).to(dtype)
+    weight = (torch.cat([each.weight.flatten(1) for each in maps]) * factor).to(dtype)
     biases = [each.bias for each in maps if each.bias is not None]
-    bias_O = (torch.cat(biases) * factor_of_bias).to(dtype) if biases else None
-    return _Copy(torch.ops.mkldnn._reorder_linear_weight.default(weight), bias_O, dtype, factor, seen)
+    bias = (torch.cat(biases) * factor_of_bias).to(dtype) if biases else None
+    return _Copy(torch.ops.mkldnn._reorder_linear_weight.default(weight), bias, dtype, factor, seen)
 
 
 def _seen(tensor: torch.Tensor) -> _Seen:
@@ -167,7 +191,7 @@ def _seen(tensor: torch.Tensor) -> _Seen:
     return _Seen(tensor.data_ptr(), tensor._version, stride, _sample(tensor, stride).clone())
 
 
-def _are_same(maps: Sequence[nn.Linear], seen: list[_Seen]) -> bool:
+def _are_same(maps: Sequence[_Map], seen: list[_Seen]) -> bool:
     tensors = _tensors(maps)
     return len(tensors) == len(seen) and all(
         (tensor.data_ptr(), tensor._version) == (before.address, before.version)
@@ -180,8 +204,9 @@ def _stride(tensor: torch.Tensor) -> int:
     """The largest by which a sample of a matrix meets all its rows and columns: below both, coprime to a row."""
     if tensor.dim() == 1:
         return 1
-    stride = max(min(tensor.shape) - 1, 1)
-    while math.gcd(stride, tensor.shape[1]) > 1:
+    rows, columns = tensor.flatten(1).shape
+    stride = max(min(rows, columns) - 1, 1)
+    while math.gcd(stride, columns) > 1:
         stride -= 1
     return stride
 

@@ -19,9 +19,11 @@ from .modeling_layers_hf_clip import (
     HFCLIPEncoder,
     HFCLIPPreTrainedModel,
     OneToken,
+    as_autocast,
     may_compute_one_token,
     with_init_std,
 )
+from .modeling_products_hf_clip import patch_product
 
 
 class HFCLIPVisionEmbeddings(nn.Module):
@@ -82,7 +84,7 @@ class HFCLIPVisionEmbeddings(nn.Module):
             raise ValueError(
                 f"Images of {height} x {width} pixels are smaller than one patch of {patch} x {patch}: enlarge them."
             )
-        patches_BMW = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        patches_BMW = patch_product(self.patch_embedding, as_autocast(pixel_values))
         tokens_BTW = patches_BMW
         if self.class_embedding is not None:
             # Here and below not len(): torch.export would take it for a constant.

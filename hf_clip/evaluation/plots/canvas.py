@@ -68,6 +68,7 @@ def style():
         "axes.labelcolor": INK,
         "axes.edgecolor": "#d1d9e0",
         "axes.grid": True,
+        "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "grid.color": "#eaeef2",

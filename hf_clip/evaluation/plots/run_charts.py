@@ -48,7 +48,6 @@ def plot_runs(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, max([0.1, *(value or 0.0 for values in rows.values() for value in values)]) * 1.12)
         axes.grid(False, axis="y")
-        axes.set_axisbelow(True)
         # Above the bars, which may fill the whole.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False)
         return save(figure, output)
