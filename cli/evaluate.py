@@ -34,6 +34,7 @@ PLOTS = {
     "linear-probe": ("sweep.png",),
     "few-shot": ("few_shot.png",),
     "robustness": ("robustness.png",),
+    "languages": ("languages.png",),
 }
 # Tasks whose classes no data names, and those that draw nothing.
 NEED_LABELS = ("segmentation", "groups")
@@ -84,6 +85,13 @@ def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
             ["caption", "concept"],
             "images among captions, captions among images",
             f"--data examples/{twemoji} --by group",
+        ),
+        (
+            "languages",
+            _add_languages,
+            [],
+            "retrieval in each language of a table of captions",
+            f"--data examples/{twemoji} --captions-data examples/emoji/captions.parquet --key-column concept",
         ),
         (
             "linear-probe",
@@ -184,6 +192,19 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     _add_by(parser)
 
 
+def _add_languages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--captions-data", action=Several, required=True, metavar="DATA", help="table of captions")
+    key = "column by which the table's rows belong to images"
+    parser.add_argument("--key-column", required=True, metavar="NAME", help=key)
+    column = "the table's column of languages (default lang)"
+    parser.add_argument("--language-column", default="lang", metavar="NAME", help=column)
+    captions = "the table's column of captions (default: by its name)"
+    parser.add_argument("--caption-column", metavar="NAME", help=captions)
+    parser.add_argument("--languages", action=Several, metavar="LANG", help="measure these alone")
+    reference = "language that the others are compared with (default en)"
+    parser.add_argument("--reference", default="en", metavar="LANG", help=reference)
+
+
 def _add_captions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=positive, default=1, metavar="N", help="beams of the search (default 1)")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of a caption (default: all it has)")
@@ -282,7 +303,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--model {model} is given twice: name each model once.")
     check_words(options)
     _check_task(options)
-    for flag in ("--data", "--train-data", "--shifted-data"):
+    for flag in ("--data", "--train-data", "--shifted-data", "--captions-data"):
         check_data(getattr(options, flag[2:].replace("-", "_"), None) or [], flag)
     _check_outputs(options)
     start_library()
@@ -371,7 +392,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     outputs = Outputs(options.overwrite)
     outputs.reads("--model", options.model, is_data=False)
     outputs.reads("@FILE", getattr(options, "list_files", []))
-    for name in ("data", "train_data", "shifted_data"):
+    for name in ("data", "train_data", "shifted_data", "captions_data"):
         outputs.reads(f"--{name.replace('_', '-')}", getattr(options, name, None) or [])
     for name in ("prompts", "baselines"):
         outputs.reads(f"--{name}", [getattr(options, name, None)])

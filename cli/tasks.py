@@ -18,6 +18,7 @@ from hf_clip.evaluation.comparison import comparison_table
 from hf_clip.evaluation.features import Encoding
 from hf_clip.evaluation.few_shot import evaluate_few_shot
 from hf_clip.evaluation.groups import evaluate_groups
+from hf_clip.evaluation.languages import evaluate_languages
 from hf_clip.evaluation.linear_probe import evaluate_linear_probe
 from hf_clip.evaluation.operating_points import OperatingPoint
 from hf_clip.evaluation.retrieval import evaluate_retrieval
@@ -30,6 +31,7 @@ from hf_clip.model.zero_shot_hf_clip import templates_of
 from hf_clip.prompts import Prompts, load_prompts
 from hf_clip.sources import DataSpec, Source, SourceError
 from hf_clip.sources.files import is_hub_id
+from hf_clip.sources.joined_captions import CaptionTable
 from hf_clip.sources.values import is_single
 
 from .arguments import load_options, values_by_column
@@ -104,6 +106,10 @@ def _retrieval(options: Namespace, model, processor, sources: dict[str, Source],
     return evaluate_retrieval(model, processor, sources["data"], by=_by(sources), captions=options.captions, **more)
 
 
+def _languages(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
+    return evaluate_languages(model, processor, sources["data"], reference=options.reference, **more)
+
+
 def _linear_probe(options: Namespace, model, processor, sources: dict[str, Source], more: dict):
     by, validation = _by(sources), sources.get("validation")
     return evaluate_linear_probe(
@@ -148,6 +154,7 @@ def _captions(options: Namespace, model, processor, sources: dict[str, Source], 
 TASKS = {
     "zero-shot": _zero_shot,
     "retrieval": _retrieval,
+    "languages": _languages,
     "linear-probe": _linear_probe,
     "few-shot": _few_shot,
     "robustness": _robustness,
@@ -162,6 +169,7 @@ NEEDS = {
     "clip-score": Source.require_captions,
     "segmentation": lambda source: source,
     "groups": lambda source: source,
+    "languages": lambda source: source,
     "captions": Source.require_captions,
 }
 
@@ -295,6 +303,19 @@ def _spec(options: Namespace, data: Sequence[str], split: str | None, where: dic
         label_column=options.by[0] if options.task == "groups" else getattr(options, "label_column", None),
         concept_column=getattr(options, "concept_column", None),
         mask_column=getattr(options, "mask_column", None),
+        join=_table(options) if options.task == "languages" else None,
+    )
+
+
+def _table(options: Namespace) -> CaptionTable:
+    where = {options.language_column: options.languages} if options.languages else {}
+    files = options.captions_data
+    return CaptionTable(
+        files[0] if len(files) == 1 else files,
+        options.key_column,
+        options.caption_column,
+        language_column=options.language_column,
+        where=where,
     )
 
 

@@ -31,7 +31,7 @@ from tests.helpers.toys import tiny_clip
 from tests.helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
-PROTOCOLS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "clip-score")
+PROTOCOLS = ("zero-shot", "retrieval", "languages", "linear-probe", "few-shot", "robustness", "clip-score")
 DATA = "--model model --data squares.parquet --batch-size 16"
 SEVERAL = "--templates 'a {} square' 'a {} thing' '{}'"
 TRAINED = f"{DATA} --where part=test --train-where part=train"
@@ -55,6 +55,10 @@ def place(tmp_path_factory):
         for place_, row in enumerate(rows(3))
     ]
     write_parquet(place / "squares.parquet", content)
+    words = [
+        f"{color},{lang},{color} {word}" for color in COLOURS for lang, word in (("en", "square"), ("sv", "ruta"))
+    ]
+    (place / "words.csv").write_text("\n".join(["label,lang,caption", *words]))
     (place / "names.txt").write_text("\n".join(COLOURS), encoding="utf-8-sig")
     (place / "gap.txt").write_text("red\n\nblue\n")
     (place / "none.json").write_text("{}")
@@ -109,6 +113,7 @@ def test_an_example_of_the_help_works(tmp_path, monkeypatch, capsys):
     [
         (f"zero-shot {DATA}", {"confusion.png", "calibration.png"}),
         (f"retrieval {DATA}", {"recall.png"}),
+        (f"languages {DATA} --captions-data words.csv --key-column label --reference sv", {"languages.png"}),
         (f"linear-probe {TRAINED}", {"sweep.png"}),
         (f"few-shot {TRAINED} --shots 1 2 --num-seeds 2", {"few_shot.png"}),
         (f"zero-shot {DATA} {SEVERAL} --per-template", {"confusion.png", "calibration.png", "per_template.png"}),

@@ -33,7 +33,10 @@ VERBS = (
     "push",
     "doctor",
 )
-TASKS = ("zero-shot", "retrieval", "linear-probe", "few-shot", "robustness", "segmentation", "groups", "clip-score")
+TASKS = (
+    "zero-shot", "retrieval", "languages", "linear-probe", "few-shot", "robustness", "segmentation", "groups",
+    "clip-score",
+)  # fmt: skip
 LABELS = ",".join(NAMES[:4])
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LIGHT = [
     "--help", "--version", "", "draw", "train --help", "plan --help", "eval --help", "eval zero-shot --help",
     "eval retrieval --help", "eval linear-probe --help", "eval few-shot --help", "eval robustness --help",
-    "eval segmentation --help", "eval groups --help", "eval clip-score --help",
+    "eval segmentation --help", "eval groups --help", "eval clip-score --help", "eval languages --help",
     "locate --help", "locate . --model gone", "ask a.png",
     "classify --help", "prompts --help", "convert --help", "push --help", "doctor --help", "doctor --architectures",
     "train --output-dir out", "train --output-dir out --recipe gone.yaml", "train --output-dir out --recipe emojis",

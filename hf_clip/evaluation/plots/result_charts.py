@@ -250,6 +250,8 @@ def charts_of(result) -> dict[str, Callable[[Path], Path]]:
             charts["per_template.png"] = partial(plot_per_template_accuracy, result.per_template)
     elif isinstance(result, RetrievalResult):
         charts["recall.png"] = partial(plot_recall, result)
+    elif isinstance(result, LanguagesResult):
+        charts["languages.png"] = partial(plot_languages, result)
     elif isinstance(result, LinearProbeResult):
         charts["sweep.png"] = partial(plot_sweep, result)
     elif isinstance(result, FewShotResult):
