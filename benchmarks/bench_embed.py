@@ -4,13 +4,17 @@
 
 Captions are of web-like lengths (log-normal numbers of tokens, mean 18, cut at 77), files are JPEGs of 3 megapixels.
 transformers pads 256 captions to their longest, and prepares 32 images at once; sentence-transformers' loop is its
-`encode` as it comes, where it is installed. The same weights, in float32; each side is a process of its own, in turn.
-With a trained model and images with captions it is compared what JPEGs decoded at a fraction of their size cost.
+`encode` as it comes, where it is installed. The same float32 weights; each side is a process of its own, in turn. This
+package as it comes computes in bf16 where the processor is fast at it, peers in float32; how far its embeddings are
+from its own in float32 is printed, and what the cores would take for decoding and the tower alone. With a trained
+model and images with captions it is compared what JPEGs decoded at a fraction of their size cost.
 """
 
 import argparse
 import importlib.util
 import io
+import os
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -19,7 +23,18 @@ from bench_decode import photograph
 from bench_labels import WORDS, make_model
 from sides import alternated, describe_machine, print_table, serve
 
-SIDES = ("hf_clip", "hf_clip, reduced JPEGs", "transformers", "sentence-transformers")
+SIDES = {
+    "captions": ("hf_clip", "hf_clip, float32", "transformers", "sentence-transformers"),
+    "files": (
+        "hf_clip",
+        "hf_clip, reduced JPEGs",
+        "hf_clip, float32",
+        "transformers",
+        "sentence-transformers",
+        "decoding alone",
+        "tower alone",
+    ),
+}
 
 
 def captions(count: int) -> list[str]:
@@ -38,9 +53,12 @@ def encoders(side: str, folder: Path):
         from hf_clip import embed_images, embed_texts, load
 
         model, processor = load(folder)
-        return (lambda texts: embed_texts(model, processor, texts, dtype=None)), (
-            lambda files: embed_images(model, processor, files, dtype=None, may_reduce_jpeg=side != "hf_clip")
+        dtype, is_reduced = None if side.endswith("float32") else "auto", side.endswith("JPEGs")
+        return (lambda texts: embed_texts(model, processor, texts, dtype=dtype)), (
+            lambda files: embed_images(model, processor, files, dtype=dtype, may_reduce_jpeg=is_reduced)
         )
+    if side.endswith("alone"):
+        return None, part_alone(side, folder)
     if side == "sentence-transformers":
         from sentence_transformers import SentenceTransformer, models
 
@@ -69,6 +87,49 @@ def encoders(side: str, folder: Path):
             torch.nn.functional.normalize(model.get_image_features(**pixels).pooler_output, dim=-1)
 
     return embed_captions, embed_files
+
+
+def part_alone(side: str, folder: Path):
+    """A function of files: decodes them in one thread, or computes as many images of chance, 32 at once."""
+    import torch
+
+    from hf_clip import load
+    from hf_clip.model.device_hf_clip import computing_in
+
+    model, processor = load(folder)
+    if side == "decoding alone":
+        return lambda files: [processor.image_processor.resize_and_crop(file) for file in files]
+    size = processor.image_processor.crop_size.height
+    pixels = torch.randn(32, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compute(files):
+        with computing_in(model, "auto"):
+            for start in range(0, len(files), len(pixels)):
+                model.encode_image(pixels[: len(files) - start])
+
+    return compute
+
+
+def compare_dtypes(folder: Path, texts: list[str], files: list[str]) -> None:
+    """Prints how far embeddings as they come are from those in float32."""
+    import torch
+
+    from hf_clip import embed_images, embed_texts, load
+
+    model, processor = load(folder)
+    for what, embed, given in (("captions", embed_texts, texts), ("files", embed_images, files)):
+        found = [embed(model, processor, given, dtype=dtype) for dtype in ("auto", "float32")]
+        print(f"{len(given)} {what}: smallest cosine to float32", end=" ")
+        print(f"{torch.nn.functional.cosine_similarity(*found).min():.5f}")
+
+
+def show_cores(seconds: dict[str, list[tuple[float, float]]]) -> None:
+    """Prints the clock's seconds beside those of the parts, divided by the cores."""
+    parts = sum(statistics.median(each[1] for each in seconds[side]) for side in ("decoding alone", "tower alone"))
+    clock, cores = statistics.median(each[0] for each in seconds["hf_clip"]), os.cpu_count() or 1
+    print(f"decoding and tower alone compute {parts:.2f} s: {parts / cores:.2f} s on {cores} cores;", end=" ")
+    print(f"files to embeddings take {clock / (parts / cores):.2f} times that")
 
 
 def compare_reduced_jpegs(source: Path, data: Path, enlarged: int = 16) -> None:
@@ -115,7 +176,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, few captions and files, one round")
     parser.add_argument("--model", type=Path, help="a trained model: what reduced JPEGs cost is compared with it")
     parser.add_argument("--data", type=Path, help="images with captions for it")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES["captions"] + SIDES["files"], help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=("captions", "files"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -129,8 +190,7 @@ def main() -> None:
         return serve(lambda: embed(given))
     if options.model:
         compare_reduced_jpegs(options.model, options.data)
-    packages = {side: side.partition(",")[0].replace("-", "_") for side in SIDES}
-    present = [side for side in SIDES if importlib.util.find_spec(packages[side]) is not None]
+    is_missing = importlib.util.find_spec("sentence_transformers") is None
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name), options.quick)
         print(describe_machine("sentence-transformers"))
@@ -142,9 +202,13 @@ def main() -> None:
         shared = ["--folder", name, *(["--quick"] if options.quick else [])]
         shared += ["--captions", str(options.captions), "--files", str(options.files)]
         for kind, count in (("captions", options.captions), ("files", options.files)):
-            taken = [side for side in present if kind == "files" or "reduced" not in side]
+            taken = [side for side in SIDES[kind] if not (is_missing and side == "sentence-transformers")]
             sides = {side: [__file__, "--side", side, "--kind", kind, *shared] for side in taken}
-            print_table(f"{count} {kind}, float32", alternated(sides, options.runs))
+            seconds = alternated(sides, options.runs)
+            print_table(f"{count} {kind}", seconds)
+        show_cores(seconds)
+        files = sorted(map(str, Path(name).glob("*.jpg")))[:8]
+        compare_dtypes(Path(name), captions(options.captions)[:256], files)
 
 
 if __name__ == "__main__":

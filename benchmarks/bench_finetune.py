@@ -3,15 +3,15 @@
     python benchmarks/bench_finetune.py --start runs/emoji --train stamps/train.parquet openclipart/train.parquet \
         --test stamps=stamps/test.parquet openclipart=openclipart/test.parquet \
         --old emoji=examples/emoji/twemoji.parquet@split=train --replay examples/emoji/noto.parquet \
-        --seeds 3 --output-dir runs/tuned
+        --output-dir runs/tuned
 
-The ways: `plain` (all steps, the last model), `best` (the best by what is held out of the new data), `lora`, `distill`
-(from the start), `replay` (old training data mixed in) and `wise-ft` (weights of `best` mixed with the start's). Each
-is picked by data held out of training alone; tests and old data are looked at once. R@1 image to text, means over
-seeds with the half width of a 95% interval.
+The ways: `plain` (the last model), `best` (of the same run, the best by what is held out of the new data), `lora`,
+`distill` (from the start), `replay` (old training data mixed in) and `wise-ft` (weights of `best` mixed with the
+start's). Each is picked by data held out of training alone. R@1 image to text, means over seeds with the half width of
+a 95% interval; `--seeds 2` makes the third alone, and finished runs in the folder are not made again.
 
     python benchmarks/bench_finetune.py --teach --start runs/emoji --teacher runs/larger --recipe emoji \
-        --test unseen=examples/emoji/twemoji.parquet --seeds 3 --output-dir runs/taught
+        --test unseen=examples/emoji/twemoji.parquet --output-dir runs/taught
 
 trains the recipe from its own start with and without a stored teacher, in as many steps, and shows both.
 """
@@ -35,7 +35,6 @@ NUMBER = "validation.image_to_text.recall_at_1"
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 
 WAYS: dict[str, list[str]] = {
-    "plain": [],
     "best": [f"checkpoints.best={NUMBER}"],
     "lora": [
         f"checkpoints.best={NUMBER}",
@@ -61,13 +60,15 @@ def main() -> None:
 def tuned(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
     """The numbers of each way, one a seed."""
     rows: dict[str, list[dict[str, float]]] = {"start": [numbers(options, options.start)]}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for way, overrides in WAYS.items():
             run = folder / f"{way}-{seed}"
             sources = [*options.train, *(options.replay if way == "replay" else [])]
             if way == "replay" and not options.replay:
                 continue
             make(options, run, sources, [*overrides, f"seed={seed}"])
+            if way == "best":
+                rows.setdefault("plain", []).append(at_the_last_step(options, run))
             rows.setdefault(way, []).append(numbers(options, run))
         mixed = folder / f"wise-ft-{seed}"
         evaluate, by = evaluation_by_recipe(folder / f"best-{seed}/recipe.yaml", NUMBER)
@@ -77,6 +78,13 @@ def tuned(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str,
         rows.setdefault("wise-ft", []).append(numbers(options, mixed))
         (mixed / "mixture.json").write_text(json.dumps(found.to_dict()))
     return rows
+
+
+def at_the_last_step(options: argparse.Namespace, run: Path) -> dict[str, float]:
+    """The numbers of the last model, where another one was exported: those of its evaluation during training."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    last = next(each["evaluation"] for each in lines if each["step"] == options.steps and "evaluation" in each)
+    return {name: last[name]["image_to_text"]["recall_at_1"] for name in options.tests}
 
 
 def make(options: argparse.Namespace, run: Path, sources: Sequence[str], overrides: Sequence[str]) -> None:
@@ -99,12 +107,24 @@ def make(options: argparse.Namespace, run: Path, sources: Sequence[str], overrid
         "augmentation": {"rotation": 15, "scale": 0.25, "shift": 0.05, "saturation": 0.4, "cutout": 0.3},
         "label_smoothing": 0.1,
         "templates": ["{}"],
+        "evaluations": {name: evaluation(file) for name, file in options.tests.items()},
     }
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_suffix(".json")
     # JSON is YAML.
     file.write_text(json.dumps(content))
     train(load_recipe(file, [*overrides, *options.set]), run)
+
+
+def evaluation(test: str) -> dict:
+    file, where = parts(test)
+    return {"data": [file], "where": where, "during_training": True}
+
+
+def parts(test: str) -> tuple[str, dict[str, str]]:
+    """The file and the conditions of FILE@COL=VALUE,..."""
+    file, _, where = test.partition("@")
+    return file, dict(each.split("=") for each in where.split(",") if each)
 
 
 def taught(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -126,7 +146,7 @@ def taught(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str
         "recipe": [],
     }
     rows: dict[str, list[dict[str, float]]] = {"teacher": [numbers(options, options.teacher)]}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for way, overrides in ways.items():
             run = folder / f"{way}-{seed}"
             if not (run / "results.json").is_file():
@@ -140,8 +160,7 @@ def numbers(options: argparse.Namespace, model: str | Path) -> dict[str, float]:
     loaded = load(model)
     found = {}
     for name, file in options.tests.items():
-        file, _, where = file.partition("@")
-        conditions = dict(each.split("=") for each in where.split(",") if each)
+        file, conditions = parts(file)
         source = DataSpec(file, where=conditions, caption_columns=["caption"]).open()
         found[name] = evaluate_retrieval(*loaded, source).metrics["image_to_text"]["recall_at_1"]
     return found
@@ -172,7 +191,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all recipes")
     parser.add_argument("--output-dir")
     parser.add_argument("--teach", action="store_true", help="a stored teacher instead of fine-tuning")
@@ -196,7 +215,7 @@ def shrink(options: argparse.Namespace, place: Path) -> None:
     model, processor = tiny_clip(NAMES, image_size=16, num_hidden_layers=1)
     model.save_pretrained(place / "start")
     processor.save_pretrained(place / "start")
-    options.start, options.steps, options.batch_size, options.seeds = place / "start", 3, 16, 1
+    options.start, options.steps, options.batch_size, options.seeds = place / "start", 3, 16, [0]
     options.train = [str(write_parquet(place / "train.parquet", rows(2)))]
     options.tests = {"new": str(write_parquet(place / "test.parquet", rows(1, 50)))}
     options.set = ["mixed_precision=no"]

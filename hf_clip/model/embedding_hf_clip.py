@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from .device_check_hf_clip import warn_of_device
 from .device_hf_clip import computing_in
 from .image_decoding_hf_clip import ImageDecodeError, decode_image, on_all_cores
 from .image_files_hf_clip import images_in_folder
+from .image_processing_hf_clip import require_one_size
 from .text_batches_hf_clip import TextBatch, batched, check_batch_size, encode_batch, text_batches, tokenized
 from .typing_hf_clip import DualEncoder, Processor
 
@@ -316,7 +318,7 @@ def image_batches(
     show_progress: bool | None = None,
     compute: Callable[..., Any] | None = None,
 ) -> Iterator[tuple[list, Any]]:
-    """Batches of decoded images, and the embeddings (B, D) of those in it, on the model's device.
+    """Batches of prepared images, and the embeddings (B, D) of those in it, on the model's device.
 
     `compute` is called with the model and the inputs of each batch, and gives something else in place of embeddings.
 
@@ -333,10 +335,16 @@ def image_batches(
     least_edge = _reduced_edge(processor) if may_reduce_jpeg else None
     shown = progress_bar(opened, total, "image", show_progress)
 
-    def decoded(numbered: tuple[int, Any]) -> Image.Image | ImageDecodeError:
+    # Each image in full size is dropped by the thread that decoded it: memory for a batch of them would have to be
+    # cleared by the kernel again and again.
+    pixels_of = getattr(getattr(processor, "image_processor", processor), "pixels_of", lambda image: None)
+
+    def decoded(numbered: tuple[int, Any]) -> Image.Image | np.ndarray | ImageDecodeError:
         position, image = numbered
         try:
-            return decode_image(image, least_edge=least_edge)
+            image = decode_image(image, least_edge=least_edge)
+            pixels = pixels_of(image)
+            return image if pixels is None else pixels
         except ImageDecodeError as error:
             if not return_errors:
                 raise error.at(position, image) from error
@@ -346,7 +354,7 @@ def image_batches(
         for numbered in batched(enumerate(shown), batch_size):
             batch = on_all_cores(decoded, numbered)
             readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
-            yield batch, image_inputs(processor, readable) if readable else None
+            yield batch, _inputs_of(processor, readable) if readable else None
 
     def encoded():
         # A CPU has no time to spare for what comes next.
@@ -360,6 +368,14 @@ def image_batches(
             yield batch, embeddings_BD
 
     return encoded()
+
+
+def _inputs_of(processor: Processor, prepared: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """What a model takes of images, or of the pixels that were made of each."""
+    if not isinstance(prepared[0], np.ndarray):
+        return image_inputs(processor, prepared)
+    require_one_size(prepared)
+    return {"pixel_values": torch.from_numpy(np.stack(prepared))}
 
 
 def _reduced_edge(processor: Any) -> int | None:

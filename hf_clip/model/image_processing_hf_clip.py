@@ -203,6 +203,28 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         crop_size = self.crop_size if self.do_center_crop else None
         return np.array(_resize_and_crop(decoded, size, self.resample, crop_size, self.fill_color))
 
+    def pixels_of(self, image: Image.Image) -> np.ndarray | None:
+        """(3, H, W): the `pixel_values` that a call gives for one decoded image, on its own.
+
+        None where a call makes something else of several images, patches or padding, and in classes that compute
+        otherwise. Many images that are prepared so, each as soon as it is decoded, never lie in memory in full size.
+        """
+        kind = type(self)
+        is_own = (
+            kind._preprocess is HFCLIPImageProcessor._preprocess and kind.preprocess is HFCLIPImageProcessor.preprocess
+        )
+        if not is_own or self.max_num_patches is not None or self.do_pad:
+            return None
+        size = self.size if self.do_resize else None
+        crop_size = self.crop_size if self.do_center_crop else None
+        return _by_table(_resize_and_crop(image, size, self.resample, crop_size, self.fill_color), self._table())
+
+    def _table(self) -> np.ndarray | None:
+        if not (self.do_rescale or self.do_normalize):
+            return None
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0, 1)
+        return _value_table(self.rescale_factor if self.do_rescale else None, mean, std)
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """The same images: paths are read by `decode_image`, and nothing is fetched from the network."""
         return image_url_or_urls
@@ -274,15 +296,21 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         pixel_values: Any = on_all_cores(pixels_of, images)
         if do_pad:
             pixel_values = list(self.pad(pixel_values, pad_size=pad_size))
-        if return_tensors is not None and len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:
-            sizes = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes))
-            raise ValueError(
-                f"The images have unlike sizes, {sizes}, and `return_tensors` makes one tensor of them: crop them "
-                "(`do_center_crop=True`), pad them (`do_pad=True`), or drop it."
-            )
+        if return_tensors is not None:
+            require_one_size(pixel_values)
         if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
             pixel_values = [pixels.transpose(1, 2, 0) for pixels in pixel_values]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def require_one_size(pixel_values: Sequence[np.ndarray]) -> None:
+    """Raises ValueError for images (C, H, W) that no tensor can hold together."""
+    if len(shapes := {pixels.shape[1:] for pixels in pixel_values}) > 1:
+        sizes = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes))
+        raise ValueError(
+            f"The images have unlike sizes, {sizes}, and `return_tensors` makes one tensor of them: crop them "
+            "(`do_center_crop=True`), pad them (`do_pad=True`), or drop it."
+        )
 
 
 def _readable(arguments: dict[str, Any]) -> dict[str, Any]:

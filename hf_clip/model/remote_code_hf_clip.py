@@ -34,6 +34,7 @@ its code alone can be saved again, for its processor and its pipeline too.
     from .modeling_loading_hf_clip import resolution_of_weights
     from .modeling_naflex_hf_clip import HFCLIPNaFlexModel
     from .modeling_outputs_hf_clip import HFCLIPOutput
+    from .modeling_products_hf_clip import product
     from .modeling_resnet_hf_clip import HFCLIPResNetModel
     from .modeling_text_hf_clip import HFCLIPTextModel
     from .modeling_timm_hf_clip import HFCLIPTimmModel
