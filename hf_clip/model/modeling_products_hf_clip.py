@@ -14,6 +14,7 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,10 @@ def can_fuse(maps: Sequence[_Map], tokens: torch.Tensor) -> bool:
         maps: linear, of one input; or one convolution, of pixels.
         tokens: (..., I), in the type that the maps compute in.
     """
-    if torch.is_grad_enabled() or tokens.device.type != "cpu" or tokens.dtype not in (torch.float32, torch.bfloat16):
+    # First, and nothing that a compiler cannot follow.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens.device.type != "cpu":
+        return False
+    if tokens.dtype not in _fast_dtypes():
         return False
     # A subclass of tensors, or what looks at operations on their way, has its own idea of a product.
     if type(tokens) is not torch.Tensor or not tokens.numel() or _is_looked_at():
@@ -93,6 +97,16 @@ def activation_name(module: nn.Module) -> str | None:
     held = vars(module)
     is_watched = "forward" in held or any(held[name] for name in _HOOKS)
     return None if is_watched else _NAMES.get(type(module).__name__)
+
+
+@cache
+def _fast_dtypes() -> tuple[torch.dtype, ...]:
+    """The types that oneDNN multiplies fast here. It refuses bf16 on other processors; on ARM nothing was measured."""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return ()
+    # Not `is_fast_at_bf16`, which asks whether oneDNN is switched on at the moment.
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
 def product(
@@ -134,8 +148,7 @@ def patch_product(convolution: nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
 
 def _is_looked_at() -> bool:
     return bool(
-        not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
-        or torch.compiler.is_compiling()
+        not torch.backends.mkldnn.enabled
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
