@@ -426,8 +426,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """The fraction of a softmax's targets that is spread over the whole batch."""
     loss_products: str = "float32"
-    """What the loss multiplies in: "float32", or "bfloat16", for devices that multiply it into float32 sums, such as GPUs
-    (one of AMD's CPUs, which does not, took 1.2 times as long); gradients differ by 0.3%."""
+    """What the loss multiplies in: "float32", or "bfloat16", for devices that multiply it into float32 sums, such as
+    GPUs (one of AMD's CPUs, which does not, took 1.2 times as long); gradients differ by 0.3%."""
     max_bad_steps: int = 10
     """A step whose loss or gradient is not finite changes no weight; after so many in a row the run stops."""
     ema_decay: float | None = None
