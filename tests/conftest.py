@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.precision import keep_to_float32
+
 HOME = tempfile.mkdtemp(prefix="hf-clip-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
@@ -97,12 +99,10 @@ def signals_as_they_were() -> Iterator[None]:
     assert _dispositions() == before
 
 
-@pytest.fixture(autouse=True)
-def one_precision(monkeypatch) -> None:
-    """What is fast is float32 in the tests' own process: their numbers are the same on every processor."""
-    if "torch" in sys.modules:
-        for instructions in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-            monkeypatch.setattr(sys.modules["torch"].cpu, instructions, lambda: False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    # Before fixtures of a module too, and not by a fixture that a test could undo.
+    keep_to_float32()
 
 
 # Files that run commands, train, convert and push as a user would, the longest first. They are begun first, as the

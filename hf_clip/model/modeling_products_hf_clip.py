@@ -79,13 +79,13 @@ def can_fuse(maps: Sequence[_Map], tokens: torch.Tensor) -> bool:
         maps: linear, of one input; or one convolution, of pixels.
         tokens: (..., I), in the type that the maps compute in.
     """
-    # First, and nothing that a compiler cannot follow.
+    # First, and nothing that a compiler cannot follow, or that a trace would keep.
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens.device.type != "cpu":
         return False
     if tokens.dtype not in _fast_dtypes():
         return False
     # A subclass of tensors, or what looks at operations on their way, has its own idea of a product.
-    if type(tokens) is not torch.Tensor or not tokens.numel() or _is_looked_at():
+    if _is_looked_at() or type(tokens) is not torch.Tensor or not tokens.numel():
         return False
     if not all(_is_plain(each, tokens) for each in maps) or len({each.bias is None for each in maps}) > 1:
         return False

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tests.helpers.precision import keep_to_float32
+
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Once a rank has failed, the others wait for it in a collective: they get this long to fail by themselves.
 _GRACE_SECONDS = 5.0
@@ -104,6 +106,7 @@ def _run_rank(rank: int, world_size: int, store: str, timeout_seconds: float, pa
         GLOO_SOCKET_IFNAME=_LOOPBACK,
     )
     try:
+        keep_to_float32()
         torch.set_num_threads(1)
         torch.manual_seed(0)
         dist.init_process_group(

@@ -14,7 +14,16 @@ from hf_clip import HFCLIPModel
 from hf_clip.model import modeling_layers_hf_clip as layers
 from hf_clip.model import modeling_products_hf_clip as products
 from hf_clip.model.device_hf_clip import is_fast_at_bf16
+from tests.helpers.precision import own_precision
 from tests.model.test_modeling import make_images, ours, texts
+
+
+@pytest.fixture(autouse=True)
+def fast_types_of_this_processor():
+    products._fast_dtypes.cache_clear()
+    with own_precision():
+        yield
+    products._fast_dtypes.cache_clear()
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_stable_diffusion_and_ip_adapter(place):
     image = Image.new("RGB", (40, 32), "red")
     for states in (None, True):
         found, expected = (pipe.encode_image(image, "cpu", 1, states) for pipe in pipes)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
     images = [
         pipe("a red square", num_inference_steps=1, height=8, width=8, output_type="np",
              generator=torch.Generator().manual_seed(0)).images for pipe in pipes
