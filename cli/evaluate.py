@@ -114,6 +114,12 @@ def _tasks() -> list[tuple[str, Callable, list[str], str, str]]:
             "zero-shot on damaged images, or on other data",
             f"--data examples/{fashion} --corruptions jpeg",
         ),
+        *_further_tasks(twemoji),
+    ]
+
+
+def _further_tasks(twemoji: str) -> list[tuple[str, Callable, list[str], str, str]]:
+    return [
         (
             "segmentation",
             _add_segmentation,

@@ -335,24 +335,11 @@ def image_batches(
     least_edge = _reduced_edge(processor) if may_reduce_jpeg else None
     shown = progress_bar(opened, total, "image", show_progress)
 
-    # Each image in full size is dropped by the thread that decoded it: memory for a batch of them would have to be
-    # cleared by the kernel again and again.
-    pixels_of = getattr(getattr(processor, "image_processor", processor), "pixels_of", lambda image: None)
-
-    def decoded(numbered: tuple[int, Any]) -> Image.Image | np.ndarray | ImageDecodeError:
-        position, image = numbered
-        try:
-            image = decode_image(image, least_edge=least_edge)
-            pixels = pixels_of(image)
-            return image if pixels is None else pixels
-        except ImageDecodeError as error:
-            if not return_errors:
-                raise error.at(position, image) from error
-            return error
+    one = partial(_prepared_image, _pixels_of(processor), least_edge, return_errors)
 
     def prepared():
         for numbered in batched(enumerate(shown), batch_size):
-            batch = on_all_cores(decoded, numbered)
+            batch = on_all_cores(one, numbered)
             readable = [item for item in batch if not isinstance(item, ImageDecodeError)]
             yield batch, _inputs_of(processor, readable) if readable else None
 
@@ -368,6 +355,33 @@ def image_batches(
             yield batch, embeddings_BD
 
     return encoded()
+
+
+def _pixels_of(processor: Any) -> Callable[[Image.Image], np.ndarray | None]:
+    """What makes a model's pixels of one image, where the processor has it."""
+    return getattr(getattr(processor, "image_processor", processor), "pixels_of", lambda image: None)
+
+
+def _prepared_image(
+    pixels_of: Callable[[Image.Image], np.ndarray | None],
+    least_edge: int | None,
+    return_errors: bool,
+    numbered: tuple[int, Any],
+) -> Image.Image | np.ndarray | ImageDecodeError:
+    """A decoded image or its pixels; its error, which is raised unless it is to be returned.
+
+    An image in full size is dropped by the thread that decoded it: memory for a batch of them would have to be cleared
+    by the kernel again and again.
+    """
+    position, image = numbered
+    try:
+        decoded = decode_image(image, least_edge=least_edge)
+    except ImageDecodeError as error:
+        if not return_errors:
+            raise error.at(position, image) from error
+        return error
+    pixels = pixels_of(decoded)
+    return decoded if pixels is None else pixels
 
 
 def _inputs_of(processor: Processor, prepared: Sequence[Any]) -> dict[str, torch.Tensor]:

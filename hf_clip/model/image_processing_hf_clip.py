@@ -213,7 +213,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         is_own = (
             kind._preprocess is HFCLIPImageProcessor._preprocess and kind.preprocess is HFCLIPImageProcessor.preprocess
         )
-        if not is_own or self.max_num_patches is not None or self.do_pad:
+        if not is_own or self.max_num_patches is not None or getattr(self, "do_pad", None):
             return None
         size = self.size if self.do_resize else None
         crop_size = self.crop_size if self.do_center_crop else None
