@@ -199,15 +199,19 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         if self.max_num_patches is not None:
             shape = (cast(int, self.patch_size), self.max_num_patches) if self.do_resize else None
             return np.array(_resize_to_patches(decoded, shape, self.resample))
+        return np.array(self._cropped(decoded))
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
         size = self.size if self.do_resize else None
         crop_size = self.crop_size if self.do_center_crop else None
-        return np.array(_resize_and_crop(decoded, size, self.resample, crop_size, self.fill_color))
+        return _resize_and_crop(image, size, self.resample, crop_size, self.fill_color)
 
     def pixels_of(self, image: Image.Image) -> np.ndarray | None:
         """(3, H, W): the `pixel_values` that a call gives for one decoded image, on its own.
 
         None where a call makes something else of several images, patches or padding, and in classes that compute
         otherwise. Many images that are prepared so, each as soon as it is decoded, never lie in memory in full size.
+        Raises ValueError as a call does.
         """
         kind = type(self)
         is_own = (
@@ -215,15 +219,9 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         )
         if not is_own or self.max_num_patches is not None or getattr(self, "do_pad", None):
             return None
-        size = self.size if self.do_resize else None
-        crop_size = self.crop_size if self.do_center_crop else None
-        return _by_table(_resize_and_crop(image, size, self.resample, crop_size, self.fill_color), self._table())
-
-    def _table(self) -> np.ndarray | None:
-        if not (self.do_rescale or self.do_normalize):
-            return None
-        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0, 1)
-        return _value_table(self.rescale_factor if self.do_rescale else None, mean, std)
+        switches = self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
+        _require_finite(*switches)
+        return _by_table(self._cropped(image), _table(*switches))
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """The same images: paths are read by `decode_image`, and nothing is fetched from the network."""
@@ -276,10 +274,7 @@ class HFCLIPImageProcessor(SavedWithCode, CLIPImageProcessorPil):
         data_format=None,
         **kwargs,
     ) -> BatchFeature:
-        table = None
-        if do_rescale or do_normalize:
-            mean, std = (image_mean, image_std) if do_normalize else (0, 1)
-            table = _value_table(rescale_factor if do_rescale else None, mean, std)
+        table = _table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         if max_num_patches is not None and patch_size is not None:
             shape = (patch_size, max_num_patches) if do_resize else None
 
@@ -399,6 +394,14 @@ def _resize_and_crop(image: Image.Image, size, resample, crop_size, fill_color: 
     canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (fill_color,) * 3)
     canvas.paste(image, (-box[0], -box[1]))
     return canvas
+
+
+def _table(do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray | None:
+    """What the switches make of 8-bit values; None where they stay."""
+    if not (do_rescale or do_normalize):
+        return None
+    mean, std = (image_mean, image_std) if do_normalize else (0, 1)
+    return _value_table(rescale_factor if do_rescale else None, mean, std)
 
 
 def _value_table(rescale_factor: float | None, mean, std) -> np.ndarray:

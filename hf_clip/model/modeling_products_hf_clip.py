@@ -40,7 +40,7 @@ _NAMES = {
     "HFCLIPQuickGELU": "quick_gelu",
     "ReLU": "relu",
 }
-
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _Map = nn.Linear | nn.Conv2d
 
@@ -94,9 +94,7 @@ def can_fuse(maps: Sequence[_Map], tokens: torch.Tensor) -> bool:
 
 def activation_name(module: nn.Module) -> str | None:
     """By which `product` knows an activation; None for others, and where somebody looks at its input or output."""
-    held = vars(module)
-    is_watched = "forward" in held or any(held[name] for name in _HOOKS)
-    return None if is_watched else _NAMES.get(type(module).__name__)
+    return None if _is_watched(module) else _NAMES.get(type(module).__name__)
 
 
 @cache
@@ -159,14 +157,8 @@ def _is_looked_at() -> bool:
 
 
 def _is_plain(module: _Map, tokens: torch.Tensor) -> bool:
-    held = vars(module)
-    # Adapters and quantized maps are of another class; what is offloaded has another `forward`.
-    if (
-        type(module) not in (nn.Linear, nn.Conv2d)
-        or module.training
-        or "forward" in held
-        or any(held[name] for name in _HOOKS)
-    ):
+    # Adapters and quantized maps are of another class.
+    if type(module) not in (nn.Linear, nn.Conv2d) or module.training or _is_watched(module):
         return False
     is_cast = torch.is_autocast_enabled("cpu")
     for tensor in _tensors([module]):
@@ -177,7 +169,10 @@ def _is_plain(module: _Map, tokens: torch.Tensor) -> bool:
     return True
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+def _is_watched(module: nn.Module) -> bool:
+    """Whether it has hooks, or another `forward`, as what is offloaded has."""
+    held = vars(module)
+    return "forward" in held or any(held[name] for name in _HOOKS)
 
 
 def _tensors(maps: Sequence[_Map]) -> list[torch.Tensor]:

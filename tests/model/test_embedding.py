@@ -231,3 +231,19 @@ def test_large_jpegs_are_decoded_at_a_fraction_where_that_is_asked_for(tmp_path)
     assert exact[0] @ reduced[0] > 0.98
     with pytest.raises(TypeError, match="`may_reduce_jpeg=True`: .* does not say how large"):
         embed_images(lookup(), lookup().processor, [gray(0)], may_reduce_jpeg=True)
+
+
+def test_pixels_of_one_image_are_those_of_a_call_and_so_are_its_errors():
+    """What `embed_images` prepares image by image."""
+    model, processor = tiny_clip(["a", "b"])
+    images, own = [Image.effect_noise((w, 30), 90).convert("RGB") for w in (40, 25)], processor.image_processor
+    for changes in ({}, {"do_normalize": False}, {"do_resize": False}, {"do_rescale": False, "do_normalize": False}):
+        vars(own).update({"do_resize": True, "do_rescale": True, "do_normalize": True} | changes)
+        for image in images:
+            expected = own(image, return_tensors="np")["pixel_values"][0]
+            assert np.array_equal(own.pixels_of(image), expected) and own.pixels_of(image).dtype == expected.dtype
+    vars(own).update({"do_rescale": True, "do_normalize": True, "image_std": [0, 0, 0]})
+    with pytest.raises(ValueError, match="image_std=.* normalized pixels would not be finite"):
+        embed_images(model, processor, images)
+    own.do_pad = True
+    assert own.pixels_of(images[0]) is None
